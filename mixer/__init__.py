@@ -1,0 +1,1 @@
+"""Decide, while a language model trains, how much of each text source is drawn next, and deliver those batches."""

@@ -1,0 +1,378 @@
+"""The whole run in one YAML file: sources, bounds, regimes, phases, policy.
+
+Everything is frozen, unknown keys are refused with the nearest known one, and every regime's region is checked for
+feasibility before anything starts. Python users may build a ``Curriculum`` directly; the same checks run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mixer.config_errors import describe, suggestion
+from mixer.errors import ConfigError, InfeasibleRegionError
+from mixer.phases import PhaseLaw
+from mixer.regimes import Bounds, Regime, plan_regimes
+
+CONFIG_VERSION = 1
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Scalar = str | int | float | bool | None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Frozen):
+    """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
+
+    name: Name
+    path: str | None = Field(None, description="data set id on the Hugging Face hub, or a `datasets` builder name")
+    config_name: str | None = Field(None, description="configuration of the data set (the hub calls it a subset)")
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = Field(None, description="files or globs, relative to the config file")
+    local: str | None = Field(None, description="a collection of text gathered from this machine")
+    text: str | None = Field(None, description="column with plain text (default: text)")
+    messages: str | None = Field(None, description="column with a list of chat messages")
+    template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
+    where: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="keep rows whose columns equal these values")
+    on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    tokens: int | None = Field(None, gt=0, description="number of distinct tokens, where known")
+
+    @model_validator(mode="after")
+    def _one_origin_and_one_rendering(self) -> Self:
+        if self.local is not None and (self.path is not None or self.data_files is not None):
+            raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
+        given = [key for key in ("text", "messages", "template") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"source {self.name}: give one of text, messages and template, not {' and '.join(given)}")
+        return self
+
+
+class TokenizerConfig(_Frozen):
+    """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
+
+    file: str | None = None
+    train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
+    separator: str = Field("<|endoftext|>", description="token written after each document")
+
+    @model_validator(mode="after")
+    def _file_or_training(self) -> Self:
+        if (self.file is None) == (self.train_vocab_size is None):
+            raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
+        return self
+
+
+class PhasesConfig(_Frozen):
+    """The law of phase kinds and lengths; it never looks at losses."""
+
+    min_steps: int = Field(7, ge=1)
+    max_steps: int = Field(42, ge=1)
+    random_probability: float = Field(0.1, ge=0, le=1)
+    initial_random: int | None = Field(None, ge=0, description="random phases to begin with; default: min(sources, 16)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"phases: min_steps {self.min_steps} is above max_steps {self.max_steps}")
+        return self
+
+
+class UcbConfig(_Frozen):
+    """The constrained bandit: an optimistic index per source, a step towards the best vertex of the region."""
+
+    name: Literal["ucb"] = "ucb"
+    reward: str = Field("learnability", description="learnability, progress, loss, or package.module:function")
+    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
+    width: float = Field(1.0, ge=0, description="c: standard errors (or UCB-V widths) of optimism")
+    kappa: float = Field(1.5, ge=0, description="learnability: discount exponent in log time")
+    tau_0: float = Field(100.0, gt=0, description="learnability: steps added to log time")
+    repetition: float = Field(15.4, gt=0, description="learnability: R* of Muennighoff et al. 2023")
+    gamma: float = Field(0.999, gt=0, le=1, description="other rewards: discount per step")
+    targets: dict[str, float] | None = Field(None, description="learnability: weight of each source in the goal")
+
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, reward: str) -> str:
+        known = ("learnability", "progress", "loss")
+        if reward not in known and ":" not in reward:
+            raise ValueError(
+                f"unknown reward {reward!r}{suggestion(reward, known)}; "
+                f"known: {', '.join(known)}, or your own as package.module:function"
+            )
+        return reward
+
+
+class AndreaConfig(_Frozen):
+    """UCB1 on ``max(0, EMA - loss) * 1000``, as ANDREA published it; kept for fidelity, not advised."""
+
+    name: Literal["andrea"] = "andrea"
+    eta: float = Field(0.3, gt=0, le=1)
+    exploration: float = Field(2.0**0.5, ge=0, description="C of UCB1; ANDREA's value is not published")
+    ema: float = Field(0.1, gt=0, le=1)
+
+
+class StaticConfig(_Frozen):
+    """The same weights in every phase: those given, or uniform, projected on each regime's region."""
+
+    name: Literal["static"] = "static"
+    weights: dict[str, float] | None = None
+
+
+class ProportionalConfig(_Frozen):
+    """Weights in proportion to each source's tokens, projected on each regime's region."""
+
+    name: Literal["proportional"] = "proportional"
+
+
+class UnimaxConfig(_Frozen):
+    """As uniform as the bounds and ``max_epochs`` passes over each source allow (Chung et al. 2023)."""
+
+    name: Literal["unimax"] = "unimax"
+    max_epochs: float = Field(4.0, gt=0)
+
+
+class RandomConfig(_Frozen):
+    """Every phase teleports to a uniformly random point of the region."""
+
+    name: Literal["random"] = "random"
+
+
+PolicyConfig = Annotated[
+    UcbConfig | AndreaConfig | StaticConfig | ProportionalConfig | UnimaxConfig | RandomConfig,
+    Field(discriminator="name"),
+]
+
+
+class Pivot(_Frozen):
+    """A redrawing of the region: each table given replaces the one in force, each left out stays."""
+
+    name: Name
+    floors: dict[str, Weight] | None = None
+    caps: dict[str, Weight] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    def apply(self, bounds: Bounds) -> Bounds:
+        """Return the bounds in force after this pivot."""
+        return bounds.replaced(floors=self.floors, caps=self.caps, exclude=self.exclude)
+
+
+class ScheduledPivot(Pivot):
+    """A pivot that the file plans for a step."""
+
+    at_step: int = Field(gt=0)
+
+
+class Curriculum(_Frozen):
+    """The whole run. ``Curriculum.from_yaml(path)`` reads and checks a file; all problems are reported at once."""
+
+    version: int = CONFIG_VERSION
+    seed: int = Field(0, ge=0, lt=2**63)
+    total_steps: int = Field(gt=0)
+    batch_rows: int = Field(gt=0, description="rows of the global batch, over all ranks")
+    sequence_length: int = Field(gt=0, description="T: tokens the model reads; rows hold T + 1")
+    tokenizer: TokenizerConfig | None = None
+    vocab_size: int | None = Field(None, gt=0, description="the model's vocabulary; the tokenizer must fit in it")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    floors: dict[str, Weight] = {}
+    caps: dict[str, Weight] = {}
+    exclude: tuple[str, ...] = ()
+    curriculum_warmup_steps: int = Field(0, ge=0)
+    curriculum_warmup_sources: tuple[str, ...] = ()
+    pivots: tuple[ScheduledPivot, ...] = ()
+    phases: PhasesConfig = PhasesConfig()
+    policy: PolicyConfig = UcbConfig()
+    feedback_lag: int = Field(0, ge=0, description="a phase from step s is decided on losses of steps < s - lag")
+    draws: Literal["systematic", "multinomial"] = "systematic"
+    _base_dir: Path = PrivateAttr(default=Path())  # where the file lies: relative paths start here
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(describe(error, type(self))) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read and check a file; raise ConfigError with every problem found."""
+        path = Path(path)
+        try:
+            data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
+        not_names = [key for key in data if not isinstance(key, str)]
+        if not_names:
+            raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
+        curriculum = cls(**data)
+        curriculum._base_dir = path.resolve().parent
+        return curriculum
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthands(cls, data: Any) -> Any:
+        """``policy: ucb`` means ``policy: {name: ucb}``; ``tokenizer: FILE`` means ``tokenizer: {file: FILE}``."""
+        if isinstance(data, Mapping):
+            data = dict(data)
+            version = data.get("version", CONFIG_VERSION)
+            if version != CONFIG_VERSION:
+                raise ConfigError(
+                    f"version {version!r}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
+                    "install the release that wrote the file, or change the file and its version"
+                )
+            for key, field in (("policy", "name"), ("tokenizer", "file")):
+                if isinstance(data.get(key), str):
+                    data[key] = {field: data[key]}
+        return data
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        problems = [*self._name_problems()]
+        if not problems:  # a region needs known names
+            problems += self._schedule_problems()
+            try:
+                _ = self.regimes
+            except InfeasibleRegionError as error:
+                if not problems:
+                    raise
+                problems.append(str(error))
+            except ConfigError as error:
+                problems += error.problems
+        problems += self._policy_problems()
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+    def _name_problems(self) -> Iterable[str]:
+        for name in sorted({name for name in self.names if self.names.count(name) > 1}):
+            yield f"source {name} is declared {self.names.count(name)} times; give each source its own name"
+        places: list[tuple[str, Iterable[str]]] = [
+            ("floors", self.floors),
+            ("caps", self.caps),
+            ("exclude", self.exclude),
+            ("curriculum_warmup_sources", self.curriculum_warmup_sources),
+        ]
+        for pivot in self.pivots:
+            tables = (("floors", pivot.floors), ("caps", pivot.caps), ("exclude", pivot.exclude))
+            places += [(f"pivot {pivot.name}: {key}", table) for key, table in tables if table is not None]
+        if isinstance(self.policy, UcbConfig | StaticConfig):
+            key = "targets" if isinstance(self.policy, UcbConfig) else "weights"
+            places.append((f"policy: {key}", getattr(self.policy, key) or ()))
+        for place, names in places:
+            for name in names:
+                if name not in self.names:
+                    yield f"{place}: unknown source {name!r}{suggestion(name, self.names)}"
+        warmup = self.curriculum_warmup_sources
+        for name in sorted({name for name in warmup if warmup.count(name) > 1}):
+            yield f"curriculum_warmup_sources: {name} is listed twice"
+        if self.curriculum_warmup_steps and not warmup:
+            yield "curriculum_warmup_steps is set, but curriculum_warmup_sources is empty; name the warmup's sources"
+
+    def _schedule_problems(self) -> list[str]:
+        problems = []
+        starts = [(self.curriculum_warmup_steps, "the warmup's end")] if self.curriculum_warmup_steps else []
+        starts += [(pivot.at_step, f"pivot {pivot.name}") for pivot in self.pivots]
+        for earlier, later in itertools.pairwise(self.pivots):
+            if later.at_step <= earlier.at_step:
+                problems.append(
+                    f"pivots must be in order: {later.name} at step {later.at_step} is listed after "
+                    f"{earlier.name} at step {earlier.at_step}"
+                )
+        names = [pivot.name for pivot in self.pivots]
+        problems += [f"two pivots are named {name}" for name in sorted({n for n in names if names.count(n) > 1})]
+        if not problems:
+            problems += self.phase_law.boundary_problems(sorted(starts))
+        return problems
+
+    def _policy_problems(self) -> Iterable[str]:
+        policy = self.policy
+        values: Sequence[float] = ()
+        if isinstance(policy, UcbConfig) and policy.targets:
+            values = list(policy.targets.values())
+        elif isinstance(policy, StaticConfig) and policy.weights:
+            values = list(policy.weights.values())
+            total = sum(values)
+            if not abs(total - 1) <= 1e-6:
+                yield f"policy: weights sum to {total:.6g}, not 1; static weights are a point of the simplex"
+        if any(not 0 <= value < float("inf") for value in values):
+            yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
+        elif isinstance(policy, UcbConfig) and policy.targets and sum(values) <= 0:
+            yield "policy: targets are all 0; at least one source must be wanted"
+        if isinstance(policy, ProportionalConfig | UnimaxConfig):
+            unknown = [source.name for source in self.sources if source.tokens is None]
+            if unknown:
+                yield f"policy {policy.name} needs `tokens:` of every source; missing: {', '.join(unknown)}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources' names in declared order, K of them."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one global batch that carry a loss: batch_rows * sequence_length."""
+        return self.batch_rows * self.sequence_length
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds written at the top level of the file."""
+        return Bounds(names=self.names, floors=self.floors, caps=self.caps, exclude=self.exclude)
+
+    @property
+    def warmup(self) -> tuple[int, tuple[str, ...]]:
+        """(steps, sources) of the warmup sub-simplex; (0, ()) if there is none."""
+        return (
+            (self.curriculum_warmup_steps, self.curriculum_warmup_sources) if self.curriculum_warmup_steps else (0, ())
+        )
+
+    @cached_property
+    def phase_law(self) -> PhaseLaw:
+        """The law of phase kinds and lengths."""
+        phases = self.phases
+        initial = min(len(self.sources), 16) if phases.initial_random is None else phases.initial_random
+        return PhaseLaw(
+            seed=self.seed,
+            min_steps=phases.min_steps,
+            max_steps=phases.max_steps,
+            random_probability=phases.random_probability,
+            initial_random=initial,
+        )
+
+    @cached_property
+    def regimes(self) -> tuple[Regime, ...]:
+        """The planned regimes in order of their first step; raises InfeasibleRegionError naming the regime."""
+        changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in self.pivots]
+        return plan_regimes(self.bounds, warmup=self.warmup, changes=changes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that shapes the run, hex [32].
+
+        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so is the folder
+        that the file lies in.
+        """
+        is_planned = isinstance(self.policy, UnimaxConfig)
+        data = self.model_dump(mode="json", exclude=None if is_planned else {"total_steps"})
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def resolve(self, path: str) -> Path:
+        """Return ``path`` as seen from the folder of the config file."""
+        return self._base_dir / Path(path).expanduser()

@@ -1,0 +1,55 @@
+"""pydantic's validation errors as sentences: where, what, the offending value, the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return one sentence per problem, in the order of the file."""
+    return [_sentence(dict(problem), model) for problem in error.errors()]
+
+
+def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"])
+        hint = suggestion(problem["loc"][-1], known) or f"; known keys: {', '.join(known)}"
+        return f"{where}: unknown key{hint}"
+    if problem["type"] == "missing":
+        return f"{where}: required, but missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message if message.startswith(("source ", "tokenizer", "phases")) else f"{where}: {message}"
+    return f"{where}: {message}, got {problem['input']!r}"
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Follow ``loc`` through nested models and return the keys known where it ends."""
+    candidates = [model]
+    for part in loc[:-1]:
+        tagged = [m for m in candidates if "name" in m.model_fields and m.model_fields["name"].default == part]
+        inner = [
+            found
+            for m in candidates
+            if part in m.model_fields
+            for found in _models_in(m.model_fields[str(part)].annotation)
+        ]
+        candidates = tagged or inner or candidates
+    return [key for m in candidates for key in m.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]

@@ -1,0 +1,144 @@
+"""Everything that can go wrong, one class per thing a caller might handle.
+
+Each message says what was wrong, the offending value and what to do. Each class has a stable ``code``, explained in
+``docs/errors.md``; scripts and the service's error bodies use the code, never the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class MixerError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    code: ClassVar[str] = "mixer"
+
+
+class ConfigError(MixerError):
+    """The curriculum cannot be run as written; ``problems`` lists every reason found, not the first alone."""
+
+    code = "config"
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownSourceError(ConfigError):
+    """A name that is not among the declared sources."""
+
+    code = "unknown-source"
+
+
+class InfeasibleRegionError(ConfigError):
+    """The bounds leave no mixture; the attributes are the certificate.
+
+    ``total`` is the offending sum (of floors or of caps), or None if a single source contradicts itself; ``sources``
+    are the names that make it up and ``excess`` is by how much the bounds must give way.
+    """
+
+    code = "infeasible-region"
+
+    def __init__(self, message: str, *, sources: Sequence[str], excess: float, total: float | None = None) -> None:
+        super().__init__(message)
+        self.sources = tuple(sources)
+        self.excess = excess
+        self.total = total
+
+
+class WeightsError(MixerError):
+    """Weights that are not a point of the simplex, or lie outside the region."""
+
+    code = "weights"
+
+
+class FeedbackError(MixerError):
+    """Losses that cannot be learned from: wrong shape, unknown source, or a source that was not drawn."""
+
+    code = "feedback"
+
+
+class InvalidLossError(FeedbackError):
+    """A loss that is NaN, infinite or negative."""
+
+    code = "invalid-loss"
+
+
+class FutureFeedbackError(FeedbackError):
+    """Losses of a step that has not been handed out yet."""
+
+    code = "future-feedback"
+
+
+class StepError(MixerError):
+    """A step that does not exist, or is no longer held."""
+
+    code = "step"
+
+
+class PivotError(MixerError):
+    """A pivot that cannot take force at the step asked for."""
+
+    code = "pivot"
+
+
+class StateMismatchError(MixerError):
+    """A saved state, journal or run directory of another run, or of another version."""
+
+    code = "state-mismatch"
+
+
+class JournalError(MixerError):
+    """The journal cannot be written or read."""
+
+    code = "journal"
+
+
+class SourceError(MixerError):
+    """A source cannot be read; the message names the source and the place."""
+
+    code = "source"
+
+
+class MissingDataError(SourceError):
+    """A file, data set, split or column that is not there."""
+
+    code = "missing-data"
+
+
+class MalformedDataError(SourceError):
+    """A record that cannot be parsed; the message names the file and line where they are known."""
+
+    code = "malformed-data"
+
+
+class EmptySourceError(SourceError):
+    """A source that has no text at all."""
+
+    code = "empty-source"
+
+
+class SourceExhaustedError(SourceError):
+    """A source ran dry and its ``on_exhausted`` is ``error``."""
+
+    code = "source-exhausted"
+
+
+class TokenizerError(MixerError):
+    """A tokenizer that is missing, broken, or does not fit the vocabulary."""
+
+    code = "tokenizer"
+
+
+class TopologyError(MixerError):
+    """A number of ranks or workers that cannot be served exactly."""
+
+    code = "topology"
+
+
+class MissingDependencyError(MixerError):
+    """An optional library that this feature needs is not installed."""
+
+    code = "missing-dependency"

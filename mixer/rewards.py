@@ -1,0 +1,194 @@
+"""Losses as trainers report them, and the bounded rewards that a bandit can be given instead of learnability.
+
+Never rectify a noisy difference of losses: ``max(0, noise)`` pays for spread, not for learning. The published ANDREA
+reward does exactly that and lives in ``policies.AndreaPolicy``, for fidelity.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import numpy as np
+
+from mixer.errors import ConfigError, FeedbackError, InvalidLossError
+from mixer.types import Array, IntArray
+
+State = dict[str, Array]  # what a reward or policy remembers: named arrays, so that it can be journalled as it is
+
+
+@dataclass(frozen=True, eq=False)
+class SourceLosses:
+    """What one rank saw in one step, by source.
+
+    Attributes:
+        rows: rows of each source, [K].
+        tokens: tokens of each source that carried a loss, [K].
+        loss_sums: sum of their losses in nats, [K].
+        square_sums: sum over rows of the squared mean loss of a row, [K]; zeros if the trainer does not say.
+        rank: who reports.
+    """
+
+    rows: IntArray
+    tokens: IntArray
+    loss_sums: Array
+    square_sums: Array = field(default_factory=lambda: np.zeros(0))
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", np.asarray(self.rows, dtype=np.int64))
+        object.__setattr__(self, "tokens", np.asarray(self.tokens, dtype=np.int64))
+        object.__setattr__(self, "loss_sums", np.asarray(self.loss_sums, dtype=np.float64))
+        squares = np.asarray(self.square_sums, dtype=np.float64)
+        object.__setattr__(self, "square_sums", squares if squares.size else np.zeros(self.rows.shape))
+
+    @classmethod
+    def from_means(
+        cls,
+        names: Sequence[str],
+        means: Mapping[str, float],
+        *,
+        rows: Mapping[str, int],
+        tokens_per_row: int,
+        rank: int = 0,
+    ) -> Self:
+        """Build from mean losses in nats per token by source name, for trainers that keep no sums."""
+        counts = np.array([rows.get(name, 0) for name in names], dtype=np.int64)
+        unknown = sorted((set(means) | set(rows)) - set(names))
+        if unknown:
+            raise FeedbackError(f"losses of unknown source {unknown[0]!r}; the sources are {', '.join(names)}")
+        losses = np.array([means.get(name, 0.0) for name in names])
+        tokens = counts * tokens_per_row
+        return cls(rows=counts, tokens=tokens, loss_sums=losses * tokens, square_sums=losses**2 * counts, rank=rank)
+
+    def means(self) -> Array:
+        """Return the mean loss per token of each source, nats, [K]; NaN where there is none."""
+        means = np.full(self.tokens.size, np.nan)
+        np.divide(self.loss_sums, self.tokens, out=means, where=self.tokens > 0)
+        return means
+
+
+def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> None:
+    """Raise unless every number can be learned from; the message names the source, the step and the value."""
+    tables = {
+        "rows": losses.rows,
+        "tokens": losses.tokens,
+        "loss_sums": losses.loss_sums,
+        "square_sums": losses.square_sums,
+    }
+    for what, values in tables.items():
+        if values.shape != (len(names),):
+            raise FeedbackError(f"step {step}: {what} have shape {values.shape}, but there are {len(names)} sources")
+    if losses.rank < 0:
+        raise FeedbackError(f"step {step}: rank is {losses.rank}; ranks count from 0")
+    bad_sums = ~np.isfinite(losses.loss_sums) | (losses.loss_sums < 0)
+    bad_squares = ~np.isfinite(losses.square_sums) | (losses.square_sums < 0)
+    for i in np.flatnonzero(bad_sums | bad_squares)[:1]:
+        value = losses.loss_sums[i] if bad_sums[i] else losses.square_sums[i]
+        raise InvalidLossError(
+            f"step {step}: loss of {names[i]} is {value}; losses are finite and not negative. "
+            "Stop and look at the model: nothing was learned from this step"
+        )
+    for i in np.flatnonzero((losses.rows < 0) | (losses.tokens < losses.rows))[:1]:
+        raise FeedbackError(
+            f"step {step}: {names[i]} reports {losses.rows[i]} rows and {losses.tokens[i]} tokens; "
+            "counts are not negative and a row has at least one token"
+        )
+    for i in np.flatnonzero((losses.rows == 0) & ((losses.loss_sums > 0) | (losses.tokens > 0)))[:1]:
+        raise FeedbackError(f"step {step}: {names[i]} reports a loss of {losses.loss_sums[i]:.6g}, but no rows")
+
+
+def add_losses(parts: Sequence[SourceLosses]) -> SourceLosses:
+    """Return the sum of several reports, added in the order given so that every replay rounds alike."""
+    return SourceLosses(
+        rows=np.sum([part.rows for part in parts], axis=0),
+        tokens=np.sum([part.tokens for part in parts], axis=0),
+        loss_sums=np.sum([part.loss_sums for part in parts], axis=0),
+        square_sums=np.sum([part.square_sums for part in parts], axis=0),
+    )
+
+
+class Reward(Protocol):
+    """Losses of one phase -> one number per source, any scale; a policy brings them to [0, 1]."""
+
+    def initial(self, num_sources: int) -> State:
+        """Return an empty memory."""
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return the memory and the rewards, [K]; NaN for a source without rows."""
+
+
+class LossReward:
+    """The loss level, as Online Data Mixing has it (arXiv 2312.02406): camps on irreducible noise."""
+
+    def initial(self, num_sources: int) -> State:
+        """Return an empty memory."""
+        return {}
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return the mean losses, [K]."""
+        return state, losses.means()
+
+
+class ProgressReward:
+    """A slow average of the loss minus a fast one: the smoothed drop, averaged before it is differenced."""
+
+    fast_rate, slow_rate = 0.3, 0.05  # per phase; a time constant of about 3 and 20 phases
+
+    def initial(self, num_sources: int) -> State:
+        """Return an empty memory."""
+        return {name: np.zeros(num_sources) for name in ("fast", "slow", "seen")}
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return slow minus fast, [K]."""
+        means = losses.means()
+        has_rows = losses.rows > 0
+        new: State = {"seen": np.maximum(state["seen"], has_rows)}
+        for name, rate in (("fast", self.fast_rate), ("slow", self.slow_rate)):
+            old = np.where(state["seen"] > 0, state[name], means)
+            new[name] = np.where(has_rows, old + rate * (means - old), state[name])
+        return new, np.where(has_rows, new["slow"] - new["fast"], np.nan)
+
+
+class CallableReward:
+    """A user's ``package.module:function``; it gets SourceLosses and returns float64 [K]."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._function = load_callable(path)
+
+    def initial(self, num_sources: int) -> State:
+        """Return an empty memory."""
+        return {}
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return what the function says, [K], after checking its shape and values."""
+        rewards = np.asarray(self._function(losses), dtype=np.float64)
+        if rewards.shape != losses.rows.shape:
+            raise ConfigError(f"reward {self._path} returned shape {rewards.shape}, not [{losses.rows.size}]")
+        if not np.isfinite(rewards[losses.rows > 0]).all():
+            raise ConfigError(f"reward {self._path} returned {rewards}; rewards of sources with rows are finite")
+        return state, np.where(losses.rows > 0, rewards, np.nan)
+
+
+def load_callable(path: str) -> Callable[[SourceLosses], Array]:
+    """Import ``package.module:function``, or raise ConfigError saying which half is wrong."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise ConfigError(f"reward {path!r}: cannot import {module_name!r}: {error}") from error
+    except AttributeError as error:
+        raise ConfigError(f"reward {path!r}: module {module_name!r} has no {attribute!r}") from error
+    if not callable(function):
+        raise ConfigError(f"reward {path!r}: {attribute!r} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def make_reward(name: str) -> Reward:
+    """Return the reward that the config names."""
+    if name == "loss":
+        return LossReward()
+    return ProgressReward() if name == "progress" else CallableReward(name)

@@ -1,0 +1,11 @@
+"""Names for the array types that cross module borders."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+TokenArray = npt.NDArray[np.uint32]  # token ids of a document or a row, before the trainer's int64

@@ -1,0 +1,1 @@
+"""The HTTP service: weights and batches for trainers on other machines. Not built yet; the library stands alone."""
