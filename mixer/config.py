@@ -376,3 +376,13 @@ class Curriculum(_Frozen):
     def resolve(self, path: str) -> Path:
         """Return ``path`` as seen from the folder of the config file."""
         return self._base_dir / Path(path).expanduser()
+
+
+def shipped_config(name: str) -> Path:
+    """Return the path of a config file that comes with the package, such as ``demo.yaml``."""
+    folders = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # a wheel, a checkout
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    shipped = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
+    raise ConfigError(f"no shipped config is named {name}; there are {', '.join(shipped)}")

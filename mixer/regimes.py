@@ -80,9 +80,7 @@ def plan_regimes(
             name = before[-1][1] if len(before) > 1 else FIREHOSE
             after = [(warmup_end, name, before[-1][2]), *after]
         starts = before + after
-    return tuple(
-        _regime(name, start, bounds, active if start < warmup_end else ()) for start, name, bounds in starts
-    )
+    return tuple(_regime(name, start, bounds, active if start < warmup_end else ()) for start, name, bounds in starts)
 
 
 def _regime(name: str, start: int, bounds: Bounds, active: Sequence[str]) -> Regime:

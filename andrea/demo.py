@@ -1,0 +1,208 @@
+"""The demo run: gather, tokenise, train, look. Everything a user's own loop would do, with a progress bar."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from mixer.cli import print_json, print_table
+from mixer.config import Curriculum, shipped_config
+from mixer.errors import MissingDependencyError
+from mixer.journal import Journal
+from mixer.plots import write_page
+from mixer.sources import Progress as SourceProgress
+from mixer.sources.local import gather
+from mixer.story import Story, read_story
+from mixer.tokenizer import load_tokenizer
+from mixer.walk import Walk
+
+try:
+    from andrea.model import Andrea, ModelConfig
+    from andrea.train import Trainer, TrainingConfig, TrainingReport, load_checkpoint, save_checkpoint, train
+    from mixer.dataset import Batch, MixtureDataset
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError(
+        "the demo trains a model, which needs PyTorch: pip install 'curriculum-mixer[torch]'"
+    ) from error
+
+PEAK_LR = 3e-3  # tiny learns fastest near this; ANDREA-120M's 3e-4 is for a model 100 times its size
+CHECKPOINT_STEPS = 100
+CHECKPOINT, JOURNAL, PAGE = "checkpoint.pt", "journal.jsonl", "walk.html"
+
+talk = Console(stderr=True)
+
+
+def run_demo(out: Path, *, num_steps: int | None, config: Path | None, as_json: bool) -> None:
+    """Train to the end, or to Ctrl-C, and say what happened; exit code 1 if it was stopped."""
+    curriculum = Curriculum.from_yaml(config or shipped_config("demo.yaml"))
+    if num_steps is not None:
+        curriculum = curriculum.model_copy(update={"total_steps": num_steps})
+    out = _run_folder(out, curriculum)
+    gather_sources(curriculum)
+    with talk.status("loading the tokenizer (trained on this text the first time)"):
+        tokenizer = load_tokenizer(curriculum)
+    model = Andrea(ModelConfig.tiny(tokenizer.vocab_size, curriculum.sequence_length), seed=curriculum.seed)
+    settings = TrainingConfig(peak_lr=PEAK_LR, weight_decay=0.1).scaled_to(curriculum.total_steps)
+    trainer = Trainer(model, settings, curriculum.total_steps)
+    journal_path = out / JOURNAL
+    with Journal.open(journal_path) if journal_path.exists() else Journal.create(journal_path) as journal:
+        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, walk=Walk(curriculum, journal=journal))
+        if (out / CHECKPOINT).exists():
+            checkpoint = load_checkpoint(out / CHECKPOINT)
+            trainer.load_state_dict(checkpoint.trainer_state)
+            dataset.load_state_dict(checkpoint.dataset_state)
+            talk.print(f"going on from step {dataset.step}")
+        losses, report = _train(dataset, trainer, vocab_size=tokenizer.vocab_size, checkpoint=out / CHECKPOINT)
+    page = write_page(journal_path, out / PAGE, title="A small ANDREA learns under a curriculum walk")
+    _say(curriculum, dataset, report, losses=losses, out=out, page=page, as_json=as_json)
+    if dataset.step < curriculum.total_steps:
+        talk.print(f"stopped at step {dataset.step} of {curriculum.total_steps}; run it again to go on")
+        sys.exit(1)
+
+
+def gather_sources(curriculum: Curriculum) -> None:
+    """Gather the local collections that the curriculum names, with a progress bar."""
+    names = [source.local for source in curriculum.sources if source.local is not None]
+    for name in track(names, description="gathering text", console=talk, transient=True):
+        gather(name)
+
+
+def _run_folder(out: Path, curriculum: Curriculum) -> Path:
+    """Return the folder to use: a run that is unfinished goes on, a finished one is moved aside."""
+    path = out / CHECKPOINT
+    if path.exists() and load_checkpoint(path).dataset_state["step"] >= curriculum.total_steps:
+        number = next(n for n in range(1, sys.maxsize) if not out.with_name(f"{out.name}-{n}").exists())
+        aside = out.with_name(f"{out.name}-{number}")
+        out.rename(aside)
+        talk.print(f"the finished run that was here is now in {aside}")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _train(
+    dataset: MixtureDataset, trainer: Trainer, *, vocab_size: int, checkpoint: Path
+) -> tuple[list[float], TrainingReport]:
+    """Train with a progress bar, checkpointing on the way and at the end; Ctrl-C stops after the step under way."""
+    losses: list[float] = []
+    curriculum = dataset.curriculum
+
+    def save() -> None:
+        save_checkpoint(checkpoint, trainer_state=trainer.state_dict(), dataset_state=dataset.state_dict())
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.2f}"),
+        TextColumn("{task.fields[phase]}", style="cyan"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=talk) as bar, _until_interrupted() as should_stop:
+        total, done = curriculum.total_steps, dataset.step
+        task = bar.add_task("training", total=total, completed=done, loss=float("nan"), phase="")
+
+        def on_step(step: int, loss: float, batch: Batch) -> None:
+            losses.append(loss)
+            phase = dataset.walk.phase_at(step)
+            top = np.argsort(-phase.weights)[:2]
+            leaders = ", ".join(f"{phase.names[i]} {phase.weights[i]:.2f}" for i in top)
+            bar.update(task, advance=1, loss=loss, phase=f"{phase.regime}, {phase.kind} phase: {leaders}")
+            if (step + 1) % CHECKPOINT_STEPS == 0:
+                save()
+
+        report = train(dataset, trainer, vocab_size=vocab_size, on_step=on_step, should_stop=should_stop)
+    save()
+    return losses, report
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[Callable[[], bool]]:
+    """Give a function that is true once Ctrl-C or SIGTERM came; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: object) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(
+    curriculum: Curriculum,
+    dataset: MixtureDataset,
+    report: TrainingReport,
+    *,
+    losses: list[float],
+    out: Path,
+    page: Path,
+    as_json: bool,
+) -> None:
+    story = read_story(out / JOURNAL)
+    rows = _table(curriculum, dataset, story)
+    summary: dict[str, Any] = {
+        "steps": dataset.step,
+        "phases": len(story.phases),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "seconds": report.total_s,
+        "waiting_share": report.waiting_share,
+        "journal": str(out / JOURNAL),
+        "page": str(page),
+    }
+    if as_json:
+        print_json({**summary, "sources": rows})
+        return
+    print_table(f"{dataset.step} steps in {len(story.phases)} phases", rows)
+    console = Console()
+    if losses:
+        console.print(
+            f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats per token; {report.total_s:.0f} s, "
+            f"{report.waiting_share:.1%} of it waiting for data",
+            highlight=False,
+        )
+    console.print(f"journal {summary['journal']}\npage    {page}", highlight=False, soft_wrap=True)
+
+
+def _table(curriculum: Curriculum, dataset: MixtureDataset, story: Story) -> list[dict[str, Any]]:
+    """Return a row per source: bounds and weight now, what was drawn, first and last loss."""
+    step = max(dataset.step - 1, 0)
+    phase, region = dataset.walk.phase_at(step), dataset.walk.regime_at(step).region
+    progress = dataset.progress()
+    num_rows = max(sum(progress[name].rows for name in curriculum.names), 1)
+    losses = story.first_and_last_losses()
+    return [
+        {
+            "source": name,
+            "floor": float(region.floors[i]),
+            "cap": float(region.caps[i]),
+            "weight": float(phase.weights[i]),
+            "proportion": progress[name].rows / num_rows,
+            "tokens": progress[name].tokens,
+            "epochs": _epochs(progress[name]),
+            "first_loss": losses[i][0],
+            "last_loss": losses[i][1],
+        }
+        for i, name in enumerate(curriculum.names)
+    ]
+
+
+def _epochs(progress: SourceProgress) -> float | None:
+    return progress.tokens / progress.unique_tokens if progress.unique_tokens else None

@@ -1,0 +1,173 @@
+"""The `mixer` command: verbs and paths here, settings in the curriculum's file.
+
+Results go to stdout (``--json`` for machines), talk to stderr. Exit codes: 0 done, 1 failed, 2 misused. Commands that
+stand above the library, such as ``mixer demo``, join through the entry-point group ``mixer.commands``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mixer.config import Curriculum
+from mixer.errors import MixerError
+from mixer.journal import Journal
+from mixer.simulation import simulate as simulate_walk
+from mixer.story import read_story
+
+app = typer.Typer(
+    name="mixer",
+    help="Decide, while a language model trains, how much of each text source is drawn next; under hard bounds.",
+    epilog="Begin with `mixer demo`, then `mixer check my.yaml` and `mixer simulate my.yaml --steps 2000`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The curriculum: one YAML file.", exists=True, dir_okay=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
+
+talk = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line; every error that we raise on purpose becomes one message and exit code 1."""
+    for entry in sorted(importlib.metadata.entry_points(group="mixer.commands"), key=lambda entry: entry.name):
+        app.command(entry.name)(entry.load())
+    try:
+        app()
+    except MixerError as error:
+        talk.print(f"[bold red]error[/] ({error.code}): ", end="")
+        talk.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Hold the options of `mixer` itself."""
+    if version:
+        typer.echo(importlib.metadata.version("curriculum-mixer"))
+        raise typer.Exit
+
+
+@app.command()
+def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
+    """Find everything that would stop a run before it starts.
+
+    Opens every source, reads its first documents, loads the tokenizer, and works out the region of every regime.
+    Prints all problems, not the first alone. Exit code 1 if there are any.
+    """
+    from mixer.checking import check as check_curriculum  # reads sources: `mixer --help` should not wait for that
+
+    report = check_curriculum(Curriculum.from_yaml(config))
+    if as_json:
+        print_json({"problems": report.problems, "regimes": report.regimes})
+    else:
+        out = Console()
+        for regime in report.regimes:
+            out.print(_regime_table(regime))
+        for problem in report.problems:
+            out.print(f"problem: {problem}", markup=False, highlight=False, soft_wrap=True)
+        num = len(report.problems)
+        out.print("no problems found" if not num else f"{num} problem{'s' if num > 1 else ''} found")
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def simulate(
+    config: ConfigPath,
+    *,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to walk; default: total_steps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for journal.jsonl and walk.html; must not hold one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Walk without data, against a synthetic learner: see how the bounds and the policy move the mixture.
+
+    The learner's losses are power laws with noise. They show how the walk behaves, not how well a model would learn.
+    """
+    from mixer.plots import write_page  # the plotting library takes a while to import
+
+    curriculum = Curriculum.from_yaml(config)
+    num_steps = steps or curriculum.total_steps
+    folder = out or Path(tempfile.mkdtemp(prefix="mixer-simulate-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with Journal.create(folder / "journal.jsonl") as journal:
+        walked = simulate_walk(curriculum, num_steps, journal=journal)
+        for _ in track(walked, description="walking", total=num_steps, console=talk, disable=as_json):
+            pass
+    page = write_page(folder / "journal.jsonl", folder / "walk.html", title=f"Simulated walk of {config.name}")
+    story = read_story(folder / "journal.jsonl")
+    rows = [
+        {
+            "source": name,
+            "lower": float(low),
+            "upper": float(high),
+            "last_weight": float(last),
+            "mean_weight": float(mean),
+            "proportion": float(proportion),
+        }
+        for name, low, high, last, mean, proportion in zip(
+            story.names,
+            curriculum.regimes[-1].region.lower,
+            curriculum.regimes[-1].region.upper,
+            story.phases[-1]["weights"],
+            story.mean_weights(),
+            story.proportions(),
+            strict=True,
+        )
+    ]
+    if as_json:
+        print_json({"steps": num_steps, "phases": len(story.phases), "sources": rows, "page": str(page)})
+        return
+    print_table(f"{num_steps} steps, {len(story.phases)} phases", rows)
+    Console().print(f"journal {folder / 'journal.jsonl'}\npage    {page}", highlight=False, soft_wrap=True)
+
+
+def _regime_table(regime: dict[str, Any]) -> Table:
+    vertices = "" if regime["num_vertices"] is None else f", {regime['num_vertices']} vertices"
+    table = Table(
+        title=f"{regime['name']}: steps {regime['start']} to {regime['end'] - 1}, "
+        f"{regime['dimension']} dimensions{vertices}",
+        title_justify="left",
+    )
+    table.add_column("source")
+    table.add_column("smallest", justify="right")
+    table.add_column("largest", justify="right")
+    for name, (low, high) in regime["bounds"].items():
+        table.add_row(name, f"{low:.4g}", f"{high:.4g}")
+    return table
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows of one shape as a table on stdout."""
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="left" if column == "source" else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_json(data: object) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")

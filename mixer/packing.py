@@ -1,0 +1,51 @@
+"""Documents of token ids into rows of ``sequence_length + 1`` tokens, with nothing dropped.
+
+Each document is followed by one separator and the stream is cut into rows wherever they end, so a long document runs
+over several rows and a row may hold several documents. What does not fill a row waits for the next push.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixer.types import TokenArray
+
+
+class Packer:
+    """Cuts a stream of documents into rows; its whole state is the remainder, fewer than T + 1 tokens.
+
+    Rows hold one token more than the model reads: ``row[:-1]`` are the inputs and ``row[1:]`` the labels. Consecutive
+    rows share no token.
+    """
+
+    def __init__(self, sequence_length: int, separator_id: int) -> None:
+        self.row_length = sequence_length + 1
+        self._separator = np.array([separator_id], dtype=np.uint32)
+        self._remainder: TokenArray = np.empty(0, dtype=np.uint32)
+
+    @property
+    def remainder(self) -> TokenArray:
+        """The tokens that wait for a row to be complete, a copy, uint32 [fewer than T + 1]."""
+        return self._remainder.copy()
+
+    def push(self, documents: Sequence[TokenArray]) -> TokenArray:
+        """Append the documents, a separator after each, and return the rows that are complete, uint32 [n, T + 1]."""
+        pieces = [self._remainder]
+        for document in documents:
+            pieces += (document, self._separator)
+        tokens = np.concatenate(pieces, dtype=np.uint32, casting="same_kind")
+        num_rows = len(tokens) // self.row_length
+        end = num_rows * self.row_length
+        self._remainder = tokens[end:].copy()  # a view would keep the whole push in memory
+        return tokens[:end].reshape(num_rows, self.row_length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the remainder as plain data."""
+        return {"remainder": self._remainder.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that ``state_dict`` gave."""
+        self._remainder = np.array(state["remainder"], dtype=np.uint32)

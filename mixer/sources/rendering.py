@@ -1,0 +1,113 @@
+"""Rows to text: which rows count (``where``) and how one becomes a document (``text``, ``messages``, ``template``).
+
+A row that cannot be rendered is an error, never an empty document: a wrong column name would train on silence.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mixer.config import Scalar, SourceConfig
+from mixer.config_errors import suggestion
+from mixer.errors import ConfigError, MalformedDataError, MissingDataError
+
+TURNS = {"user": "> ", "human": "> ", "assistant": "< ", "gpt": "< ", "system": "* "}
+
+Row = Mapping[str, Any]
+
+
+class Renderer:
+    """Turns the rows of one source into documents."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self.name = source.name
+        self._where = {column: _alternatives(wanted) for column, wanted in source.where.items()}
+        self._template = source.template
+        self._messages = source.messages
+        self._text = source.text or "text"
+        if source.template is not None:
+            rendered = _fields(source.name, source.template)
+        else:
+            rendered = [self._text if source.messages is None else source.messages]
+        self.columns = tuple(dict.fromkeys([*rendered, *self._where]))
+
+    def check_columns(self, known: Iterable[str]) -> None:
+        """Raise MissingDataError if a column that is needed is not among those known."""
+        known = list(known)
+        for column in self.columns:
+            if column not in known:
+                raise MissingDataError(
+                    f"source {self.name}: no column {column!r}{suggestion(column, known)}; "
+                    f"columns: {', '.join(known) or 'none'}; set text, messages, template or where to one of them"
+                )
+
+    def matches(self, row: Row) -> bool:
+        """Whether every column of ``where`` has one of the values asked for."""
+        return all(_among(row[column], wanted) for column, wanted in self._where.items())
+
+    def render(self, row: Row, number: int) -> str:
+        """Return the document of a row; ``number`` counts rows from 1 and is only for messages."""
+        if self._template is not None:
+            return self._from_template(self._template, row, number)
+        if self._messages is not None:
+            return self._from_messages(row[self._messages], number)
+        return self._string(row[self._text], f"column {self._text!r}", number)
+
+    def _from_template(self, template: str, row: Row, number: int) -> str:
+        for column in self.columns:
+            if row[column] is None and column not in self._where:
+                raise self._malformed(number, f"column {column!r} of the template is null")
+        try:
+            return template.format_map(row)
+        except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+            raise self._malformed(number, f"the template {template!r} cannot be filled: {error!r}") from error
+
+    def _from_messages(self, messages: Any, number: int) -> str:
+        if not isinstance(messages, list):
+            raise self._malformed(number, f"column {self._messages!r} holds {_kind(messages)}, not a list of messages")
+        return "\n".join(self._turn(message, number) for message in messages)
+
+    def _turn(self, message: Any, number: int) -> str:
+        if not isinstance(message, Mapping):
+            raise self._malformed(number, f"a message is {_kind(message)}, not a mapping with role and content")
+        by_role = message.get("role") is not None  # columns that mix both shapes have null in the other's keys
+        role, content = ("role", "content") if by_role else ("from", "value")
+        if message.get(role) not in TURNS:
+            raise self._malformed(number, f"unknown role {message.get(role)!r}; known: {', '.join(TURNS)}")
+        return TURNS[message[role]] + self._string(message.get(content), f"{content!r} of a message", number)
+
+    def _string(self, value: Any, what: str, number: int) -> str:
+        if not isinstance(value, str):
+            raise self._malformed(number, f"{what} is {_kind(value)}, not text")
+        return value
+
+    def _malformed(self, number: int, reason: str) -> MalformedDataError:
+        return MalformedDataError(f"source {self.name}: row {number}: {reason}")
+
+
+def _alternatives(wanted: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    return wanted if isinstance(wanted, tuple) else (wanted,)
+
+
+def _among(value: Any, wanted: tuple[Scalar, ...]) -> bool:
+    """Equality that keeps true apart from 1, which Python does not."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in wanted)
+
+
+def _fields(name: str, template: str) -> list[str]:
+    """Return the columns that a template names: ``{word}`` and ``{entry[word]}`` name ``word`` and ``entry``."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ConfigError(f"source {name}: template {template!r} is not well formed: {error}") from error
+    columns = [re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields]
+    if not columns or not all(columns) or any(column.isdigit() for column in columns):
+        raise ConfigError(f"source {name}: template {template!r} must name columns, as in '> define {{word}}'")
+    return columns
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
