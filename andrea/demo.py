@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from mixer.cli import print_json, print_table
+from mixer.cli import print_json, print_table, results
 from mixer.config import Curriculum, shipped_config
 from mixer.errors import MissingDependencyError
 from mixer.journal import Journal
@@ -171,7 +171,7 @@ def _say(
         print_json({**summary, "sources": rows})
         return
     print_table(f"{dataset.step} steps in {len(story.phases)} phases", rows)
-    console = Console()
+    console = results()
     if losses:
         console.print(
             f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats per token; {report.total_s:.0f} s, "

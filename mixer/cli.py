@@ -77,7 +77,7 @@ def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"problems": report.problems, "regimes": report.regimes})
     else:
-        out = Console()
+        out = results()
         for regime in report.regimes:
             out.print(_regime_table(regime))
         for problem in report.problems:
@@ -111,6 +111,7 @@ def simulate(
             pass
     page = write_page(folder / "journal.jsonl", folder / "walk.html", title=f"Simulated walk of {config.name}")
     story = read_story(folder / "journal.jsonl")
+    region = next(r.region for r in reversed(curriculum.regimes) if r.start < num_steps)
     rows = [
         {
             "source": name,
@@ -122,8 +123,8 @@ def simulate(
         }
         for name, low, high, last, mean, proportion in zip(
             story.names,
-            curriculum.regimes[-1].region.lower,
-            curriculum.regimes[-1].region.upper,
+            region.lower,
+            region.upper,
             story.phases[-1]["weights"],
             story.mean_weights(),
             story.proportions(),
@@ -134,7 +135,7 @@ def simulate(
         print_json({"steps": num_steps, "phases": len(story.phases), "sources": rows, "page": str(page)})
         return
     print_table(f"{num_steps} steps, {len(story.phases)} phases", rows)
-    Console().print(f"journal {folder / 'journal.jsonl'}\npage    {page}", highlight=False, soft_wrap=True)
+    results().print(f"journal {folder / 'journal.jsonl'}\npage    {page}", highlight=False, soft_wrap=True)
 
 
 def _regime_table(regime: dict[str, Any]) -> Table:
@@ -159,7 +160,12 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " "), justify="left" if column == "source" else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    results().print(table)
+
+
+def results() -> Console:
+    """Return stdout as a console; a pipe or file gets 120 columns, so that no name is cut short."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def _cell(value: object) -> str:

@@ -48,7 +48,7 @@ class MixtureDataset(IterableDataset[Batch]):
         journal: where its own walk is recorded: an open Journal, or a path that is created or gone on with.
         streams: Hugging Face ``IterableDataset`` objects by source name, instead of what the config names.
         tokenizer: instead of the one that the config names.
-        batches: yield whole batches; False yields rows (``input_ids`` [T], ``source_id``, ...) for trainers that collate.
+        batches: yield whole batches; False yields rows (``input_ids`` [T], ...) for trainers that collate.
         provenance: add ``row_numbers`` int64 [B]: which row of its source each row is.
 
     Raises:

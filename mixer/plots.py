@@ -6,7 +6,6 @@ The plotting library is inlined (about 4.5 MB), so that the page opens offline a
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def write_page(journal: str | Path, output: str | Path, *, title: str = "Curricu
     text = _page(story, title)
     partial = output.with_name(f".{output.name}.partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, output)
+    partial.replace(output)
     return output
 
 
@@ -93,8 +92,8 @@ def _weights_figure(story: Story, shown: Sequence[int]) -> go.Figure:
         bands[f"{len(story.names) - len(shown)} others"] = np.maximum(0.0, 1.0 - weights[:, list(shown)].sum(axis=1))
     for (name, band), colour in zip(bands.items(), _colours(len(bands)), strict=True):
         figure.add_scatter(
-            x=edges, y=[*band, band[-1]], name=name, stackgroup="weights", line={"shape": "hv", "width": 0.5}, fillcolor=colour,
-            line_color=colour, hovertemplate="%{y:.3f}",
+            x=edges, y=[*band, band[-1]], name=name, stackgroup="weights", fillcolor=colour,
+            line={"shape": "hv", "width": 0.5, "color": colour}, hovertemplate="%{y:.3f}",
         )  # fmt: skip
     for kind, colour in KIND_COLOURS.items():
         marks = [phase["start"] for phase in story.phases if phase["kind"] == kind]

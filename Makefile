@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all of their own set-up: a virtual environment in .venv, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-all lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/run.stamp  ## train a small ANDREA on text from this machine, under a moving mixture
+	$(BIN)/mixer demo
+
+test: lint  ## everything a change must pass
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint  ## the slow tests too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
+	for script in benchmarks/*.py; do case $$script in */common.py) ;; *) $(BIN)/python $$script || exit 1;; esac; done
+
+$(VENV)/created.stamp:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first, on its own: with it in place nothing else asks for another build
+$(VENV)/run.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+	$(PIP) torch
+	$(PIP) --editable '.[torch]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) --editable '.[torch,dev]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(PIP) --editable '.[torch,dev,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
