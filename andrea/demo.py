@@ -130,7 +130,7 @@ def _train(
 def _until_interrupted() -> Iterator[Callable[[], bool]]:
     """Give a function that is true once Ctrl-C or SIGTERM came; a second Ctrl-C stops at once."""
     asked = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: object) -> None:
         asked.set()

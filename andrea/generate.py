@@ -51,8 +51,8 @@ def _sampled(logits: Tensor, temperature: float, generator: torch.Generator) -> 
     """One token id from logits [V]."""
     if temperature == 0:
         return int(logits.argmax())
-    # the likeliest token stands at 0 before the division, so that a small temperature overflows to -inf, never to nan
-    probabilities = ((logits - logits.max()) / temperature).softmax(-1)
+    # in float64 and with the likeliest token at 0, so that the smallest temperature overflows to -inf and never to nan
+    probabilities = ((logits - logits.max()).double() / temperature).softmax(-1)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 

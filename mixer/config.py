@@ -21,17 +21,17 @@ from ruamel.yaml.error import YAMLError
 from mixer.config_errors import describe, suggestion
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.phases import PhaseLaw
-from mixer.regimes import Bounds, Regime, plan_regimes
+from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 
 CONFIG_VERSION = 1
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1)]
 Scalar = str | int | float | bool | None
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceConfig(_Frozen):
@@ -156,9 +156,7 @@ PolicyConfig = Annotated[
 ]
 
 
-class Pivot(_Frozen):
-    """A redrawing of the region: each table given replaces the one in force, each left out stays."""
-
+class _PivotFields(_Frozen):
     name: Name
     floors: dict[str, Weight] | None = None
     caps: dict[str, Weight] | None = None
@@ -169,7 +167,18 @@ class Pivot(_Frozen):
         return bounds.replaced(floors=self.floors, caps=self.caps, exclude=self.exclude)
 
 
-class ScheduledPivot(Pivot):
+class Pivot(_PivotFields):
+    """A redrawing of the region: each table given replaces the one in force, each left out stays."""
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            name = data.get("name")
+            raise ConfigError([f"pivot {name}: {problem}" for problem in describe(error, type(self))]) from error
+
+
+class ScheduledPivot(_PivotFields):
     """A pivot that the file plans for a step."""
 
     at_step: int = Field(gt=0)
@@ -297,6 +306,11 @@ class Curriculum(_Frozen):
                 )
         names = [pivot.name for pivot in self.pivots]
         problems += [f"two pivots are named {name}" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [
+            f"a pivot is named {name}, as every run's own regime is; give it another name"
+            for name in (WARMUP, FIREHOSE)
+            if name in names
+        ]
         if not problems:
             problems += self.phase_law.boundary_problems(sorted(starts))
         return problems

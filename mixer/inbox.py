@@ -59,7 +59,10 @@ class Inbox:
         pending = [
             {"step": step, **losses_to_record(self._pending[step, rank])} for step, rank in sorted(self._pending)
         ]
-        return {"pending": pending, "had": {str(rank): self._had[rank] for rank in sorted(self._had)}}
+        return {
+            "pending": pending,
+            "had": {str(rank): [[*pair] for pair in self._had[rank]] for rank in sorted(self._had)},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the inbox that gave ``state``."""

@@ -37,7 +37,7 @@ class SyntheticLearner:
 
     def expected(self) -> Array:
         """Return the mean loss of each source now, nats per token, [K]."""
-        return self._floor + self._scale * (1.0 + self.tokens / 20_000) ** -self._alpha
+        return np.asarray(self._floor + self._scale * (1.0 + self.tokens / 20_000) ** -self._alpha)
 
     def learn(self, step: int, rows: IntArray) -> SourceLosses:
         """Return the losses before the step, then learn from ``rows`` of each source, [K]."""

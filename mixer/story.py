@@ -35,12 +35,12 @@ class Story:
         """Share of the rows drawn of each source, over all phases, [K]."""
         last = self.phases[-1]
         drawn = np.array(last["drawn"]) + np.array(last["counts"])
-        return drawn / max(int(drawn.sum()), 1)
+        return np.asarray(drawn / max(int(drawn.sum()), 1))
 
     def mean_weights(self) -> Array:
         """Weights averaged over steps, [K]: what the proportions should be."""
         lengths = np.array([phase["length"] for phase in self.phases])
-        return np.average(self.weights(), axis=0, weights=lengths)
+        return np.asarray((self.weights() * lengths[:, None]).sum(axis=0) / lengths.sum())
 
     def phase_losses(self) -> Array:
         """Mean loss of each source over each phase in nats per token, [P, K]; NaN where nothing was reported."""
@@ -54,7 +54,7 @@ class Story:
 
     def first_and_last_losses(self) -> list[tuple[float | None, float | None]]:
         """Mean loss of each source in the first and in the last phase that drew it; None if none did."""
-        ends = []
+        ends: list[tuple[float | None, float | None]] = []
         for losses in self.phase_losses().T:
             known = losses[~np.isnan(losses)]
             ends.append((float(known[0]), float(known[-1])) if known.size else (None, None))
@@ -63,7 +63,7 @@ class Story:
 
 def read_story(path: str | Path) -> Story:
     """Read a journal; lines that a ``resume`` superseded are left out."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     for record in read_journal(path):
         if record["type"] == "resume":
             del lines[record["line"] :]

@@ -74,7 +74,7 @@ class Walk:
         self._inbox = Inbox(len(self.names))
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
-        self._owed = initial_owed(curriculum.seed, self._regimes[0].region.upper > 0)
+        self._owed = np.zeros(len(self.names))
         self._journal = journal
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
@@ -165,7 +165,8 @@ class Walk:
         if problems:
             raise PivotError(f"pivot {pivot.name}: {problems[0]}")
         for regime in regimes:  # a policy may have bounds of its own
-            self._policy.choose(self._policy_state, regime.region, regime.region.lower, self._unique_tokens)
+            inside = regime.region.project(regime.region.lower)
+            self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
         self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         self._live_pivots.append(new)
         self._regimes = regimes
@@ -190,7 +191,7 @@ class Walk:
         """
         kept = [p for p in self._phases if from_step is None or p.end > from_step] if from_step is not None else []
         kept = kept or list(self._phases)[-1:]
-        position = self._journal.position if self._journal is not None else None
+        position = self._resume_at or (self._journal.position if self._journal is not None else None)
         return {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
@@ -250,6 +251,7 @@ class Walk:
         newest = self._phases[-1] if self._phases else None
         start, index = self.frontier, newest.index + 1 if newest else 0
         regime, law = self.regime_at(start), self.curriculum.phase_law
+        seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
         is_new_regime = newest is None or regime.start == start
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
         landed = regime.region.project(before) if is_new_regime else before
@@ -271,19 +273,18 @@ class Walk:
             names=self.names,
             weights=choice.weights,
             drawn=self._drawn,
-            owed=self._owed,
+            owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
-        counts, owed_after = phase_counts(
-            phase, seed=self.curriculum.seed, method=self.curriculum.draws, batch_rows=self.curriculum.batch_rows
-        )
+        counts, owed_after = phase_counts(phase, seed=seed, method=self.curriculum.draws, batch_rows=batch_rows)
         record = {
             "type": "phase",
             **_phase_to_record(phase),
             "probability_random": law.probability_random(index),
             "before": before,
             "landed": landed if is_new_regime else None,
+            "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
             "vertex": choice.vertex,
-            "parts": {name: _finite(values) for name, values in choice.parts.items()},
+            "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
             "region": _region_record(regime) if is_new_regime else None,
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
@@ -399,10 +400,3 @@ def _feedback_summary(used: list[tuple[int, int]], by_step: list[SourceLosses], 
         "delay": start - used[-1][0],
         **summary,
     }
-
-
-def _finite(values: Array) -> Array | list[float | None]:
-    """JSON has no infinity: an index of +inf (too few observations) is written as null."""
-    if np.isfinite(values).all():
-        return values
-    return [value if np.isfinite(value) else None for value in values.tolist()]

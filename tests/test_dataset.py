@@ -1,0 +1,250 @@
+"""Delivery: batches of the right shape in the right mixture, exact on resume, honest about what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mixer.config import Curriculum
+from mixer.dataset import MixtureDataset
+from mixer.draws import batch_sources, phase_counts
+from mixer.errors import (
+    ConfigError,
+    EmptySourceError,
+    FeedbackError,
+    SourceExhaustedError,
+    StateMismatchError,
+    TopologyError,
+)
+from mixer.testing import assert_resumes_from_every_step
+from mixer.walk import Walk
+
+T, B = 16, 8
+WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MIXER_CACHE", str(tmp_path / "cache"))
+    for k, words in enumerate(WORDS):
+        lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(60)]
+        (tmp_path / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def a_curriculum(folder: Path, **changes: Any) -> Curriculum:
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "total_steps": 70,
+        "batch_rows": B,
+        "sequence_length": T,
+        "tokenizer": {"train_vocab_size": 300},
+        "sources": [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)],
+        "floors": {"s0": 0.2},
+        "caps": {"s3": 0.25},
+        "curriculum_warmup_steps": 21,
+        "curriculum_warmup_sources": ["s0", "s1"],
+        "pivots": [{"name": "polish", "at_step": 49, "exclude": ["s2"]}],
+        "phases": {"initial_random": 2},
+    }
+    return Curriculum(**(fields | changes))
+
+
+def losses_of(batch: dict[str, Any]) -> torch.Tensor:
+    """Made-up losses that depend on the batch alone: enough to move the walk."""
+    per_row = 2.0 + batch["source_ids"] / (1.0 + batch["step"])
+    return per_row[:, None].expand(-1, T).to(torch.float32)
+
+
+class Reporting:
+    """A data set with its trainer: every batch is reported before the next is asked for."""
+
+    def __init__(self, dataset: MixtureDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.dataset:
+            self.dataset.report(batch, losses_of(batch))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dataset.load_state_dict(state)
+
+
+def test_a_batch_is_tensors_with_labels_one_ahead(folder: Path) -> None:
+    batch = next(iter(MixtureDataset(a_curriculum(folder))))
+    assert batch["input_ids"].shape == batch["labels"].shape == (B, T)
+    assert batch["input_ids"].dtype == batch["labels"].dtype == batch["source_ids"].dtype == torch.int64
+    assert (batch["labels"][:, :-1] == batch["input_ids"][:, 1:]).all()
+    assert (batch["step"], batch["phase"]) == (0, 0)
+
+
+def test_the_run_has_total_steps_and_the_draws_of_its_phases(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    dataset = MixtureDataset(curriculum)
+    steps = []
+    for batch in Reporting(dataset):
+        phase = dataset.walk.phase_at(batch["step"])
+        counts, _ = phase_counts(phase, seed=curriculum.seed, method="systematic", batch_rows=B)
+        expected = batch_sources(counts[batch["step"] - phase.start], seed=curriculum.seed, step=batch["step"])
+        assert (batch["source_ids"].numpy() == expected).all()
+        steps.append(batch["step"])
+    assert steps == list(range(70))
+
+
+def test_every_row_is_text_of_the_source_it_says(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    for batch in Reporting(dataset):
+        for row, source in zip(batch["input_ids"], batch["source_ids"].tolist(), strict=True):
+            text = dataset.tokenizer.decode(row.numpy())
+            others = {word for k, words in enumerate(WORDS) if k != source for word in words.split()}
+            assert not others & set(text.split()[1:-1])
+
+
+def test_the_rows_of_a_source_come_in_order_without_gaps(folder: Path) -> None:
+    seen: dict[int, list[int]] = {}
+    for batch in Reporting(MixtureDataset(a_curriculum(folder), provenance=True)):
+        for source, number in zip(batch["source_ids"].tolist(), batch["row_numbers"].tolist(), strict=True):
+            seen.setdefault(source, []).append(number)
+    for numbers in seen.values():
+        assert sorted(numbers) == list(range(len(numbers)))
+
+
+def test_warmup_and_pivot_reach_the_batches_at_exactly_their_steps(folder: Path) -> None:
+    for batch in Reporting(MixtureDataset(a_curriculum(folder))):
+        drawn = set(batch["source_ids"].tolist())
+        if batch["step"] < 21:
+            assert drawn <= {0, 1}
+        if batch["step"] >= 49:
+            assert 2 not in drawn
+
+
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    tokenizer = MixtureDataset(curriculum).tokenizer
+    assert_resumes_from_every_step(lambda: Reporting(MixtureDataset(curriculum, tokenizer=tokenizer)), num_steps=60)
+
+
+def test_rows_mode_gives_the_rows_of_the_batches_and_resumes_in_mid_batch(folder: Path) -> None:
+    curriculum = a_curriculum(folder, total_steps=5)
+    whole = torch.cat([batch["input_ids"] for batch in MixtureDataset(curriculum)])
+    rows = MixtureDataset(curriculum, batches=False)
+    taken = [row["input_ids"] for _, row in zip(range(13), rows, strict=False)]
+    state = json.loads(json.dumps(rows.state_dict()))
+    restored = MixtureDataset(curriculum, batches=False)
+    restored.load_state_dict(state)
+    again = [row["input_ids"] for row in restored]
+    assert (torch.stack(taken + again) == whole).all()
+
+
+def test_a_data_loader_without_workers_delivers_the_same_batches(folder: Path) -> None:
+    curriculum = a_curriculum(folder, total_steps=9)
+    plain = [batch["input_ids"] for batch in MixtureDataset(curriculum)]
+    loader = DataLoader(MixtureDataset(curriculum), batch_size=None, num_workers=0)
+    assert all((a == b["input_ids"]).all() for a, b in zip(plain, loader, strict=True))
+
+
+def test_a_worker_is_refused_with_what_to_do(folder: Path) -> None:
+    loader = DataLoader(MixtureDataset(a_curriculum(folder)), batch_size=None, num_workers=1)
+    with pytest.raises(TopologyError, match=r"num_workers=0"):
+        next(iter(loader))
+
+
+def test_a_second_rank_is_refused_with_what_to_do(folder: Path) -> None:
+    with pytest.raises(TopologyError, match="rank 1 of 2: .*one process"):
+        MixtureDataset(a_curriculum(folder), rank=1, world_size=2)
+
+
+def test_reports_reach_the_walk_by_source(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    batch = next(iter(dataset))
+    assert dataset.report(batch, losses_of(batch)) is True
+    assert dataset.report(batch, losses_of(batch)) is False
+    pending = dataset.walk.state_dict()["inbox"]["pending"]
+    counts = np.bincount(batch["source_ids"].numpy(), minlength=4)
+    assert pending[0]["rows"] == counts[counts > 0].tolist()
+    assert pending[0]["loss_sums"][0] == pytest.approx(2.0 * T * counts[0])
+
+
+def test_losses_of_the_wrong_shape_are_refused(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    batch = next(iter(dataset))
+    with pytest.raises(FeedbackError, match=r"shape \[8\].*\[B, T\]"):
+        dataset.report(batch, torch.zeros(B))
+    with pytest.raises(FeedbackError, match="as it was yielded"):
+        dataset.report({"input_ids": batch["input_ids"]}, torch.zeros(B, T))
+
+
+def test_masked_tokens_do_not_count(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    batch = next(iter(dataset))
+    losses = losses_of(batch).clone()
+    mask = torch.ones_like(losses, dtype=torch.bool)
+    mask[:, 10:] = False
+    losses[:, 10:] = torch.nan
+    dataset.report(batch, losses, mask)
+    assert dataset.walk.state_dict()["inbox"]["pending"][0]["tokens"][0] % 10 == 0
+
+
+def test_a_source_that_stops_ends_the_run_and_one_that_errs_says_so(folder: Path) -> None:
+    def with_short(policy: str) -> Curriculum:
+        sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
+        sources[1]["on_exhausted"] = policy
+        return a_curriculum(folder, sources=sources, total_steps=5000)
+
+    assert len(list(MixtureDataset(with_short("stop")))) < 5000
+    with pytest.raises(SourceExhaustedError, match="s1 ran dry"):
+        list(MixtureDataset(with_short("error")))
+
+
+def test_a_source_read_through_tells_the_walk_its_size(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder, total_steps=400))
+    for batch in Reporting(dataset):
+        del batch
+    progress = dataset.progress()
+    assert progress["s0"].unique_tokens is not None
+    known = dict(zip(dataset.curriculum.names, dataset.walk.state_dict()["unique_tokens"], strict=True))
+    assert known["s0"] == progress["s0"].unique_tokens
+
+
+def test_hugging_face_objects_can_be_passed_as_sources(folder: Path) -> None:
+    texts = {"text": ["passed from python, word for word"] * 50}
+    stream = datasets.Dataset.from_dict(texts).to_iterable_dataset()
+    curriculum = a_curriculum(
+        folder,
+        sources=[{"name": "mine"}, {"name": "s1", "data_files": str(folder / "s1.jsonl")}],
+        floors={"mine": 0.5}, caps={}, pivots=[], curriculum_warmup_steps=0, curriculum_warmup_sources=[],
+    )  # fmt: skip
+    dataset = MixtureDataset(curriculum, streams={"mine": stream})
+    batch = next(iter(dataset))
+    mine = batch["input_ids"][batch["source_ids"] == 0][0]
+    assert "python" in dataset.tokenizer.decode(mine.numpy()) or "word" in dataset.tokenizer.decode(mine.numpy())
+
+
+def test_an_empty_source_is_refused_by_name(folder: Path) -> None:
+    (folder / "s1.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(EmptySourceError, match="s1"):
+        list(MixtureDataset(a_curriculum(folder)))
+
+
+def test_the_state_of_another_run_is_refused(folder: Path) -> None:
+    state = MixtureDataset(a_curriculum(folder)).state_dict()
+    with pytest.raises(StateMismatchError, match="belongs to curriculum"):
+        MixtureDataset(a_curriculum(folder, seed=4)).load_state_dict(state)
+
+
+def test_walk_and_journal_together_are_refused(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    with pytest.raises(ConfigError, match="either walk or journal"):
+        MixtureDataset(curriculum, walk=Walk(curriculum), journal=folder / "journal.jsonl")
