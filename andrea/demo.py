@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 PEAK_LR = 3e-3  # tiny learns fastest near this; ANDREA-120M's 3e-4 is for a model 100 times its size
-CHECKPOINT_STEPS = 100
+CHECKPOINT_STEPS = 50
 CHECKPOINT, JOURNAL, PAGE = "checkpoint.pt", "journal.jsonl", "walk.html"
 
 talk = Console(stderr=True)

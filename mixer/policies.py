@@ -200,11 +200,14 @@ class BoundedUcb:
     def _to_unit(self, new: State, rewards: Array) -> Array:
         """Add ``rewards`` to the ring in ``new`` and return them on its 20 % to 80 % scale, [K]; 0 for NaN."""
         fresh = rewards[~np.isnan(rewards)]
+        if not fresh.size:
+            return np.zeros(rewards.size)
         seen, ring = int(new["num_rewards"][0]), new["recent"].copy()
         ring[(seen + np.arange(fresh.size)) % ring.size] = fresh
         new["recent"], new["num_rewards"] = ring, np.array([float(seen + fresh.size)])
         low, high = np.quantile(ring[: min(seen + fresh.size, ring.size)], [0.2, 0.8])
-        scaled = (rewards - low) / (high - low) if high > low else np.full(rewards.size, 0.5)
+        is_spread = high - low > 1e-9 * max(abs(high), 1.0)  # equal rewards may differ by rounding
+        scaled = (rewards - low) / (high - low) if is_spread else np.full(rewards.size, 0.5)
         return np.clip(np.where(np.isnan(rewards), 0.0, scaled), 0.0, 1.0)
 
     def after_pivot(self, state: State) -> State:

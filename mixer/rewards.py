@@ -176,9 +176,12 @@ class CallableReward:
 def load_callable(path: str) -> Callable[[SourceLosses], Array]:
     """Import ``package.module:function``, or raise ConfigError saying which half is wrong."""
     module_name, _, attribute = path.partition(":")
+    for half, what in ((module_name, "module before"), (attribute, "function after")):
+        if not half:
+            raise ConfigError(f"reward {path!r}: no {what} the colon; write package.module:function")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: a relative name, such as .module
         raise ConfigError(f"reward {path!r}: cannot import {module_name!r}: {error}") from error
     except AttributeError as error:
         raise ConfigError(f"reward {path!r}: module {module_name!r} has no {attribute!r}") from error

@@ -162,7 +162,7 @@ def test_a_worker_is_refused_with_what_to_do(folder: Path) -> None:
 
 
 def test_a_second_rank_is_refused_with_what_to_do(folder: Path) -> None:
-    with pytest.raises(TopologyError, match="rank 1 of 2: .*one process"):
+    with pytest.raises(TopologyError, match=r"rank 1 of 2: .*one process"):
         MixtureDataset(a_curriculum(folder), rank=1, world_size=2)
 
 

@@ -1,0 +1,51 @@
+"""The built wheel runs where there is no checkout: configs and types come with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_packages_configs_and_type_marks(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"mixer/py.typed", "mixer/configs/demo.yaml", "mixer/configs/andrea-120m-v2.yaml", "andrea/demo.py"} <= names
+    assert not [name for name in names if name.startswith("tests")]
+
+
+def test_the_installed_wheel_runs_the_demo_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # after our own package
+    environment = {**os.environ, "MIXER_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    script = "import mixer.cli; mixer.cli.main()"
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "-c", script, "demo", "--steps", "14", "--out", "run", "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 14
+    where = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "-c", "import mixer; print(mixer.__file__)"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert where.stdout.startswith(str(tmp_path))
