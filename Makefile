@@ -23,7 +23,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
-	for script in benchmarks/*.py; do case $$script in */common.py) ;; *) $(BIN)/python $$script || exit 1;; esac; done
+	$(BIN)/python -m benchmarks.region
+	$(BIN)/python -m benchmarks.decision
 
 $(VENV)/created.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'

@@ -12,10 +12,11 @@ import os
 import pickle
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -329,14 +330,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: there is none.
         StateMismatchError: the file is damaged, is no checkpoint of this project, or is of another version.
     """
-    try:
-        # torch does not compare checksums: without this, a flipped bit in a parameter goes unnoticed
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise _unreadable(path, f"it is cut short or no checkpoint: {error}") from error
-    if damaged is not None:
-        raise _unreadable(path, f"its part {damaged} is damaged")
+    with path.open("rb") as file:
+        _check_archive(path, file)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
@@ -345,6 +340,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise _unreadable(path, "another program wrote it")
     _check_version(f"checkpoint {path}", contents.get("version"), _CHECKPOINT_VERSION)
     return Checkpoint(trainer_state=contents["trainer"], dataset_state=contents["dataset"])
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Raise StateMismatchError unless the file is whole: torch compares no checksums, so a flipped bit would pass."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    # a damaged header raises zipfile's own error, or that of the offset, name, cipher or codec that it now gives
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, UnicodeDecodeError, zlib.error) as error:
+        raise _unreadable(path, f"it is cut short, damaged or no checkpoint: {error}") from error
+    if damaged is not None:
+        raise _unreadable(path, f"its part {damaged} is damaged")
 
 
 def _unreadable(path: Path, cause: str) -> StateMismatchError:

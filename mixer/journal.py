@@ -20,7 +20,6 @@ from mixer.errors import JournalError, StateMismatchError
 
 JOURNAL_VERSION = 1
 _FIRST = "0" * 32  # what the first line is chained to
-_CHAIN_BYTES = len(b',"chain":""}') + 32 + 1  # with the line feed
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class Journal:
         """Write one line; on failure the file is as before and JournalError says why."""
         body = orjson.dumps(dict(record), option=orjson.OPT_SERIALIZE_NUMPY)
         digest = _chained(self.position.digest, body)
-        line = body[:-1] + b',"chain":"' + digest.encode() + b'"}\n'
+        line = body[:-1] + _ending(digest)
         written = 0
         try:
             while written < len(line):
@@ -139,7 +138,7 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield every whole line of a journal as a dict, in file order and constant memory, checking the chain.
 
     Raises:
-        JournalError: naming the first line that is damaged; a torn last line is only noted.
+        JournalError: naming the first line that is damaged; a torn last line is left out.
     """
     for _, _, record in _scan(Path(path)):
         yield record
@@ -147,6 +146,13 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def _chained(previous: str, body: bytes) -> str:
     return hashlib.blake2b(previous.encode() + body, digest_size=16).hexdigest()
+
+
+def _ending(digest: str) -> bytes:
+    return b',"chain":"' + digest.encode() + b'"}\n'
+
+
+_ENDING_BYTES = len(_ending(_FIRST))
 
 
 def _scan(path: Path) -> Iterator[tuple[Position, bytes, dict[str, Any]]]:
@@ -157,9 +163,9 @@ def _scan(path: Path) -> Iterator[tuple[Position, bytes, dict[str, Any]]]:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                body, chain = line[:-_CHAIN_BYTES] + b"}", line[-_CHAIN_BYTES:-1]
+                body = line[:-_ENDING_BYTES] + b"}"
                 digest = _chained(position.digest, body)
-                if chain[:10] != b',"chain":"' or chain[10:42].decode("ascii", "replace") != digest:
+                if line[-_ENDING_BYTES:] != _ending(digest):
                     raise JournalError(
                         f"{path}: line {position.line + 1} is damaged or does not follow the line before it; "
                         f"lines 1 to {position.line} are sound"

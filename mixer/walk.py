@@ -279,6 +279,7 @@ class Walk:
         record = {
             "type": "phase",
             **_phase_to_record(phase),
+            "boundary": boundary,
             "probability_random": law.probability_random(index),
             "before": before,
             "landed": landed if is_new_regime else None,

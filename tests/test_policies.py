@@ -329,7 +329,9 @@ def test_proportional_weights_follow_the_tokens_and_static_ones_the_file() -> No
     capped = with_tokens([10, 30, 60], policy="proportional", caps={"source-2": 0.4})
     np.testing.assert_allclose(first_weights(capped), [0.2, 0.4, 0.4])
     table = {"source-0": 0.25, "source-2": 0.75}
-    np.testing.assert_allclose(first_weights(curriculum(3, policy={"name": "static", "weights": table})), [0.25, 0, 0.75])
+    np.testing.assert_allclose(
+        first_weights(curriculum(3, policy={"name": "static", "weights": table})), [0.25, 0, 0.75]
+    )
     np.testing.assert_allclose(first_weights(curriculum(4, policy="static")), 0.25)
 
 
