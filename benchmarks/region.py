@@ -6,6 +6,8 @@ sources that are not pinned. ``drs`` is shown too, though its draws are not unif
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from convolutionalfixedsum import cfsn
 
@@ -60,13 +62,11 @@ def growth() -> None:
     for num_sources in (16, 100, 1000, 10_000):
         region = polish_like(num_sources, num_excluded=num_sources // 4)
         point = rng.random(num_sources)
-        times = medians(
-            {
-                "project": lambda r=region, p=point: r.project(p),
-                "best_vertex": lambda r=region, p=point: r.best_vertex(p),
-            },  # type: ignore[misc]
-            rounds=20,
-        )
+        contenders = {
+            "project": functools.partial(region.project, point),
+            "best_vertex": functools.partial(region.best_vertex, point),
+        }
+        times = medians(contenders, rounds=20)
         scale = num_sources * np.log2(num_sources)
         rows.append([num_sources, *(seconds * 1e6 for seconds in times.values()), times["project"] / scale * 1e9])
     say("Exact geometry", ["K", "project us", "best_vertex us", "project ns / K log2 K"], rows)

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from mixer.config_errors import describe, suggestion
+from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.phases import PhaseLaw
 from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
@@ -26,7 +26,7 @@ from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 CONFIG_VERSION = 1
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Weight = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
 Scalar = str | int | float | bool | None
 
 
@@ -211,7 +211,13 @@ class Curriculum(_Frozen):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise ConfigError(describe(error, type(self))) from error
+            problems = describe(error, type(self))
+            if is_unknown_keys_alone(error):  # then the rest of the file can be judged too
+                try:
+                    type(self)(**without_unknown_keys(data, error))
+                except ConfigError as more:
+                    problems += more.problems
+            raise ConfigError(problems) from error
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -223,6 +229,9 @@ class Curriculum(_Frozen):
             raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
         except YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(data, Mapping):
@@ -254,8 +263,9 @@ class Curriculum(_Frozen):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         problems = [*self._name_problems()]
-        if not problems:  # a region needs known names
-            problems += self._schedule_problems()
+        is_named = not problems  # a region needs known names
+        problems += self._schedule_problems()
+        if is_named:
             try:
                 _ = self.regimes
             except InfeasibleRegionError as error:

@@ -3,11 +3,11 @@
 Systematic draws: one random start per run, then every batch gives its extra rows to the largest remainders of what its
 weights earn plus what earlier batches left owing. Each batch's count is within one of ``B w_i``; the running count of
 every source stays within 2 rows of ``sum w_i`` at every batch (worst seen: 1.6), also while the weights change (random
-draws drift like the square root). The price of that carry: over seeds, a row's marginal probability is exactly ``w_i`` while
-the weights stay as they are, but the first batch after a change may be off by a quarter of a row, the second by a
-tenth, and by the fifth it is gone; summed over a run it is never more than the carry, about a row per source. No
-scheme can have all of it: while weights change at will, counts within a row, sources of weight 0 never drawn and
-exact marginals at every batch exclude each other.
+draws drift like the square root). The price of that carry: over seeds, a row's marginal probability is exactly ``w_i``
+while the weights stay as they are, but the first batch after a change may be off by a quarter of a row, the second by
+a tenth, and by the fifth that is gone; its sum over the run is never more than the carry, about a row per source. No
+scheme can have all of it: while weights change at will, running counts within a row, sources of weight 0 never drawn
+and exact marginals in every batch exclude each other.
 """
 
 from __future__ import annotations

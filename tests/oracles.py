@@ -25,7 +25,7 @@ def exact_projection(point: Array, lower: Array, upper: Array) -> Array:
     for left, right in pairwise(kinks):
         most, least = sum(weights(left)), sum(weights(right))
         if most >= 1 >= least:
-            share = (most - 1) / (most - least) if most > least else Fraction(0)
+            share = Fraction(most - 1) / Fraction(most - least) if most > least else Fraction(0)
             return np.array([float(w) for w in weights(left + (right - left) * share)])
     return np.array([float(w) for w in weights(kinks[0] if sum(high) <= 1 else kinks[-1])])
 

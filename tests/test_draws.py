@@ -159,7 +159,7 @@ def test_draws_are_a_function_of_seed_phase_and_step() -> None:
 
     def rows(walk: Walk, step: int) -> list[int]:
         counts = batch_counts(walk.curriculum, walk.phase_at(step), step)
-        return batch_sources(counts, seed=walk.curriculum.seed, step=step).tolist()
+        return [int(i) for i in batch_sources(counts, seed=walk.curriculum.seed, step=step)]
 
     steps = [17, 3, 99, 3, 0]  # in any order, as often as one likes
     drive(again, 120)

@@ -17,7 +17,8 @@ keys = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=40)
 
 def report(step: int, rank: int) -> SourceLosses:
     """Losses that tell which report they are of."""
-    return SourceLosses(rows=[step + 1], tokens=[step + 1], loss_sums=[step + rank / 10], rank=rank)
+    rows = np.array([step + 1])
+    return SourceLosses(rows=rows, tokens=rows, loss_sums=np.array([step + rank / 10]), rank=rank)
 
 
 def filled(arrivals: list[tuple[int, int]]) -> Inbox:

@@ -108,7 +108,7 @@ def test_kind_and_length_depend_on_seed_and_index_only() -> None:
     kept = {"seed": 11, "phases": {"initial_random": 2, "random_probability": 0.3}}
     reference = law_of(drive(Walk(curriculum(3, **kept)), 200))
     assert {kind for _, kind in reference} == {True, False}
-    assert law_of(drive(Walk(curriculum(3, **kept)), 600, late=ragged)) == reference
+    assert law_of(drive(Walk(curriculum(3, **kept)), 200, late=ragged)) == reference
     assert law_of([Walk(curriculum(3, **kept)).phase_at(step) for step in range(200)]) == reference
     assert law_of(drive(Walk(curriculum(7, **kept, floors={"source-2": 0.5})), 200)) == reference
     for policy in POLICIES[:5]:  # those whose phases are random by chance

@@ -43,7 +43,8 @@ def absorbed(policy: Learnability, phases: Sequence[tuple[int, float, int]], *, 
 
 def observations(phases: Sequence[tuple[int, float, int]]) -> tuple[Array, Array, Array, Array]:
     """Return x, y, discounted rows and discounts of a source's phases, straight from the formulas."""
-    x, y, rows, discounts = [], [], [], []
+    x, y, rows = [], [], []
+    discounts: list[float] = []
     tokens, since = 0, 0
     for num_rows, loss, length in phases:
         factor = ((since + TAU_0) / (since + length + TAU_0)) ** KAPPA
@@ -381,7 +382,7 @@ def share_at_the_end(policy: str, seed: int) -> Array:
     tokens = [10**9, 4_000, *[10**9] * 4]
     run = with_tokens(tokens, seed=seed, policy=policy, batch_rows=16, phases={"random_probability": 0.05})
     phases = drive(Walk(run), 3_000, losses=Toy())
-    return np.mean([phase.weights for phase in phases[2_000:] if phase.kind == "bandit"], axis=0)
+    return np.asarray(np.mean([phase.weights for phase in phases[2_000:] if phase.kind == "bandit"], axis=0))
 
 
 def test_the_default_turns_from_noise_and_repetition_while_andrea_camps_on_spread() -> None:

@@ -75,7 +75,8 @@ def test_losses_can_be_built_from_means_by_name() -> None:
 def test_a_loss_that_cannot_be_names_its_source_step_and_value(value: float, table: str) -> None:
     tables = {"loss_sums": np.ones(3), "square_sums": np.ones(3)}
     tables[table][1] = value
-    losses = SourceLosses(rows=np.ones(3), tokens=np.ones(3), **tables)
+    ones = np.ones(3, dtype=np.int64)
+    losses = SourceLosses(rows=ones, tokens=ones, loss_sums=tables["loss_sums"], square_sums=tables["square_sums"])
     with pytest.raises(InvalidLossError, match=rf"step 8: loss of code is {re.escape(str(value))}; .* finite and not"):
         check_losses(losses, NAMES, step=8)
 

@@ -240,7 +240,11 @@ def open_stream(
 def _arguments(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """Return what ``load_dataset`` takes for this source, and the files of this machine among it."""
     if source.local is not None:
-        return _files_arguments(source.name, None, (str(gather(source.local)),), Path)
+        try:
+            gathered = gather(source.local)
+        except MixerError as error:
+            raise type(error)(f"source {source.name}: {error}") from error
+        return _files_arguments(source.name, None, (str(gathered),), Path)
     patterns = (source.data_files,) if isinstance(source.data_files, str) else source.data_files
     if source.path is None or source.path in BUILDERS.values():
         if not patterns:

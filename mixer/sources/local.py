@@ -41,7 +41,7 @@ SKIPPED_FOLDERS = frozenset(
         *("idlelib", "lib2to3", "encodings", "turtledemo", "pydoc_data"),
     )
 )
-CATEGORIES = {"S": "symbol", "P": "punctuation mark", "N": "number", "L": "letter", "M": "mark", "Z": "separator"}
+CATEGORIES = {"S": "symbol", "P": "punctuation mark", "N": "number", "L": "letter", "M": "mark"}
 
 Document = tuple[str, str]  # (text, origin)
 
@@ -295,7 +295,8 @@ def _definitions() -> Iterator[Document]:
     for code in range(0x20, sys.maxunicode + 1):
         character = chr(code)
         name = unicodedata.name(character, "")
-        if not name or name.startswith(("CJK UNIFIED", "CJK COMPATIBILITY", "HANGUL SYLLABLE")) or code > 0x2FFFF:
+        ranges = ("CJK UNIFIED", "CJK COMPATIBILITY", "HANGUL SYLLABLE")  # numbered, not named
+        if not name or name.startswith(ranges) or not character.isprintable():
             continue
         kind = CATEGORIES.get(unicodedata.category(character)[0], "character")
         value = unicodedata.numeric(character, None)
