@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -280,8 +281,9 @@ class Curriculum(_Frozen):
         return self
 
     def _name_problems(self) -> Iterable[str]:
-        for name in sorted({name for name in self.names if self.names.count(name) > 1}):
-            yield f"source {name} is declared {self.names.count(name)} times; give each source its own name"
+        declared = Counter(self.names)
+        for name in sorted(name for name, times in declared.items() if times > 1):
+            yield f"source {name} is declared {declared[name]} times; give each source its own name"
         places: list[tuple[str, Iterable[str]]] = [
             ("floors", self.floors),
             ("caps", self.caps),
@@ -296,10 +298,10 @@ class Curriculum(_Frozen):
             places.append((f"policy: {key}", getattr(self.policy, key) or ()))
         for place, names in places:
             for name in names:
-                if name not in self.names:
+                if name not in declared:
                     yield f"{place}: unknown source {name!r}{suggestion(name, self.names)}"
         warmup = self.curriculum_warmup_sources
-        for name in sorted({name for name in warmup if warmup.count(name) > 1}):
+        for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
             yield f"curriculum_warmup_sources: {name} is listed twice"
         if self.curriculum_warmup_steps and not warmup:
             yield "curriculum_warmup_steps is set, but curriculum_warmup_sources is empty; name the warmup's sources"
@@ -344,7 +346,7 @@ class Curriculum(_Frozen):
             if unknown:
                 yield f"policy {policy.name} needs `tokens:` of every source; missing: {', '.join(unknown)}"
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The sources' names in declared order, K of them."""
         return tuple(source.name for source in self.sources)

@@ -155,9 +155,9 @@ def test_a_misspelt_key_does_not_hide_other_problems() -> None:
             pivots=[{"name": "a", "at_step": 3, "flors": {}}],
         )
     assert [problem.split(";")[0].split(",")[0] for problem in caught.value.problems] == [
-        "seeds: unknown key",
         "pivots.0.flors: unknown key",
         "policy.ucb.etta: unknown key",
+        "seeds: unknown key",
         "pivot a at step 3 is 3 steps after the start",
         "regime firehose (from step 0): floors sum to 1.6",
     ]

@@ -479,6 +479,15 @@ def test_before_the_first_step_bounds_belong_in_the_file() -> None:
 # Steps, and sizes of sources.
 
 
+def test_a_walk_over_ten_thousand_sources_keeps_every_bound() -> None:
+    names = [f"source-{i}" for i in range(10_000)]
+    walk = Walk(curriculum(10_000, floors={"source-7": 0.3}, exclude=names[100:200], phases={"initial_random": 1}))
+    for phase in phases_of(drive(walk, 60)):
+        assert walk.regimes[0].region.contains(phase.weights)
+        assert phase.weights[7] >= 0.3
+        assert (phase.weights[100:200] == 0).all()
+
+
 def test_steps_before_the_beginning_or_long_past_are_refused() -> None:
     walk = Walk(curriculum(2, phases={"min_steps": 1, "max_steps": 1}, policy="static"))
     with pytest.raises(StepError, match="step is -1; steps count from 0"):

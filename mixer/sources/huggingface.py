@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,34 @@ class TextStream:
     Counters are of the current epoch: ``num_rows`` read, ``num_documents`` given, ``num_empty`` rows without text.
     """
 
-    def __init__(self, source: SourceConfig, dataset: datasets.IterableDataset, files: tuple[Path, ...] = ()) -> None:
-        """Stream ``dataset``, of which this object becomes the only user; ``files`` are those it reads, if local."""
+    def __init__(
+        self,
+        source: SourceConfig,
+        dataset: datasets.IterableDataset,
+        *,
+        files: tuple[Path, ...] = (),
+        revision: str | None = None,
+        reopen: Callable[[str], datasets.IterableDataset] | None = None,
+    ) -> None:
+        """Stream ``dataset``, of which this object becomes the only user.
+
+        Args:
+            source: how its rows are chosen and rendered.
+            dataset: the rows.
+            files: those that it reads, if they are on this machine.
+            revision: the commit that it is of, if it is from the hub.
+            reopen: returns the data set as of another commit; a saved state may need one that is no longer the newest.
+        """
         self.name = source.name
         self._source = source
         self._files = files
         self._files_digest = files_digest(files) if files else None
+        self._revision = revision
+        self._reopen = reopen
         self._renderer = Renderer(source)
-        if dataset.column_names is not None:  # unknown after .map() and for some JSON: each batch is checked then
-            self._renderer.check_columns(dataset.column_names)
-            dataset = dataset.select_columns(list(self._renderer.columns))
-        self._dataset = dataset
+        self._dataset = self._narrowed(dataset)
         self._batches: Iterator[dict[str, list[Any]]] | None = None
+        self._close = _nothing
         self.restart()
 
     def restart(self) -> None:
@@ -106,6 +123,7 @@ class TextStream:
             "version": STATE_VERSION,
             "source": self.name,
             "files": self._files_digest,
+            "revision": self._revision,
             "dataset": copy.deepcopy(self._position),
             "offset": self._offset,
             "rows": self.num_rows,
@@ -116,16 +134,24 @@ class TextStream:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that ``state_dict`` gave, here or in another process.
 
+        A data set of the hub is read as of the commit that the state was saved with, whatever its newest one is now.
+
         Raises:
             StateMismatchError: the state of another source or version, or of files that have changed since.
+            MissingDataError: a commit that the hub no longer has.
         """
         expected = {"version": STATE_VERSION, "source": self.name, "files": self._files_digest}
+        if self._reopen is None:
+            expected["revision"] = self._revision
         for key, value in expected.items():
             if state.get(key) != value:
                 hint = "; its files are not those that the state was saved with" if key == "files" else ""
                 raise StateMismatchError(
                     f"source {self.name}: the saved state has {key} {state.get(key)!r}, but this is {value!r}{hint}"
                 )
+        if self._reopen is not None and state["revision"] != self._revision:
+            self._dataset = self._narrowed(self._reopen(state["revision"]))
+            self._revision = state["revision"]
         self._move(copy.deepcopy(state["dataset"]), state["offset"])
         self.num_rows, self.num_documents, self.num_empty = state["rows"], state["documents"], state["empty"]
 
@@ -135,9 +161,15 @@ class TextStream:
         self._offset = offset
         self._batch: dict[str, list[Any]] = {}
         self._batch_rows = 0
-        if self._batches is not None:
-            self._batches.close()  # type: ignore[attr-defined]  # a generator, and it holds a file open
         self._batches = None
+        self._close()
+
+    def _narrowed(self, dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+        """Return the data set with the columns that are needed only; raise MissingDataError if one is not there."""
+        if dataset.column_names is None:  # unknown after .map() and for some JSON: each batch is checked then
+            return dataset
+        self._renderer.check_columns(dataset.column_names)
+        return dataset.select_columns(list(self._renderer.columns))
 
     def _read_group(self) -> list[str]:
         documents: list[str] = []
@@ -184,7 +216,9 @@ class TextStream:
                     # `datasets` would otherwise begin at the last state it was given, in every epoch
                     self._dataset.load_state_dict(self._position)
                     # not iter(dataset): inside a DataLoader's worker that reads a share of the files only
-                    self._batches = self._dataset.iter(batch_size=BATCH_ROWS)
+                    self._batches = batches = self._dataset.iter(batch_size=BATCH_ROWS)
+                    # it holds a file open, and left to the end of Python its own clean-up fails noisily
+                    self._close = weakref.finalize(self, batches.close)
                 return next(self._batches, None)
         except Exception as error:  # `datasets` lets through whatever its readers and file systems raise
             raise _explained(self.name, error, self._files, MalformedDataError) from error
@@ -225,16 +259,21 @@ def open_stream(
     if dataset is not None:
         return TextStream(source, _own_copy(source.name, dataset))
     arguments, files = _arguments(source, resolve)
-    try:
-        with _quiet_logging(), _without_progress_bars(), _without_count() if files else contextlib.nullcontext():
-            loaded = datasets.load_dataset(
-                name=source.config_name, split=source.split, revision=source.revision, streaming=True, **arguments
-            )
-    except StopIteration as error:  # how the JSON builder says that its first file is empty
-        raise EmptySourceError(f"source {source.name}: there are no rows at all in {files[0]}") from error
-    except Exception as error:  # as above; a wrong split or configuration is a bare ValueError
-        raise _explained(source.name, error, files, MissingDataError) from error
-    return TextStream(source, loaded, files)
+
+    def load(revision: str | None) -> tuple[datasets.IterableDataset, str]:
+        try:
+            with _quiet_logging(), _without_progress_bars(), _without_count() if files else contextlib.nullcontext():
+                builder = datasets.load_dataset_builder(name=source.config_name, revision=revision, **arguments)
+                return builder.as_streaming_dataset(split=source.split), builder.hash
+        except StopIteration as error:  # how the JSON builder says that its first file is empty
+            raise EmptySourceError(f"source {source.name}: there are no rows at all in {files[0]}") from error
+        except Exception as error:  # as above; a wrong split or configuration is a bare ValueError
+            raise _explained(source.name, error, files, MissingDataError) from error
+
+    dataset, commit = load(source.revision)
+    if files or not _is_of_hub(arguments["path"]):
+        return TextStream(source, dataset, files=files)
+    return TextStream(source, dataset, revision=commit, reopen=lambda revision: load(revision)[0])
 
 
 def _arguments(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[dict[str, Any], tuple[Path, ...]]:
@@ -254,15 +293,25 @@ def _arguments(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[di
             )
         return _files_arguments(source.name, source.path, patterns, resolve)
     path = source.path
-    if path.startswith((".", "/", "~")):  # a hub id never does
+    if not _is_of_hub(path):
         folder = resolve(path)
         if not folder.is_dir():
             raise MissingDataError(
                 f"source {source.name}: path {path!r} is no folder: {folder}; "
                 "name single files as data_files, and data sets of the hub as owner/name"
             )
+        if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+            raise ConfigError(
+                f"source {source.name}: {path!r} was written by save_to_disk; "
+                f"name its files instead, as data_files: {path.rstrip('/')}/*.arrow"
+            )
         path = str(folder)
     return {"path": path, "data_files": list(patterns) if patterns else None}, ()
+
+
+def _is_of_hub(path: str) -> bool:
+    """Whether a path is owner/name of the hub, which never begins like the path of a folder."""
+    return path not in BUILDERS.values() and not path.startswith((".", "/", "~"))
 
 
 def _files_arguments(
@@ -275,6 +324,10 @@ def _files_arguments(
     builder = builder or builder_for(name, [*map(str, files), *urls])
     arguments = {"path": builder, "data_files": {"train": literal + urls}, **BUILDER_OPTIONS.get(builder, {})}
     return arguments, tuple(files)
+
+
+def _nothing() -> None:
+    """Close nothing: no file is open yet."""
 
 
 def _own_copy(name: str, dataset: Any) -> datasets.IterableDataset:

@@ -32,7 +32,7 @@ from mixer.cache import cache_root, written_whole
 from mixer.config_errors import suggestion
 from mixer.errors import EmptySourceError, UnknownSourceError
 
-VERSION = 1  # of what the collections hold; a new number makes every cached file anew
+VERSION = 2  # of what the collections hold; a new number makes every cached file anew
 
 # Tests, tables, generated and vendored code: large, little to read, and not on every Python
 SKIPPED_FOLDERS = frozenset(
