@@ -16,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+COMPARED = ("numpy", "torch", "convolutionalfixedsum", "drs")  # packages whose version may change a figure
+
 
 def medians(contenders: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
     """Run the contenders in turn, ``rounds`` times, and return each one's median in seconds; one round warms up."""
@@ -40,21 +42,21 @@ def say(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) ->
     Console(width=120).print(table)
 
 
-def hardware(*packages: str) -> dict[str, str]:
-    """Return processor, cores, versions, commit and command."""
+def hardware() -> dict[str, str]:
+    """Return processor, cores, versions of the compared packages in use, commit, command and load."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", *packages)}
+    versions = {name: importlib.metadata.version(name) for name in COMPARED if name in sys.modules}
     facts = {"processor": model, "cores": str(os.cpu_count()), "python": platform.python_version()}
-    command = f"python {Path(sys.argv[0]).name}"
+    command = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     return {**facts, **versions, "commit": commit, "command": command, "load": f"{os.getloadavg()[0]:.1f}"}
 
 
-def head(*packages: str) -> None:
+def head() -> None:
     """Print what the numbers were measured on."""
     if "--json" not in sys.argv:
-        print(", ".join(f"{key} {value}" for key, value in hardware(*packages).items()))
+        print(", ".join(f"{key} {value}" for key, value in hardware().items()))

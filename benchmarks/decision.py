@@ -64,7 +64,7 @@ def training_step() -> float:
 
 
 if __name__ == "__main__":
-    head("torch")
+    head()
     step_s, (_, decided_s) = training_step(), seconds_per_phase(9, 40)
     say(
         "Deciding beside training (K = 9, as in the demo)",

@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 from convolutionalfixedsum import cfsn
+from drs import drs
 
 from benchmarks.common import head, medians, say
 from mixer.region import Region
@@ -34,6 +35,7 @@ def sampling() -> None:
             "region.sample, one": lambda: region.sample(rng),
             "region.sample, 1,000": lambda: region.sample(rng, 1000),
             "cfsn, one": lambda: cfsn(len(lower), total=1.0, lower_constraints=lower, upper_constraints=upper),
+            "drs, one (not uniform)": lambda: drs(len(lower), 1.0, upper.tolist(), lower.tolist()),
         },
         rounds=15,
     )
@@ -68,11 +70,13 @@ def growth() -> None:
         }
         times = medians(contenders, rounds=20)
         scale = num_sources * np.log2(num_sources)
-        rows.append([num_sources, *(seconds * 1e6 for seconds in times.values()), times["project"] / scale * 1e9])
-    say("Exact geometry", ["K", "project us", "best_vertex us", "project ns / K log2 K"], rows)
+        micros, per_scale = ([seconds * unit for seconds in times.values()] for unit in (1e6, 1e9 / scale))
+        rows.append([num_sources, *micros, *per_scale])
+    columns = ["K", "project us", "best_vertex us", "project ns / K log2 K", "best_vertex ns / K log2 K"]
+    say("Exact geometry", columns, rows)
 
 
 if __name__ == "__main__":
-    head("convolutionalfixedsum")
+    head()
     sampling()
     growth()

@@ -7,11 +7,13 @@ reward does exactly that and lives in ``policies.AndreaPolicy``, for fidelity.
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from mixer.errors import ConfigError, FeedbackError, InvalidLossError
 from mixer.types import Array, IntArray
@@ -38,8 +40,9 @@ class SourceLosses:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", np.asarray(self.rows, dtype=np.int64))
-        object.__setattr__(self, "tokens", np.asarray(self.tokens, dtype=np.int64))
+        object.__setattr__(self, "rows", _counts("rows", self.rows))
+        object.__setattr__(self, "tokens", _counts("tokens", self.tokens))
+        object.__setattr__(self, "rank", operator.index(self.rank))  # plain data, also if numpy gave it
         object.__setattr__(self, "loss_sums", np.asarray(self.loss_sums, dtype=np.float64))
         squares = np.asarray(self.square_sums, dtype=np.float64)
         object.__setattr__(self, "square_sums", squares if squares.size else np.zeros(self.rows.shape))
@@ -68,6 +71,13 @@ class SourceLosses:
         means = np.full(self.tokens.size, np.nan)
         np.divide(self.loss_sums, self.tokens, out=means, where=self.tokens > 0)
         return means
+
+
+def _counts(what: str, values: npt.ArrayLike) -> IntArray:
+    given = np.asarray(values)
+    if given.dtype.kind == "f" and not (given == np.rint(given)).all():  # also NaN
+        raise FeedbackError(f"{what} are {given.tolist()}; they are whole numbers")
+    return given.astype(np.int64)
 
 
 def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> None:

@@ -8,6 +8,7 @@ first, journalled second and kept third, so a full disk leaves the walk where it
 from __future__ import annotations
 
 import importlib.metadata
+import operator
 import platform
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -119,6 +120,7 @@ class Walk:
             FutureFeedbackError: a step that has not been handed out.
             FeedbackError: shapes or counts that cannot be, or a source that its phase does not draw.
         """
+        step = operator.index(step)  # plain data, also if numpy gave it
         check_losses(losses, self.names, step=step)
         if step < 0:
             raise StepError(f"feedback for step {step}; steps count from 0")

@@ -54,6 +54,11 @@ def test_every_batch_is_full_and_each_count_within_one_of_what_the_weight_earns(
     assert (counts.sum(axis=1) == batch_rows).all()
     assert (np.abs(counts - weights * batch_rows) < 1).all()
     assert (counts[:, weights == 0] == 0).all()
+    other = np.roll(weights, 1)  # what is owed under one mixture is no claim on sources that the next leaves out
+    counts, _ = systematic_counts(other, owed, length=12, batch_rows=batch_rows)
+    assert (counts.sum(axis=1) == batch_rows).all()
+    assert (np.abs(counts - other * batch_rows) < 1).all()
+    assert (counts[:, other == 0] == 0).all()
 
 
 @given(weights_of_any_kind, st.integers(1, 64), st.integers(0, 1000))
@@ -198,6 +203,18 @@ def test_a_walk_that_gains_an_excluded_source_draws_the_same_rows() -> None:
 
 def test_weights_that_mean_whole_rows_draw_exactly_those() -> None:
     weights = np.array([0.29, 0.57, 0.14])  # times 100: 28.999999999999996, 56.99999999999999, 14.000000000000002
+    beside = np.array([0.29, 0.304, 0.406])
     for seed in range(20):
         counts, _ = systematic_counts(weights, initial_owed(seed, weights, 100), length=5, batch_rows=100)
         assert counts.tolist() == [[29, 57, 14]] * 5
+        counts, _ = systematic_counts(beside, initial_owed(seed, np.full(3, 1 / 3), 100), length=5, batch_rows=100)
+        assert counts[:, 0].tolist() == [29] * 5
+
+
+def test_the_largest_number_below_1_draws_the_last_source_that_has_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest(num: int, *key: object) -> Array:
+        return np.full(num, 1.0 - 2.0**-53)
+
+    monkeypatch.setattr("mixer.draws.uniforms", largest)
+    weights = np.array([*[0.1] * 10, 0.0])  # they sum to 0.9999999999999999
+    assert multinomial_counts(weights, seed=0, start=0, length=1, batch_rows=4).tolist() == [[0] * 9 + [4, 0]]

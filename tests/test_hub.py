@@ -63,16 +63,23 @@ def endpoint(hub: Hub) -> Hub:
 
 
 def read(
-    url: str, home: Path, *, state: dict[str, Any] | None = None, groups: int = 1, **source: Any
+    url: str,
+    home: Path,
+    *,
+    state: dict[str, Any] | None = None,
+    groups: int = 1,
+    offline: bool = False,
+    **source: Any,
 ) -> dict[str, Any]:
     """Stream in a new process that knows no other hub and has an empty cache."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "HF_DATASETS_OFFLINE": "0",
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_DATASETS_OFFLINE": str(int(offline)),
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "USE_TORCH": "0",  # `datasets` would import it, for half the time of a test
     }
     task = {"source": {"path": REPOSITORY, **source}, "state": state, "groups": groups}
     done = subprocess.run(
@@ -95,6 +102,23 @@ def test_a_data_set_is_streamed_by_its_id(endpoint: Hub, tmp_path: Path) -> None
     assert documents == [f"old {part} {i}" for part in range(2) for i in range(100)]
     assert result["groups"][-1] == []
     assert any("/data/train-00001" in request for request in endpoint.requests)
+
+
+def test_a_stream_of_the_hub_resumes_at_its_commit_when_a_newer_one_is_there(endpoint: Hub, tmp_path: Path) -> None:
+    first = read(endpoint.url, tmp_path / "a", groups=2)
+    assert first["state"]["revision"] == OLD
+    endpoint.newest = NEW
+    assert read(endpoint.url, tmp_path / "b")["groups"][0][0] == "new 0 0"  # a new run reads the new text
+    resumed = read(endpoint.url, tmp_path / "c", state=first["state"])
+    assert resumed["groups"] == [[f"old 1 {i}" for i in range(28, 92)]]  # 2 groups of 64 before, of 200 documents
+    assert resumed["state"]["revision"] == OLD
+
+
+def test_a_hub_that_may_not_be_asked_is_an_error_of_the_source(endpoint: Hub, tmp_path: Path) -> None:
+    result = read(endpoint.url, tmp_path, offline=True)
+    assert result["code"] == "source", result
+    assert result["message"].startswith("source hub: cannot be read: ")
+    assert endpoint.requests == []
 
 
 def test_files_of_a_repository_are_chosen_and_rendered(endpoint: Hub, tmp_path: Path) -> None:

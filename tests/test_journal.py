@@ -108,6 +108,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped_with_a_notice_and_the_run_goes_o
         caplog.clear()
         with caplog.at_level(logging.WARNING), Journal.open(path) as journal:
             assert f"{kept} bytes of it are dropped" in caplog.text
+            assert path.read_bytes() == first
             journal.append({"n": 1})
         assert path.read_bytes() == whole
 

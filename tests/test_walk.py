@@ -312,6 +312,18 @@ def test_feedback_that_cannot_be_is_refused_and_changes_nothing(
         assert walk.report(5, report_of(walk, 5))  # the step can still be told rightly
 
 
+def test_numbers_of_numpy_are_as_good_as_plain_ones() -> None:
+    plain, numpy = Walk(curriculum(3)), Walk(curriculum(3))
+    for walk in (plain, numpy):
+        walk.phase_at(0)
+    losses = report_of(plain, 0)
+    assert plain.report(0, losses)
+    told = {name: getattr(losses, name).tolist() for name in ("rows", "tokens", "loss_sums", "square_sums")}
+    zero: Any = np.int64(0)
+    assert numpy.report(zero, SourceLosses(**told, rank=zero))
+    assert json.dumps(numpy.state_dict()) == json.dumps(plain.state_dict())
+
+
 def test_feedback_on_the_first_step_of_an_undecided_phase_is_from_the_future() -> None:
     walk = Walk(curriculum(3))
     losses = report_of(Walk(curriculum(3)), 0)
