@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from mixer.cli import print_json, print_table, results
+from mixer.cli.output import print_json, print_table, results
 from mixer.config import Curriculum, shipped_config
 from mixer.errors import MissingDependencyError
 from mixer.journal import Journal

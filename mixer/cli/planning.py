@@ -1,70 +1,22 @@
-"""The `mixer` command: verbs and paths here, settings in the curriculum's file.
-
-Results go to stdout (``--json`` for machines), talk to stderr. Exit codes: 0 done, 1 failed, 2 misused. Commands that
-stand above the library, such as ``mixer demo``, join through the entry-point group ``mixer.commands``.
-"""
+"""Before a run: ``mixer check`` and ``mixer simulate``."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, results, talk
 from mixer.config import Curriculum
-from mixer.errors import MixerError
 from mixer.journal import Journal
 from mixer.simulation import simulate as simulate_walk
 from mixer.story import read_story
 
-app = typer.Typer(
-    name="mixer",
-    help="Decide, while a language model trains, how much of each text source is drawn next; under hard bounds.",
-    epilog="Begin with `mixer demo`, then `mixer check my.yaml` and `mixer simulate my.yaml --steps 2000`.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
 
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="The curriculum: one YAML file.", exists=True, dir_okay=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
-
-talk = Console(stderr=True)
-
-
-def main() -> None:
-    """Run the command line; every error that we raise on purpose becomes one message and exit code 1."""
-    for entry in sorted(importlib.metadata.entry_points(group="mixer.commands"), key=lambda entry: entry.name):
-        app.command(entry.name)(entry.load())
-    try:
-        app()
-    except MixerError as error:
-        talk.print(f"[bold red]error[/] ({error.code}): ", end="")
-        talk.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-
-
-@app.callback(invoke_without_command=True)
-def top(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    """Hold the options of `mixer` itself."""
-    if version:
-        typer.echo(importlib.metadata.version("curriculum-mixer"))
-        raise typer.Exit
-
-
-@app.command()
 def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
     """Find everything that would stop a run before it starts.
 
@@ -87,7 +39,6 @@ def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
     raise typer.Exit(1 if report.problems else 0)
 
 
-@app.command()
 def simulate(
     config: ConfigPath,
     *,
@@ -151,29 +102,3 @@ def _regime_table(regime: dict[str, Any]) -> Table:
     for name, (low, high) in regime["bounds"].items():
         table.add_row(name, f"{low:.4g}", f"{high:.4g}")
     return table
-
-
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows of one shape as a table on stdout."""
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "source" else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    results().print(table)
-
-
-def results() -> Console:
-    """Return stdout as a console; a pipe or file gets 120 columns, so that no name is cut short."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_json(data: object) -> None:
-    """Print one JSON object on stdout."""
-    sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")
