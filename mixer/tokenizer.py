@@ -100,6 +100,11 @@ def load_tokenizer(
     return wrapped
 
 
+def read_tokenizer(path: Path, separator: str) -> TextTokenizer:
+    """Return the tokenizer of a `tokenizers` JSON file; raise TokenizerError for one that cannot be used."""
+    return TextTokenizer(_read(path), separator)
+
+
 def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:
     """Return the beginning of every source in declared order, at most about 2 million characters of each."""
     from mixer.sources.huggingface import open_stream  # `datasets` takes seconds to import; a file needs none of it
