@@ -54,8 +54,8 @@ def a_folder(folder: Path, sources: dict[str, tuple[Rows, list[int]]]) -> Path:
     """Write a folder of prepared rows by hand."""
     made = {}
     for name, (rows, shard_sizes) in sources.items():
-        train = a_split(folder / name / "train", rows, shard_sizes)
-        write_splits_file(folder / name, ["train"])
+        train = a_split(folder / "sources" / name / "train", rows, shard_sizes)
+        write_splits_file(folder / "sources" / name, ["train"])
         made[name] = SourceManifest(definition={}, train=train)
     [dtype] = {rows.dtype.name for rows, _ in sources.values()}
     manifest = Manifest(
@@ -100,7 +100,7 @@ def test_datasets_loads_the_same_rows(case: tuple[Rows, list[int], list[int]]) -
     rows, sizes, _ = case
     with tempfile.TemporaryDirectory() as folder:
         a_folder(Path(folder), {"web": (rows, sizes)})
-        loaded = datasets.load_from_disk(f"{folder}/web")
+        loaded = datasets.load_from_disk(f"{folder}/sources/web")
         assert isinstance(loaded, datasets.DatasetDict)
         table = loaded["train"].with_format("arrow")[:]
         np.testing.assert_array_equal(np.array(table["input_ids"].to_pylist()), rows)
@@ -163,7 +163,7 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_the_place(tmp_path: Path) -> 
 
 
 def shard_of(folder: Path) -> Path:
-    return folder / "web" / "train" / "data-00000-of-00001.arrow"
+    return folder / "sources" / "web" / "train" / "data-00000-of-00001.arrow"
 
 
 def test_a_truncated_shard_is_refused_with_both_sizes(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixer.config import Curriculum, SourceConfig
 from mixer.errors import MalformedDataError, MissingDataError, PreparedMismatchError
-from mixer.sources.files import find_files, is_url
+from mixer.sources.files import BUILDERS, find_files, is_url
+from mixer.sources.local import gather
 
 MANIFEST_VERSION = 1
 MANIFEST = "prepared.json"
-WORK = "unfinished"  # the folder of what is not finished yet
 TOKENIZER = "tokenizer.json"
+SOURCES = "sources"  # the folder with one folder per source, whose names are the user's
+RECORD = "source.json"
+WORK = ".unfinished"
 
 NOT_OF_THE_ROWS = {"name", "on_exhausted", "on_failure", "tokens"}  # fields of a source that shape delivery alone
 
@@ -69,6 +72,13 @@ class SourceManifest(_Frozen):
     revision: str | None = None
     train: SplitManifest
     held_out: SplitManifest = SplitManifest()
+
+
+class SourceRecord(_Frozen):
+    """What the folder of a source says of itself, until and after the manifest does."""
+
+    settings: dict[str, Any]
+    source: SourceManifest
 
 
 class TokenizerManifest(_Frozen):
@@ -162,15 +172,24 @@ def tokenizer_definition(curriculum: Curriculum) -> dict[str, Any]:
 
 
 def input_files(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[InputFile, ...]:
-    """Return the names and sizes of the files that a source names in the curriculum's folder, in order.
+    """Return the names and sizes of the files of this machine that a source is read from, in order; none for the hub's.
 
     Raises:
         MissingDataError: a pattern that matches nothing.
     """
-    patterns = (source.data_files,) if isinstance(source.data_files, str) else source.data_files or ()
+    if source.local is not None:
+        return _listing([gather(source.local)])
     if source.path is not None and source.path.startswith((".", "/", "~")):
-        return ()  # a folder: `datasets` finds the files in it
-    files = find_files(source.name, [pattern for pattern in patterns if not is_url(pattern)], resolve)
+        folder = resolve(source.path)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return tuple(InputFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size) for path in files)
+    patterns = (source.data_files,) if isinstance(source.data_files, str) else source.data_files or ()
+    if source.path is not None and source.path not in BUILDERS.values():
+        return ()  # of the hub
+    return _listing(find_files(source.name, [pattern for pattern in patterns if not is_url(pattern)], resolve))
+
+
+def _listing(files: Sequence[Path]) -> tuple[InputFile, ...]:
     return tuple(InputFile(name=file.name, size=file.stat().st_size) for file in files)
 
 
@@ -220,12 +239,19 @@ def source_differences(
                 f"source {source.name}: {key} is {_shown(now.get(key))}, "
                 f"but the rows were prepared with {_shown(was.get(key))}"
             )
-    if was.get("data_files") == now.get("data_files") and prepared.files:
-        try:
-            files = input_files(source, resolve)
-        except MissingDataError:
-            return
-        yield from file_differences(source.name, prepared.files, files)
+    is_gathered = source.local is not None  # from whatever Python there is: another machine has other text
+    if was == now and prepared.files and not is_gathered:
+        files = files_still_there(source, resolve)
+        if files:
+            yield from file_differences(source.name, prepared.files, files)
+
+
+def files_still_there(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[InputFile, ...]:
+    """Return the files of a source as ``input_files`` does, or none if they are gone."""
+    try:
+        return input_files(source, resolve)
+    except MissingDataError:
+        return ()
 
 
 def file_differences(name: str, was: Sequence[InputFile], now: Sequence[InputFile]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from mixer.config import Curriculum
 from mixer.config_errors import suggestion
 from mixer.errors import MalformedDataError, MissingDataError, UnknownSourceError
 from mixer.sources.manifest import (
+    SOURCES,
     TOKENIZER,
     Manifest,
     Shard,
@@ -208,7 +209,11 @@ class Prepared:
     def _rows(self, name: str, split: Split) -> PreparedRows:
         source = self.manifest.sources[name]
         return PreparedRows(
-            name, self.folder / name / split, getattr(source, split), dtype=self.dtype, row_length=self.row_length
+            name,
+            self.folder / SOURCES / name / split,
+            getattr(source, split),
+            dtype=self.dtype,
+            row_length=self.row_length,
         )
 
 
