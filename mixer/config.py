@@ -196,6 +196,8 @@ class Curriculum(_Frozen):
     tokenizer: TokenizerConfig | None = None
     vocab_size: int | None = Field(None, gt=0, description="the model's vocabulary; the tokenizer must fit in it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    prepared: str | None = Field(None, description="folder that `mixer prepare` made, relative to the config file")
+    holdout: float = Field(0.0, ge=0, lt=1, description="share of each source's documents that is never trained on")
     floors: dict[str, Weight] = {}
     caps: dict[str, Weight] = {}
     exclude: tuple[str, ...] = ()
@@ -391,11 +393,11 @@ class Curriculum(_Frozen):
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 
-        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so is the folder
-        that the file lies in.
+        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places: the
+        folder that the file lies in and ``prepared``.
         """
         is_planned = isinstance(self.policy, UnimaxConfig)
-        data = self.model_dump(mode="json", exclude=None if is_planned else {"total_steps"})
+        data = self.model_dump(mode="json", exclude={"prepared"} if is_planned else {"prepared", "total_steps"})
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

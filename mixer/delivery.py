@@ -81,7 +81,7 @@ class Rows:
         self._streams = streams
         self._tokenizer = tokenizer
         self._prepared: Prepared | None = None
-        if getattr(curriculum, "prepared", None) is not None:
+        if curriculum.prepared is not None:
             from mixer.sources.prepared import Prepared
 
             self._prepared = Prepared.open(curriculum.resolve(curriculum.prepared))

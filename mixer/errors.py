@@ -90,6 +90,22 @@ class StateMismatchError(MixerError):
     code = "state-mismatch"
 
 
+class PreparedMismatchError(StateMismatchError):
+    """Prepared rows that are not those of the config; ``differences`` lists everything that differs."""
+
+    code = "prepared-mismatch"
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        super().__init__("\n".join(differences))
+
+
+class PreparationError(MixerError):
+    """Rows that cannot be prepared: a full disk, or another preparation at work; what was done is kept."""
+
+    code = "preparation"
+
+
 class JournalError(MixerError):
     """The journal cannot be written or read."""
 
