@@ -94,9 +94,11 @@ class Rows:
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """The tokenizer given, or the curriculum's, loaded when it is first needed."""
+        """The tokenizer given, the one that made the prepared rows, or the curriculum's; loaded when first needed."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.curriculum, self._streams)
+            self._tokenizer = (
+                load_tokenizer(self.curriculum, self._streams) if self._prepared is None else self._prepared.tokenizer()
+            )
         return self._tokenizer
 
     @property
