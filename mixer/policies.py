@@ -46,6 +46,7 @@ class Policy(Protocol):
 
     kind: Literal["bandit", "fixed"]  # what its phases are called
     teleports: Literal["by chance", "always", "never"]  # whether the phase law's random phases happen
+    is_by_step: bool  # whether ``absorb`` looks at the steps one by one; else it may be given their sum
 
     def initial(self, num_sources: int) -> State:
         """Return an empty memory."""
@@ -90,6 +91,7 @@ class Learnability:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
+    is_by_step = False
 
     def __init__(self, config: UcbConfig, *, targets: Array, first_tokens: float) -> None:
         self._config = config
@@ -167,6 +169,7 @@ class BoundedUcb:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
+    is_by_step = False
 
     def __init__(self, config: UcbConfig, *, reward: Reward, rows_per_phase: float) -> None:
         self._config = config
@@ -242,6 +245,7 @@ class AndreaPolicy:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
+    is_by_step = True
     scale = 1000.0
 
     def __init__(self, config: AndreaConfig) -> None:
@@ -291,6 +295,7 @@ class FixedPolicy:
     """
 
     kind: Literal["bandit", "fixed"] = "fixed"
+    is_by_step = False
 
     def __init__(
         self, point: Array, *, caps: Array | None = None, teleports: Literal["always", "never"] = "never"
