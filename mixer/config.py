@@ -127,8 +127,8 @@ class Curriculum(Frozen):
     tokenizer: TokenizerConfig | None = None
     vocab_size: int | None = Field(None, gt=0, description="the model's vocabulary; the tokenizer must fit in it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    floors: dict[str, Weight] = {}
-    caps: dict[str, Weight] = {}
+    floors: dict[str, Weight] = Field({}, description="smallest weight by source")
+    caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
     curriculum_warmup_steps: int = Field(0, ge=0)
     curriculum_warmup_sources: tuple[str, ...] = ()

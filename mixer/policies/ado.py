@@ -45,7 +45,7 @@ class AdoPolicy:
         self._prior = prior
 
     def initial(self, num_sources: int) -> State:
-        """Return no curves; ``curve_n`` and ``curve_loss`` are [points * K], NaN where a source was not drawn."""
+        """Return no curves; ``curve_n`` and ``curve_loss`` are [points * K], a loss of 0 where a source was not drawn."""
         state: State = {name: np.zeros(num_sources) for name in ("tokens", "rows", "alpha", "log_beta", "eps")}
         state |= {"shares": self._prior.copy(), "track": self._prior.copy(), "score": self._prior.copy()}
         state |= {"curve_n": np.zeros(0), "curve_loss": np.zeros(0), "fits": np.zeros(2)}  # last fit, updates since
@@ -58,7 +58,7 @@ class AdoPolicy:
         if steps:
             losses = add_losses(steps)
             n = self._count(new["rows"] + losses.rows / 2)
-            new["curve_n"], new["curve_loss"] = _lengthened(new, n, np.where(losses.rows > 0, losses.means(), np.nan))
+            new["curve_n"], new["curve_loss"] = _lengthened(new, n, np.where(losses.rows > 0, losses.means(), 0.0))
         last_fit, updates = state["fits"]
         first = self._config.first_fit_step
         if until >= first and (updates == 0 or until - last_fit >= self._config.refit_steps):
@@ -115,7 +115,7 @@ class AdoPolicy:
         n, losses = state["curve_n"].reshape(-1, num_sources), state["curve_loss"].reshape(-1, num_sources)
         fit: State = {name: state[name].copy() for name in ("alpha", "log_beta", "eps", "is_fitted")}
         for k in range(num_sources):
-            known = ~np.isnan(losses[:, k]) & (losses[:, k] > 0) & (n[:, k] > 0)
+            known = (losses[:, k] > 0) & (n[:, k] > 0)
             if known.sum() >= MIN_POINTS:
                 law = fit_power_law(n[known, k], losses[known, k])
                 fit["alpha"][k], fit["log_beta"][k], fit["eps"][k] = law.alpha, law.log_beta, law.eps
@@ -131,10 +131,10 @@ def _lengthened(state: State, n: Array, losses: Array) -> tuple[Array, Array]:
     if len(counts) > MAX_POINTS:
         even = len(counts) // 2 * 2
         pairs_n, pairs = counts[:even].reshape(-1, 2, num_sources), curves[:even].reshape(-1, 2, num_sources)
-        known = ~np.isnan(pairs)
+        known = pairs > 0
         num_known = known.sum(axis=1)
         sums = np.where(known, pairs, 0.0).sum(axis=1)
-        means = np.divide(sums, num_known, out=np.full_like(sums, np.nan), where=num_known > 0)
+        means = np.divide(sums, num_known, out=np.zeros_like(sums), where=num_known > 0)
         counts = np.concatenate([pairs_n.mean(axis=1), counts[even:]])
         curves = np.concatenate([means, curves[even:]])
     return counts.ravel(), curves.ravel()
