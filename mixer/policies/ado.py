@@ -45,7 +45,7 @@ class AdoPolicy:
         self._prior = prior
 
     def initial(self, num_sources: int) -> State:
-        """Return no curves; ``curve_n`` and ``curve_loss`` are [points * K], a loss of 0 where a source was not drawn."""
+        """Return no curves: ``curve_n``, ``curve_loss`` [points * K], the loss 0 where a source was not drawn."""
         state: State = {name: np.zeros(num_sources) for name in ("tokens", "rows", "alpha", "log_beta", "eps")}
         state |= {"shares": self._prior.copy(), "track": self._prior.copy(), "score": self._prior.copy()}
         state |= {"curve_n": np.zeros(0), "curve_loss": np.zeros(0), "fits": np.zeros(2)}  # last fit, updates since
