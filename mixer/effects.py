@@ -220,11 +220,11 @@ def _slopes(x: Array, y: Array) -> tuple[Array, Array, Array]:
 
 def _correlations(x: Array, y: Array) -> Array:
     scale = np.sqrt((x**2).sum(axis=0) * (y @ y))
-    return np.divide(x.T @ y, scale, out=np.zeros(x.shape[1]), where=scale > 0)
+    return np.asarray(np.divide(x.T @ y, scale, out=np.zeros(x.shape[1]), where=scale > 0))
 
 
 def _permuted(x: Array, y: Array, regimes: IntArray, found: Array, *, seed: int) -> tuple[IntArray, Array, int, bool]:
-    """Return how often each permuted |correlation| reaches ``found``, the largest of each permutation, and their number.
+    """Return how often each permuted |correlation| reaches ``found``, the largest of each permutation, their number.
 
     All permutations within regimes are tried if they are few; else ``NUM_DRAWS`` random ones.
     """
@@ -330,8 +330,8 @@ def _too_few(story: Story, num: int) -> str:
     kinds = {phase["kind"] for phase in story.phases}
     if story.phases and "random" not in kinds:
         return (
-            f"this walk has no random phase, and at least {MIN_PHASES} are needed: only they are drawn independently of "
-            "the model; a run with phases.random_probability above 0 and policy ucb or andrea has them"
+            f"this walk has no random phase, and at least {MIN_PHASES} are needed: only they are drawn independently "
+            "of the model; a run with phases.random_probability above 0 and policy ucb or andrea has them"
         )
     return (
         f"{num} random phases have an outcome, at least {MIN_PHASES} are needed; "

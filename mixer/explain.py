@@ -117,7 +117,7 @@ def _words(answer: dict[str, Any]) -> list[str]:
         f"a {phase['kind']} phase of regime {regime['name']}.",
         _why(answer),
         f"Regime {regime['name']} began at step {regime['start']}; its bounds come from {regime['origin']}"
-        + (f", and the walk was moved {regime['moved']:.4f} into them." if regime["moved"] else "."),
+        + (f", and the walk was moved {regime['moved']:.4f} into them." if (regime["moved"] or 0.0) > 1e-6 else "."),
     ]
     if phase["boundary"] is not None:
         words.append(f"A phase has to end at step {phase['boundary']}, where the next regime begins.")
@@ -148,7 +148,7 @@ def _why(answer: dict[str, Any]) -> str:
         return (
             f"The policy {policy['name']} set the weights itself (`index`); they are the nearest point of the region."
         )
-    untried = [row["source"] for row in rows if row.get("index", 0.0) is None]
+    untried = [row["source"] for row in rows if row.get("index", 0.0) is None and row["upper"] > row["lower"]]
     full = [row for row in rows if row["vertex"] is not None and row["vertex"] > row["lower"] + TOLERANCE]
     full.sort(key=lambda row: -math.inf if row["index"] is None else -row["index"])
     gains = ", ".join(f"{row['source']} to {row['vertex']:.4g} ({row['vertex_binds'] or 'the rest'})" for row in full)

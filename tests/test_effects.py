@@ -50,9 +50,9 @@ def noise(seed: int, num: int) -> Array:
 def test_without_an_effect_p_values_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NUM_DRAWS", 199)
     singles, joint, coins = [], [], []
-    for seed in range(150):
-        story = walk_story(seed, 60)
-        outcomes = as_outcomes(noise(seed, 60))
+    for seed in range(120):
+        story = walk_story(seed, 90)
+        outcomes = as_outcomes(noise(seed, 90))
         found = one_phase_effects(story, outcomes)
         singles.append(found.p_values[0])
         joint.append(found.p_value)
@@ -118,17 +118,17 @@ def test_the_family_is_never_surer_than_its_members() -> None:
 
 
 def test_the_contrast_is_the_horvitz_thompson_sum_written_out() -> None:
-    story = walk_story(9, 150, chance=0.4)
-    outcomes = as_outcomes(noise(9, 150))
+    story = walk_story(9, 300, chance=0.4)
+    outcomes = as_outcomes(noise(9, 300))
     found = random_against_bandit(story, outcomes, carry_over=2)
     kinds = [phase["kind"] for phase in story.phases]
     values = outcomes.adjusted[2:] - outcomes.adjusted[2:].mean()
     total = 0.0
-    for p in range(2, 150):
+    for p in range(2, 300):
         window = set(kinds[p - 2 : p + 1])
         total += values[p - 2] * {("random",): 1 / 0.4**3, ("bandit",): -1 / 0.6**3}.get(tuple(window), 0.0)
-    assert found.difference == pytest.approx(total / 148)
-    assert found.random_windows == sum(set(kinds[p - 2 : p + 1]) == {"random"} for p in range(2, 150))
+    assert found.difference == pytest.approx(total / 298)
+    assert found.random_windows == sum(set(kinds[p - 2 : p + 1]) == {"random"} for p in range(2, 300))
 
 
 def run_of(path: Path, steps: int, **fields: Any) -> Path:

@@ -87,10 +87,8 @@ def test_a_line_edited_by_hand_is_refused_when_it_is_used(resumed: Path) -> None
     text = resumed.read_bytes()
     at = text.rindex(b'"type":"phase"')
     resumed.write_bytes(text[:at] + text[at:].replace(b'"kind":"bandit"', b'"kind":"random"', 1))
-    with Lookup(resumed) as journal:
-        assert journal.phase_at(150)["start"] <= 150  # the rest is as it was
-        with pytest.raises(JournalError, match="damaged or does not follow"):
-            journal.phase_at(299)
+    with Lookup(resumed) as journal, pytest.raises(JournalError, match="damaged or does not follow"):
+        journal.phase_at(299)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\n", b"{}\n", b'{"type":"feedback"}\n', b"no line feed"])

@@ -25,6 +25,7 @@ def explain(
 
     Only the lines that it needs are read and checked; `mixer replay` checks them all.
     """
+    from mixer.explain import PARTS
     from mixer.explain import explain as explain_step
 
     answer = explain_step(walk, step)
@@ -35,17 +36,21 @@ def explain(
     for sentence in answer["words"]:
         out.print(sentence, highlight=False, markup=False)
     losses = (answer["feedback"] or {}).get("mean_losses", {})
-    hidden = ("stepped_from", "lower", "upper", "before", "vertex_binds")
+    columns = ("source", "weight", "change", "floor", "cap", "binds", "vertex")
+    print_table(f"weights at step {step}", [{key: _shown(row[key]) for key in columns} for row in answer["sources"]])
+    parts = [key for key in PARTS if key in answer["sources"][0]]
     rows = [
-        {key: _shown(value) for key, value in row.items() if key not in hidden} | {"loss": losses.get(row["source"])}
+        {"source": row["source"], **{key: _shown(row[key]) for key in parts}, "loss": losses.get(row["source"])}
         for row in answer["sources"]
     ]
-    print_table(f"sources at step {step}", rows)
+    print_table("what was known of each source (an empty index: not enough yet, comes first)", rows)
 
 
 def _shown(value: object) -> object:
     """Return small numbers, such as an index of 1e-9, in a form that a column of three decimals would hide."""
-    return f"{value:.3g}" if isinstance(value, float) and 0 < abs(value) < 0.01 else value
+    if isinstance(value, float) and value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2e}" if isinstance(value, float) and 0 < abs(value) < 0.001 else value
 
 
 def advise(
