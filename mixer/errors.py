@@ -154,6 +154,12 @@ class TopologyError(MixerError):
     code = "topology"
 
 
+class RankMismatchError(TopologyError):
+    """Ranks of one run that report different steps or have decided differently."""
+
+    code = "rank-mismatch"
+
+
 class MissingDependencyError(MixerError):
     """An optional library that this feature needs is not installed."""
 

@@ -7,13 +7,15 @@ first, journalled second and kept third, so a full disk leaves the walk where it
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import operator
 import platform
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -39,6 +41,20 @@ from mixer.types import Array, IntArray
 
 STATE_VERSION = 1
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _one_at_a_time(method: Method) -> Method:
+    """Let one thread in at a time: DataLoader workers and requests are answered in threads."""
+
+    @functools.wraps(method)
+    def locked(self: Walk, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, locked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +83,7 @@ class Walk:
     def __init__(self, curriculum: Curriculum, *, journal: Journal | None = None) -> None:
         self.curriculum = curriculum
         self.names = curriculum.names
+        self._lock = threading.RLock()
         self._policy = make_policy(curriculum)
         self._live_pivots: list[ScheduledPivot] = []
         self._regimes = curriculum.regimes
@@ -95,6 +112,7 @@ class Walk:
         """Return the regime that ``step`` lies in."""
         return next(regime for regime in reversed(self._regimes) if regime.start <= step)
 
+    @_one_at_a_time
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, deciding it (and those before it) if need be.
 
@@ -112,6 +130,7 @@ class Walk:
             )
         return next(phase for phase in reversed(self._phases) if phase.start <= step)
 
+    @_one_at_a_time
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in what one rank saw in one step; return False, and change nothing, if it is known already.
 
@@ -138,10 +157,12 @@ class Walk:
                     f"step {step} reports {losses.rows[i]} rows of {self.names[i]}, whose weight is 0 in that phase; "
                     "check the order of the sources in the report"
                 )
+        losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
         self._inbox.add(step, losses)
         return True
 
+    @_one_at_a_time
     def pivot(self, pivot: Pivot, at_step: int | None = None) -> int:
         """Redraw the region from ``at_step`` (default: the end of the newest phase) and return that step.
 
@@ -174,6 +195,7 @@ class Walk:
         self._regimes = regimes
         return step
 
+    @_one_at_a_time
     def learn_unique_tokens(self, name: str, tokens: int) -> None:
         """Take in how many distinct tokens a source has, known once it was read through; a repetition discounts it."""
         if name not in self.names:
@@ -185,6 +207,7 @@ class Walk:
             self._write({"type": "unique_tokens", "source": name, "tokens": tokens, "decided_before": self.frontier})
             self._unique_tokens[i] = tokens
 
+    @_one_at_a_time
     def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
         """Return all that shapes the rest of the walk, as plain data.
 
@@ -207,6 +230,7 @@ class Walk:
             "journal": None if position is None else list(position),
         }
 
+    @_one_at_a_time
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; a journal that is open goes on from the line it had then.
 
@@ -230,6 +254,11 @@ class Walk:
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
         self._drawn = np.array(state["drawn"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)
+
+    def close_journal(self) -> None:
+        """Let go of the journal, in a copy of the process that does not decide."""
+        if self._journal is not None:
+            self._journal.close()
 
     def _all_pivots(self, live_pivots: list[ScheduledPivot]) -> list[ScheduledPivot]:
         return sorted([*self.curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)

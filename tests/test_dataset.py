@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
-from mixer.draws import batch_sources, phase_counts
+from mixer.draws import phase_counts, plan_rows
 from mixer.errors import (
     ConfigError,
     EmptySourceError,
@@ -97,7 +97,8 @@ def test_the_run_has_total_steps_and_the_draws_of_its_phases(folder: Path) -> No
     for batch in Reporting(dataset):
         phase = dataset.walk.phase_at(batch["step"])
         counts, _ = phase_counts(phase, seed=curriculum.seed, method="systematic", batch_rows=B)
-        expected = batch_sources(counts[batch["step"] - phase.start], seed=curriculum.seed, step=batch["step"])
+        planned, _ = plan_rows(counts, phase.drawn, seed=curriculum.seed, start=phase.start)
+        expected = planned[batch["step"] - phase.start]
         assert (batch["source_ids"].numpy() == expected).all()
         steps.append(batch["step"])
     assert steps == list(range(70))
@@ -153,17 +154,6 @@ def test_a_data_loader_without_workers_delivers_the_same_batches(folder: Path) -
     plain = [batch["input_ids"] for batch in MixtureDataset(curriculum)]
     loader = DataLoader(MixtureDataset(curriculum), batch_size=None, num_workers=0)
     assert all((a == b["input_ids"]).all() for a, b in zip(plain, loader, strict=True))
-
-
-def test_a_worker_is_refused_with_what_to_do(folder: Path) -> None:
-    loader = DataLoader(MixtureDataset(a_curriculum(folder)), batch_size=None, num_workers=1)
-    with pytest.raises(TopologyError, match=r"num_workers=0"):
-        next(iter(loader))
-
-
-def test_a_second_rank_is_refused_with_what_to_do(folder: Path) -> None:
-    with pytest.raises(TopologyError, match=r"rank 1 of 2: .*one process"):
-        MixtureDataset(a_curriculum(folder), rank=1, world_size=2)
 
 
 def test_reports_reach_the_walk_by_source(folder: Path) -> None:
