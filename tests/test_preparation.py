@@ -187,10 +187,10 @@ def test_stopped_after_any_chunk_it_goes_on_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             prepare(curriculum, folder / "out", shard_bytes=200, report=report)
 
-    for after in range(1, len(calls)):
+    for after in range(1, len(calls) - 1):  # the last call is made when all is written
         out = folder / "out"
         interrupted(after)
-        interrupted(min(2, len(calls) - after))  # and once more, a little later or at the same place
+        interrupted(1)  # and once more, a chunk later or at the same place
         again: list[object] = []
         prepare(curriculum, out, shard_bytes=200, report=again.append)
         assert contents(out) == expected
