@@ -170,12 +170,13 @@ def test_stopped_after_any_chunk_it_goes_on_to_the_same_bytes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, save_every_s: float
 ) -> None:
     monkeypatch.setattr(preparing, "SAVE_EVERY_S", save_every_s)
+    write(folder / "web.jsonl", TEXTS[:36])
     curriculum = config(folder, ("web",), holdout=0.2)
     calls: list[object] = []
     prepare(curriculum, folder / "whole", shard_bytes=200, report=calls.append)
     expected = contents(folder / "whole")
-    assert len([path for path in expected if path.endswith(".arrow")]) > 6
-    assert len(calls) > 12
+    assert len([path for path in expected if path.endswith(".arrow")]) > 4
+    assert len(calls) == 8  # the beginning, 6 chunks, the end
 
     def interrupted(after: int) -> None:
         count = iter(range(after))
@@ -457,7 +458,7 @@ def test_a_source_of_exactly_one_row_has_no_tail(folder: Path) -> None:
     assert rows_of(folder / "out").tolist() == [[*ids, tokenizer.separator_id]]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sources_that_cannot_be_prepared_are_all_named_and_the_rest_is_kept(folder: Path, jobs: int) -> None:
     write(folder / "web.jsonl", ["", ""])
     with pytest.raises(EmptySourceError, match="source web: 2 rows were read and none has text"):
