@@ -9,10 +9,11 @@ a saved place.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,22 @@ class Engine:
             self._want(step)
         await self._until(lambda: step < self.walk.frontier, step, wait_s if may_decide else 0)
         return self.walk.phase_at(step)
+
+    def note_served(self, body: Body, world_size: int) -> None:
+        """Count a batch that is handed out."""
+        counters, curriculum = self.counters, self.curriculum
+        counters.batches_served += 1
+        counters.bytes_served += len(body.data)
+        counters.tokens_served += curriculum.batch_tokens // world_size
+
+    def phases_from(self, step: int, limit: int) -> list[dict[str, Any]]:
+        """Return the records of up to ``limit`` phases, that which covers ``step`` first."""
+        begin = bisect.bisect_right(self.phases, step, key=lambda record: record["start"] + record["length"])
+        return self.phases[begin : begin + limit]
+
+    def journal_lines(self) -> Iterator[bytes]:
+        """Yield the journal as it stands, in pieces of whole lines."""
+        return self.journal.raw_lines()
 
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in a report; when this returns it is durable. False if it was known.

@@ -95,6 +95,14 @@ class BodyTooLargeError(ServiceError):
     hint = "send one report per request; the limits are in /config"
 
 
+class SlowClientError(ServiceError):
+    """A body that did not come in time."""
+
+    code = "slow-client"
+    status = 408
+    hint = "send the body in one go"
+
+
 class RateLimitError(ServiceError):
     """More requests in a minute than this token may send."""
 

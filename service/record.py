@@ -11,6 +11,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
@@ -58,7 +59,7 @@ class TableLines:
         self.position = Position(0, FIRST)
         self._is_unsure = False
         self._lock = threading.Lock()
-        for line in self._raw_lines():
+        for line in self.raw_lines():
             self.position = _follow(self.position, line, run)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -98,13 +99,14 @@ class TableLines:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield every line so far, checking the chain."""
         position = Position(0, FIRST)
-        for line in self._raw_lines():
+        for line in self.raw_lines():
             position = _follow(position, line, self._run)
             record: dict[str, Any] = orjson.loads(line)
             del record["chain"]
             yield record
 
-    def _raw_lines(self) -> Iterator[bytes]:
+    def raw_lines(self) -> Iterator[bytes]:
+        """Yield every line as it is stored."""
         at, last = tables.journal_lines.c, 0
         while True:
             query = sa.select(at.number, at.line).where((at.run == self._run) & (at.number > last)).order_by(at.number)
@@ -156,6 +158,16 @@ class RunJournal:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield every line so far."""
         return self._lines.records()
+
+    def raw_lines(self) -> Iterator[bytes]:
+        """Yield every line as it is stored, up to the newest whole one."""
+        if isinstance(self._lines, TableLines):
+            yield from self._lines.raw_lines()
+            return
+        with Path(self.path).open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
 
     def record_at(self, line: int) -> dict[str, Any] | None:
         """Return a line by its number, from 1."""
