@@ -133,9 +133,7 @@ class Guard:
         if encoding not in (b"identity", b""):
             raise RequestError(f"content-encoding {encoding.decode('latin-1')!r}: bodies are sent as they are")
         if int(length if length.isdigit() else b"0") > self._settings.max_body_bytes:
-            raise BodyTooLargeError(
-                f"the body has {int(length)} bytes; the limit is {self._settings.max_body_bytes}"
-            )
+            raise BodyTooLargeError(f"the body has {int(length)} bytes; the limit is {self._settings.max_body_bytes}")
         identity = LOCAL if scope["path"] in OPEN_PATHS else self._book.identify(token)
         state["identity"] = identity
         self._check_rate(identity, scope)

@@ -143,7 +143,9 @@ class RunJournal:
         on_line: told each line, those of before a restart first, and whether it is new; new ones once durable.
     """
 
-    def __init__(self, lines: Lines, on_line: Callable[[dict[str, Any], bool], None] = lambda _record, _is_new: None) -> None:
+    def __init__(
+        self, lines: Lines, on_line: Callable[[dict[str, Any], bool], None] = lambda _record, _is_new: None
+    ) -> None:
         self.path = getattr(lines, "path", "the journal in the database")
         self._lines = lines
         self._on_line = on_line

@@ -135,7 +135,9 @@ class Store:
         """Drop the snapshots of steps after ``step``: they are of batches that a pivot cut off."""
         at = tables.snapshots.c
         with self.transaction() as connection:
-            connection.execute(sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step > step)))
+            connection.execute(
+                sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step > step))
+            )
 
     def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> None:
         """Write a line of the audit: who did what, when and from where."""

@@ -78,7 +78,7 @@ class Bell:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def ticket(self) -> asyncio.Future[None]:
-        """Return a future that the next ring resolves; take it before looking whether there is something to wait for."""
+        """Return a future that the next ring resolves; take it before looking what there is to wait for."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
             self._waiting.add(future)

@@ -26,7 +26,7 @@ def decisions(engine_of: EngineOf) -> APIRouter:
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a decision that is due")] = 10,
     ) -> Weights:
         if step is None:
-            step, wait_s = max(engine.walk.frontier - 1, 0), 0
+            step = max(engine.walk.frontier - 1, 0)
         may_decide = identity_of(request).scope != "read"
         phase = await engine.phase(step, wait_s, may_decide=may_decide)
         region = engine.walk.regime_at(phase.start).region
