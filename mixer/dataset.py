@@ -1,11 +1,14 @@
 """Packed token batches in the mixture that the walk decides: a PyTorch ``IterableDataset`` with exact state.
 
-A batch is composed last, from rows that each source has ready, so that a phase decided after step s is in batch s + 1.
-One process reads and delivers; DataLoader workers and several ranks are refused with what to do instead.
+Batches are composed last: in this process a phase decided after step s is in batch s + 1. DataLoader workers compose
+ahead and ask this process for each phase (``channel``), so that a change arrives exactly at its announced step; with a
+``feedback_lag`` of at least the batches that the loader prefetches, the run does not depend on timing.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,21 +18,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from mixer.batches import BatchReader, RowBatch
+from mixer.channel import Address, Answering, Asking
 from mixer.config import Curriculum
-from mixer.draws import batch_sources, phase_counts
-from mixer.errors import ConfigError, FeedbackError, TopologyError
-from mixer.feedback import source_losses
+from mixer.delivery import STATE_VERSION, Decider, Desk, Rows
+from mixer.errors import ConfigError, StateMismatchError, TopologyError
+from mixer.feedback import Reports
 from mixer.journal import Journal
-from mixer.sources import Progress, RowSource, open_sources
+from mixer.phases import Phase
+from mixer.ranks import Claim, default_ranks, summed_over_ranks
+from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
-from mixer.tokenizer import TextTokenizer, load_tokenizer
-from mixer.types import IntArray
+from mixer.tokenizer import TextTokenizer
 from mixer.walk import Walk, check_state
 
 if TYPE_CHECKING:
     import datasets
-
-STATE_VERSION = 1
 
 Batch = dict[str, Any]
 
@@ -37,32 +41,37 @@ Batch = dict[str, Any]
 class MixtureDataset(IterableDataset[Batch]):
     """The run's batches, from the step where it stands to ``total_steps``.
 
-    A batch is a dict: ``input_ids`` and ``labels`` int64 [B, T] (``labels[:, t]`` follows ``input_ids[:, t]``),
-    ``source_ids`` int64 [B], and the ints ``step`` and ``phase``. Iterating again goes on where it stopped; stopped at
-    any step and restored, the rest of the batches are bit-identical.
+    A batch is a dict: ``input_ids`` and ``labels`` int64 [b, T] (``labels[:, t]`` follows ``input_ids[:, t]``),
+    ``source_ids`` int64 [b], and the ints ``step`` and ``phase``; b is ``batch_rows`` / ``world_size``. Iterating again
+    goes on where it stopped; stopped at any step and restored, the rest of the batches are bit-identical.
+
+    With DataLoader workers this process hears of a batch when it is reported: ``state_dict`` is then the state after
+    the newest reported step, and a trainer that reports nothing begins again where the data set stood.
 
     Args:
         curriculum: the run.
-        rank, world_size: whose rows of the global batch to deliver.
-        walk: who decides; by default a ``Walk`` of its own.
+        rank, world_size: whose rows of the global batch to deliver; those of ``torch.distributed`` by default, or all.
+        process_group: the ranks that share the global batch, if they are not all of ``torch.distributed``.
+        walk: who decides; by default a ``Walk`` of its own. A ``Replay`` repeats a recorded run.
         journal: where its own walk is recorded: an open Journal, or a path that is created or gone on with.
         streams: Hugging Face ``IterableDataset`` objects by source name, instead of what the config names.
         tokenizer: instead of the one that the config names.
         batches: yield whole batches; False yields rows (``input_ids`` [T], ...) for trainers that collate.
-        provenance: add ``row_numbers`` int64 [B]: which row of its source each row is.
+        provenance: add ``row_numbers`` int64 [b]: the number of each row in its source, over all epochs.
 
     Raises:
         ConfigError, SourceError, TokenizerError: what cannot be read, before the first batch.
-        TopologyError: more than one rank or a DataLoader worker.
+        TopologyError: ranks that cannot share the batch, or streams that so many readers cannot share.
     """
 
     def __init__(
         self,
         curriculum: Curriculum,
         *,
-        rank: int = 0,
-        world_size: int = 1,
-        walk: Walk | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        process_group: Any = None,
+        walk: Decider | None = None,
         journal: Journal | str | Path | None = None,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
@@ -70,134 +79,256 @@ class MixtureDataset(IterableDataset[Batch]):
         provenance: bool = False,
     ) -> None:
         super().__init__()
-        if (rank, world_size) != (0, 1):
-            raise TopologyError(
-                f"rank {rank} of {world_size}: this release delivers to one rank; "
-                "give every batch to rank 0 and broadcast it, or run one process"
-            )
         if walk is not None and journal is not None:
             raise ConfigError("give either walk or journal: a walk that is passed in keeps its own journal")
         if walk is not None and walk.curriculum.fingerprint != curriculum.fingerprint:
             raise ConfigError("the walk was made for another curriculum; make both from the same one")
         self.curriculum = curriculum
-        self.tokenizer = tokenizer or load_tokenizer(curriculum, streams)
-        self._sources: list[RowSource] = open_sources(curriculum, self.tokenizer, streams)
-        self.walk = walk or Walk(curriculum, journal=_opened(journal))
+        self.rank, self.world_size = default_ranks(rank, world_size)
+        self._group = process_group
+        self._rows = Rows(curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer)
         self._batches = batches
         self._provenance = provenance
-        self._step = 0
-        self._row = 0  # rows of the batch of this step already yielded, when yielding rows
-        self._before: list[dict[str, Any]] | None = None  # the sources' states before that batch
-        self._plan: tuple[int, IntArray] = (-1, np.zeros((0, 0), dtype=np.int64))  # phase index, its counts
+        self._step = self._row = 0  # of the next batch, or row of it, that this process composes
+        self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
+        self._reports = Reports(curriculum.batch_rows // self.world_size)
+        self._desk: Desk | None = Desk(walk or Walk(curriculum, journal=_opened(journal)), self._rows)  # None in copies
+        self._phases: Desk | RemotePhases = self._desk
+        self._answering = Answering(self._desk.methods())
+        self._address: Address | None = None  # where a copy asks
+        self._reader: BatchReader = self._open_reader(0, 1)
+        self._is_placed = True  # whether the reader stands at ``_step``
+
+    @property
+    def walk(self) -> Any:
+        """The walk that decides; in DataLoader workers there is none."""
+        return self._main.walk
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What text becomes token ids with."""
+        return self._rows.tokenizer
 
     @property
     def step(self) -> int:
         """The step of the next batch."""
-        return self._step
+        return self._step if self._desk is None else self._desk.step
 
     def __iter__(self) -> Iterator[Batch]:
-        if get_worker_info() is not None:
-            raise TopologyError(
-                "MixtureDataset was started in a DataLoader worker: this release reads in the main process; "
-                "use DataLoader(dataset, batch_size=None, num_workers=0)"
-            )
-        return self._whole_batches() if self._batches else self._single_rows()
-
-    def _whole_batches(self) -> Iterator[Batch]:
-        while self._step < self.curriculum.total_steps:
+        worker, num_workers = self._enter()
+        if self._desk is None:
+            self._begin_in_copy(worker, num_workers)
+        else:
+            self._begin_here(self._desk)
+        for step in range(self._step, self.curriculum.total_steps, num_workers):
+            if not self._batches:
+                self._before = self._reader.state_dict()
             try:
-                batch = self._compose(self._step)
+                rows = self._reader.read(step)
             except EndOfSource:
                 return
-            self._step += 1
+            if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
+                self._phases.call("stand", step % num_workers, step + 1, self._reader.state_dict())
+            yield from self._yielded(rows, step, step + num_workers)
+
+    def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
+        """Yield a batch, or its rows one by one, noting before each where the next one is."""
+        batch = self._tensors(rows)
+        if self._batches:
+            self._stand_at(following, 0)
             yield batch
+            return
+        num_rows = len(rows.rows)
+        for row in range(self._row, num_rows):
+            self._stand_at(*((step, row + 1) if row + 1 < num_rows else (following, 0)))
+            yield _row_of(batch, row)
 
-    def _single_rows(self) -> Iterator[Batch]:
-        while self._step < self.curriculum.total_steps:
-            self._before = [source.state_dict() for source in self._sources]
-            try:
-                batch = self._compose(self._step)
-            except EndOfSource:
-                return
-            num_rows = len(batch["source_ids"])
-            for row in range(self._row, num_rows):
-                self._step, self._row = (self._step, row + 1) if row + 1 < num_rows else (self._step + 1, 0)
-                yield _row_of(batch, row)
+    def _stand_at(self, step: int, row: int) -> None:
+        self._step, self._row = step, row
+        if self._desk is not None:
+            self._desk.step, self._desk.row = step, row
 
-    def _compose(self, step: int) -> Batch:
-        phase = self.walk.phase_at(step)
-        if self._plan[0] != phase.index:
-            counts, _ = phase_counts(
-                phase,
-                seed=self.curriculum.seed,
-                method=self.curriculum.draws,
-                batch_rows=self.curriculum.batch_rows,
-            )
-            self._plan = (phase.index, counts)
-        counts = self._plan[1][step - phase.start]
-        source_ids = batch_sources(counts, seed=self.curriculum.seed, step=step)
-        rows = np.empty((self.curriculum.batch_rows, self.curriculum.sequence_length + 1), dtype=np.int64)
-        numbers = np.empty(self.curriculum.batch_rows, dtype=np.int64)
-        for i in np.flatnonzero(counts):
-            source = self._sources[i]
-            first = source.progress.rows
-            rows[source_ids == i] = source.take(int(counts[i]))
-            numbers[source_ids == i] = np.arange(first, first + counts[i])
-            if source.progress.unique_tokens is not None:
-                self.walk.learn_unique_tokens(source.name, source.progress.unique_tokens)
-        batch: Batch = {
-            "input_ids": torch.from_numpy(rows[:, :-1].copy()),
-            "labels": torch.from_numpy(rows[:, 1:].copy()),
-            "source_ids": torch.from_numpy(source_ids),
-            "step": step,
-            "phase": phase.index,
+    def _tensors(self, batch: RowBatch) -> Batch:
+        tensors: Batch = {
+            "input_ids": torch.from_numpy(batch.rows[:, :-1].astype(np.int64)),
+            "labels": torch.from_numpy(batch.rows[:, 1:].astype(np.int64)),
+            "source_ids": torch.from_numpy(batch.source_ids.copy()),
+            "step": batch.step,
+            "phase": batch.phase,
         }
-        return batch | {"row_numbers": torch.from_numpy(numbers)} if self._provenance else batch
+        if self._provenance:
+            tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
+        return tensors
 
     def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
-        """Tell the walk what a batch taught; return False if it knew already.
+        """Tell the walk what a batch taught; return whether it took in a step that it did not know.
+
+        Parts of a batch (gradient accumulation, collated rows) may be reported one by one: the walk is told once all
+        rows of this rank's step are there, or a later step begins. With several ranks every rank reports every step:
+        the losses are summed over ranks, and the ranks prove to each other that they decided alike.
 
         Args:
-            batch: as it was yielded; several rows collated into one batch must be of one step.
-            token_losses: loss of each token in nats, [B, T], on any device.
-            mask: tokens that count, bool [B, T]; all by default.
+            batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``.
+            token_losses: loss of each token in nats, [b, T], on any device.
+            mask: tokens that count, bool [b, T]; all by default.
+
+        Raises:
+            FeedbackError, InvalidLossError: losses that cannot be; nothing was learned from them.
+            RankMismatchError: the ranks report different steps, or decided differently.
         """
-        try:
-            step, source_ids = batch["step"], batch["source_ids"]
-        except (KeyError, TypeError) as error:
-            raise FeedbackError("report needs the batch as it was yielded, with `step` and `source_ids`") from error
-        losses = source_losses(source_ids, token_losses, num_sources=len(self._sources), mask=mask)
-        return self.walk.report(int(step), losses)
+        desk, was_new = self._main, False
+        for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
+            if self.world_size > 1:
+                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint)
+                losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
+            was_new = desk.walk.report(step, losses) or was_new
+            if desk.has_workers:
+                desk.delivered(step)
+        return was_new
 
     def progress(self) -> dict[str, Progress]:
-        """Return what each source has given so far: rows, tokens, documents, epochs."""
-        return {source.name: source.progress for source in self._sources}
+        """Return what each source has given so far: rows, tokens, documents, epochs.
+
+        Of prepared sources in all ranks together; of streams in this process.
+        """
+        return self._reader.progress(self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain data from which the rest of the run follows exactly."""
-        states = self._before if self._row and self._before else [source.state_dict() for source in self._sources]
-        return {
-            "version": STATE_VERSION,
-            "fingerprint": self._fingerprint,
-            "step": self._step,
-            "row": self._row,
-            "sources": dict(zip(self.curriculum.names, states, strict=True)),
-            "walk": self.walk.state_dict(from_step=self._step),
-        }
+        """Return plain data from which the rest of the run follows exactly.
+
+        In a DataLoader worker, which is where torchdata's StatefulDataLoader asks, that is this worker's place alone:
+        save ``dataset.state_dict()`` of the training process beside the loader's state.
+        """
+        self._enter()
+        place = self._before if self._row else self._reader.state_dict()
+        if self._desk is None:
+            return self._state_of_copy(place)
+        is_read_here = self._is_placed and not self._desk.has_workers and not self._rows.is_prepared
+        return self._desk.state_dict(place if is_read_here and (self._step, self._row) != (0, 0) else None)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; raise StateMismatchError for one of another run, naming both."""
-        check_state(state, version=STATE_VERSION, fingerprint=self._fingerprint, what="data set state")
-        self.walk.load_state_dict(state["walk"])
-        for source in self._sources:
-            source.load_state_dict(state["sources"][source.name])
-        self._step, self._row = state["step"], state["row"]
-        self._before = None
-        self._plan = (-1, self._plan[1])
+        _, num_workers = self._enter()
+        if self._desk is None:
+            self._load_state_of_copy(state, num_workers)
+            return
+        readers = self._desk.load_state_dict(state)
+        self._step, self._row = self._desk.step, self._desk.row
+        self._before = readers[0] if len(readers) == 1 else {}
+        self._reports = Reports(self._reports.rows_per_step)
+        self._is_placed = self._rows.is_prepared or len(readers) == 1
+        if self._is_placed:
+            self._reader.load_state_dict(readers[0] if readers else {})
+
+    # In this process the desk knows where the run stands. Workers and other copies of the data set ask it.
 
     @property
-    def _fingerprint(self) -> str:
-        return f"{self.curriculum.fingerprint} with tokenizer {self.tokenizer.fingerprint}"
+    def _main(self) -> Desk:
+        if self._desk is None:
+            raise TopologyError(
+                "this copy of the data set only delivers; report losses, and ask for the walk, where it was made"
+            )
+        return self._desk
+
+    def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
+        phases = self._phases
+        return self._rows.open(
+            phases.phase_at, worker=worker, num_workers=num_workers, on_read_through=phases.read_through
+        )
+
+    def _begin_here(self, desk: Desk) -> None:
+        """Bring the reader to where the run stands."""
+        if desk.has_workers or not self._is_placed:
+            state = desk.read_here()
+            self._step, self._row = desk.step, desk.row
+            if state is None:
+                self._reader = self._open_reader(0, 1)
+            else:
+                self._reader.load_state_dict(state)
+            self._is_placed = True
+        elif self._row:  # an iteration was left in the middle of a batch
+            self._reader.load_state_dict(self._before)
+
+    def _enter(self) -> tuple[int, int]:
+        """Return which worker of how many this is, (0, 1) if none; a worker turns to the process that decides."""
+        info = get_worker_info()
+        if (info is not None or self._desk is None) and not isinstance(self._phases, RemotePhases):
+            if self._desk is not None:  # forked
+                self._desk.leave_to_parent()
+                os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not here, and it would wait for them
+            self._desk = None
+            self._phases = RemotePhases(self._address or self._answering.open())
+            self._is_placed = False
+        return (0, 1) if info is None else (info.id, info.num_workers)
+
+    def _begin_in_copy(self, worker: int, num_workers: int) -> None:
+        """Begin where a state was loaded, or where the process that decides says."""
+        if self._is_placed:
+            self._is_placed = False  # the next iteration asks
+            return
+        assert isinstance(self._phases, RemotePhases)
+        step, row, state = self._phases.call("begin", worker, num_workers)
+        self._step, self._row = step + worker, row if worker == 0 else 0
+        self._reader = self._open_reader(self._step % num_workers, num_workers)
+        if state is not None:
+            self._reader.load_state_dict(state)
+
+    def _state_of_copy(self, place: dict[str, Any]) -> dict[str, Any]:
+        phase = self._phases.phase_at(self._step - 1) if self._step else None
+        return {
+            "version": STATE_VERSION,
+            "fingerprint": self._rows.fingerprint,
+            "step": self._step,
+            "row": self._row,
+            "reader": place,
+            "phase": None if phase is None else [phase.start, Claim.of(phase.start, phase, "").digest],
+        }
+
+    def _load_state_of_copy(self, state: Mapping[str, Any], num_workers: int) -> None:
+        check_state(state, version=STATE_VERSION, fingerprint=self._rows.fingerprint, what="state of a worker")
+        if state["phase"] is not None:
+            start, digest = state["phase"]
+            phase = self._phases.phase_at(start)
+            if Claim.of(start, phase, "").digest != digest:
+                raise StateMismatchError(
+                    f"the loader was restored to step {state['step']}, but the walk was not: its phase from step "
+                    f"{start} is another; save dataset.state_dict() beside the loader's state, and load it first"
+                )
+        self._step, self._row = state["step"], state["row"]
+        self._reader = self._open_reader(self._step % num_workers, num_workers)
+        self._reader.load_state_dict(state["reader"])
+        self._is_placed = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs, in a spawned worker for example; it will ask this process."""
+        address = self._address or self._answering.open()
+        self._answering.start()
+        absent = {"_desk": None, "_phases": None, "_reader": None, "_answering": None, "_group": None}
+        return {**self.__dict__, **absent, "_address": address, "_is_placed": False, "_before": {}}
+
+
+class RemotePhases:
+    """Phases as the process that decides has them; the newest few are kept."""
+
+    def __init__(self, address: Address) -> None:
+        self._asking = Asking(address)
+        self._kept: deque[Phase] = deque(maxlen=8)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call one of ``Desk.methods``."""
+        return self._asking.call(method, *arguments)
+
+    def phase_at(self, step: int) -> Phase:
+        """Return the phase that covers ``step``."""
+        for phase in reversed(self._kept):
+            if phase.start <= step < phase.end:
+                return phase
+        self._kept.append(self.call("phase", step))
+        return self._kept[-1]
+
+    def read_through(self, name: str, tokens: int) -> None:
+        """Tell the length of an epoch of a source."""
+        self.call("read_through", name, tokens)
 
 
 def _opened(journal: Journal | str | Path | None) -> Journal | None:

@@ -12,6 +12,8 @@ and exact marginals in every batch exclude each other.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from mixer.phases import Phase
@@ -19,6 +21,7 @@ from mixer.randomness import uniforms
 from mixer.types import Array, IntArray
 
 ROUNDING = 1e-10  # rows: 0.29 * 100 is 28.999999999999996 in binary, and means 29
+FEW = 64  # numbers that one sort orders faster than a partition and two searches, 2 us against 12
 SETTLING_BATCHES = 64  # bias of the first batch: 0.07 rows without them, below 0.005 after 16
 
 
@@ -57,14 +60,19 @@ def systematic_counts(weights: Array, owed: Array, *, length: int, batch_rows: i
     """
     whole, part = _whole_and_part(weights, batch_rows)
     num_extra = batch_rows - int(whole.sum())  # rows that go to the largest remainders
-    candidates = np.flatnonzero(part > ROUNDING)
-    counts = np.broadcast_to(whole, (length, weights.size)).copy()
-    owed = owed.copy()
-    for batch in counts:
-        owed += part
-        extra = candidates[_largest(owed[candidates], num_extra)]
-        batch[extra] += 1
-        owed[extra] -= 1.0
+    is_candidate = part > ROUNDING
+    candidates = np.flatnonzero(is_candidate)
+    gains, debts = part[candidates], owed[candidates]
+    extra = np.zeros((length, candidates.size), dtype=np.int64)
+    for row in extra:
+        debts += gains
+        chosen = _largest(debts, num_extra)
+        row[chosen] = 1
+        debts[chosen] -= 1.0
+    counts = np.repeat(whole[None], length, axis=0)
+    counts[:, candidates] += extra
+    owed = owed + np.where(is_candidate, 0.0, part * length)
+    owed[candidates] = debts
     return counts, owed
 
 
@@ -77,6 +85,8 @@ def _whole_and_part(weights: Array, batch_rows: int) -> tuple[IntArray, Array]:
 
 def _largest(values: Array, num: int) -> IntArray:
     """Return the places of the ``num`` largest values, ties to the first; O(K), where sorting would be K log K."""
+    if values.size <= FEW:
+        return np.asarray((-values).argsort(kind="stable")[:num])
     if num == 0:
         return np.zeros(0, dtype=np.int64)
     least = np.partition(values, values.size - num)[values.size - num]
@@ -99,8 +109,15 @@ def _steps(start: int, length: int) -> range:
     return range(start, start + length)
 
 
+@functools.lru_cache(maxsize=8)  # the walk and the delivery ask for the same; phases are told apart by identity
 def phase_counts(phase: Phase, *, seed: int, method: str, batch_rows: int) -> tuple[IntArray, Array]:
-    """Return the counts of a phase's batches, [length, K], and what is owed after it, [K]."""
+    """Return the counts of a phase's batches, [length, K], and what is owed after it, [K]; both read-only."""
+    counts, owed = _phase_counts(phase, seed=seed, method=method, batch_rows=batch_rows)
+    counts.flags.writeable = owed.flags.writeable = False
+    return counts, owed
+
+
+def _phase_counts(phase: Phase, *, seed: int, method: str, batch_rows: int) -> tuple[IntArray, Array]:
     if method == "multinomial":
         counts = multinomial_counts(
             phase.weights, seed=seed, start=phase.start, length=phase.length, batch_rows=batch_rows
@@ -109,10 +126,29 @@ def phase_counts(phase: Phase, *, seed: int, method: str, batch_rows: int) -> tu
     return systematic_counts(phase.weights, phase.owed, length=phase.length, batch_rows=batch_rows)
 
 
-def batch_sources(counts: IntArray, *, seed: int, step: int) -> IntArray:
-    """Return the source index of each row of a global batch, [B]: ``counts``, [K], in an order keyed by (seed, step).
+def plan_rows(counts: IntArray, drawn: IntArray, *, seed: int, start: int) -> tuple[IntArray, IntArray]:
+    """Return which row of which source stands where in each batch of a phase.
 
-    Rank r of W takes rows ``r::W``.
+    The rows of a batch, ``counts`` of each source, stand in an order keyed by (seed, the phase's first step); rank r of
+    W takes rows ``r::W``. Rows of a source are numbered from 0 over the whole run, so that where a run stands in a
+    source follows from its phase and its step.
+
+    Args:
+        counts: rows of each source in each batch, [L, K], every batch of B rows.
+        drawn: rows of each source drawn before the phase, [K].
+        seed: of the curriculum.
+        start: first step of the phase.
+
+    Returns:
+        Source of each row and its number in that source, int64 [L, B] both.
     """
-    in_order = np.repeat(np.arange(counts.size), counts)
-    return in_order[np.argsort(uniforms(in_order.size, seed, "draws.order", step), kind="stable")]
+    length, num_sources = counts.shape
+    num_rows = int(counts[0].sum())
+    runs = counts.ravel()  # in each batch the rows of one source, then of the next
+    firsts = (drawn + np.cumsum(counts, axis=0) - counts).ravel()
+    places = np.cumsum(runs) - runs
+    source_ids = np.repeat(np.tile(np.arange(num_sources), length), runs).reshape(length, num_rows)
+    numbers = (np.repeat(firsts - places, runs) + np.arange(runs.sum())).reshape(length, num_rows)
+    places_drawn = uniforms(length * num_rows, seed, "draws.order", start).reshape(length, num_rows)
+    order = places_drawn.argsort(axis=1, kind="stable") + np.arange(length)[:, None] * num_rows
+    return source_ids.ravel()[order], numbers.ravel()[order]

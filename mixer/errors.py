@@ -90,10 +90,32 @@ class StateMismatchError(MixerError):
     code = "state-mismatch"
 
 
+class PreparedMismatchError(StateMismatchError):
+    """Prepared rows that are not those of the config; ``differences`` lists everything that differs."""
+
+    code = "prepared-mismatch"
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        super().__init__("\n".join(differences))
+
+
+class PreparationError(MixerError):
+    """Rows that cannot be prepared: a full disk, or another preparation at work; what was done is kept."""
+
+    code = "preparation"
+
+
 class JournalError(MixerError):
     """The journal cannot be written or read."""
 
     code = "journal"
+
+
+class EvidenceError(MixerError):
+    """A journal holds too little to answer the question; the message says how much is needed."""
+
+    code = "evidence"
 
 
 class SourceError(MixerError):
@@ -146,6 +168,12 @@ class TopologyError(MixerError):
     """A number of ranks or workers that cannot be served exactly."""
 
     code = "topology"
+
+
+class RankMismatchError(TopologyError):
+    """Ranks of one run that report different steps or have decided differently."""
+
+    code = "rank-mismatch"
 
 
 class MissingDependencyError(MixerError):

@@ -45,9 +45,14 @@ class TextTokenizer:
                 f"special tokens: {', '.join(special) or 'none'}; name one of them as tokenizer.separator"
             )
         self._tokenizer = tokenizer
+        self.separator = separator
         self.separator_id = int(separator_id)
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())  # ids may have gaps
         self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of a `tokenizers` file from which ``read_tokenizer`` makes an equal one."""
+        return str(self._tokenizer.to_str())
 
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
         """Return the token ids of each text, without a separator, uint32 [number of tokens] each."""
@@ -98,6 +103,11 @@ def load_tokenizer(
             f"{curriculum.vocab_size}; {remedy.format(wrapped.vocab_size)}"
         )
     return wrapped
+
+
+def read_tokenizer(path: Path, separator: str) -> TextTokenizer:
+    """Return the tokenizer of a `tokenizers` JSON file; raise TokenizerError for one that cannot be used."""
+    return TextTokenizer(_read(path), separator)
 
 
 def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:

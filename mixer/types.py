@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,3 +11,4 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 TokenArray = npt.NDArray[np.uint32]  # token ids of a document or a row, before the trainer's int64
+RowArray = npt.NDArray[np.unsignedinteger[Any]]  # token ids in the smallest dtype that holds the vocabulary

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader
 
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
-from mixer.draws import batch_sources, phase_counts
+from mixer.draws import phase_counts, plan_rows
 from mixer.errors import (
     ConfigError,
     EmptySourceError,
     FeedbackError,
     SourceExhaustedError,
     StateMismatchError,
-    TopologyError,
 )
+from mixer.packed import unpack
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 
@@ -97,7 +97,8 @@ def test_the_run_has_total_steps_and_the_draws_of_its_phases(folder: Path) -> No
     for batch in Reporting(dataset):
         phase = dataset.walk.phase_at(batch["step"])
         counts, _ = phase_counts(phase, seed=curriculum.seed, method="systematic", batch_rows=B)
-        expected = batch_sources(counts[batch["step"] - phase.start], seed=curriculum.seed, step=batch["step"])
+        planned, _ = plan_rows(counts, phase.drawn, seed=curriculum.seed, start=phase.start)
+        expected = planned[batch["step"] - phase.start]
         assert (batch["source_ids"].numpy() == expected).all()
         steps.append(batch["step"])
     assert steps == list(range(70))
@@ -155,26 +156,15 @@ def test_a_data_loader_without_workers_delivers_the_same_batches(folder: Path) -
     assert all((a == b["input_ids"]).all() for a, b in zip(plain, loader, strict=True))
 
 
-def test_a_worker_is_refused_with_what_to_do(folder: Path) -> None:
-    loader = DataLoader(MixtureDataset(a_curriculum(folder)), batch_size=None, num_workers=1)
-    with pytest.raises(TopologyError, match=r"num_workers=0"):
-        next(iter(loader))
-
-
-def test_a_second_rank_is_refused_with_what_to_do(folder: Path) -> None:
-    with pytest.raises(TopologyError, match=r"rank 1 of 2: .*one process"):
-        MixtureDataset(a_curriculum(folder), rank=1, world_size=2)
-
-
 def test_reports_reach_the_walk_by_source(folder: Path) -> None:
     dataset = MixtureDataset(a_curriculum(folder))
     batch = next(iter(dataset))
     assert dataset.report(batch, losses_of(batch)) is True
     assert dataset.report(batch, losses_of(batch)) is False
-    pending = dataset.walk.state_dict()["inbox"]["pending"]
+    (pending,) = dataset.walk._inbox.ready(1)
     counts = np.bincount(batch["source_ids"].numpy(), minlength=4)
-    assert pending[0]["rows"] == counts[counts > 0].tolist()
-    assert pending[0]["loss_sums"][0] == pytest.approx(2.0 * T * counts[0])
+    assert pending.losses.rows.tolist() == counts.tolist()
+    assert pending.losses.loss_sums[0] == pytest.approx(2.0 * T * counts[0])
 
 
 def test_losses_of_the_wrong_shape_are_refused(folder: Path) -> None:
@@ -194,7 +184,7 @@ def test_masked_tokens_do_not_count(folder: Path) -> None:
     mask[:, 10:] = False
     losses[:, 10:] = torch.nan
     dataset.report(batch, losses, mask)
-    assert dataset.walk.state_dict()["inbox"]["pending"][0]["tokens"][0] % 10 == 0
+    assert dataset.walk._inbox.ready(1)[0].losses.tokens[0] % 10 == 0
 
 
 def test_a_source_that_stops_ends_the_run_and_one_that_errs_says_so(folder: Path) -> None:
@@ -214,7 +204,7 @@ def test_a_source_read_through_tells_the_walk_its_size(folder: Path) -> None:
         del batch
     progress = dataset.progress()
     assert progress["s0"].unique_tokens is not None
-    known = dict(zip(dataset.curriculum.names, dataset.walk.state_dict()["unique_tokens"], strict=True))
+    known = dict(zip(dataset.curriculum.names, unpack(dataset.walk.state_dict()["unique_tokens"]), strict=True))
     assert known["s0"] == progress["s0"].unique_tokens
 
 

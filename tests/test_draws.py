@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.draws import batch_sources, initial_owed, multinomial_counts, phase_counts, systematic_counts
+from mixer.batches import Planner
+from mixer.draws import initial_owed, multinomial_counts, phase_counts, plan_rows, systematic_counts
 from mixer.phases import Phase
 from mixer.types import Array, IntArray
 from mixer.walk import Walk
@@ -144,17 +145,23 @@ def test_independent_draws_have_the_weights_as_marginals() -> None:
 
 
 @given(weights_of_any_kind, st.integers(1, 64), st.integers(0, 1000), st.integers(0, 10**9))
-def test_the_ranks_of_any_world_size_share_a_batch_out_completely(
-    weights: Array, batch_rows: int, seed: int, step: int
+def test_the_plan_of_a_phase_is_its_counts_and_numbers_each_sources_rows_without_gaps(
+    weights: Array, batch_rows: int, seed: int, start: int
 ) -> None:
-    counts = systematic_counts(weights, np.zeros(weights.size), length=1, batch_rows=batch_rows)[0][0]
-    rows = batch_sources(counts, seed=seed, step=step)
-    assert np.bincount(rows, minlength=weights.size).tolist() == counts.tolist()
-    for world_size in (1, 2, 3, batch_rows):
-        places = [place for rank in range(world_size) for place in range(batch_rows)[rank::world_size]]
-        assert sorted(places) == list(range(batch_rows))
-        parts = np.concatenate([rows[rank::world_size] for rank in range(world_size)])
-        assert sorted(parts.tolist()) == sorted(rows.tolist())
+    counts = systematic_counts(weights, np.zeros(weights.size), length=9, batch_rows=batch_rows)[0]
+    drawn = np.arange(weights.size) * 1000
+    source_ids, numbers = plan_rows(counts, drawn, seed=seed, start=start)
+    for batch, sources in zip(counts, source_ids, strict=True):
+        assert np.bincount(sources, minlength=weights.size).tolist() == batch.tolist()
+    expected = drawn.copy()
+    for sources, row_numbers in zip(source_ids, numbers, strict=True):  # batch by batch, each source goes on
+        for i in np.unique(sources):
+            mine = np.sort(row_numbers[sources == i])
+            assert mine.tolist() == list(range(expected[i], expected[i] + mine.size))
+            expected[i] += mine.size
+    shorter = plan_rows(counts[:4], drawn, seed=seed, start=start)  # a phase cut short keeps the batches it had
+    assert (shorter[0] == source_ids[:4]).all()
+    assert (shorter[1] == numbers[:4]).all()
 
 
 def test_draws_are_a_function_of_seed_phase_and_step() -> None:
@@ -163,15 +170,15 @@ def test_draws_are_a_function_of_seed_phase_and_step() -> None:
     drive(once, 120)
 
     def rows(walk: Walk, step: int) -> list[int]:
-        counts = batch_counts(walk.curriculum, walk.phase_at(step), step)
-        return [int(i) for i in batch_sources(counts, seed=walk.curriculum.seed, step=step)]
+        source_ids, _ = Planner(walk.curriculum, walk.phase_at).plan(walk.phase_at(step))
+        return [int(i) for i in source_ids[step - walk.phase_at(step).start]]
 
     steps = [17, 3, 99, 3, 0]  # in any order, as often as one likes
     drive(again, 120)
     assert [rows(once, step) for step in steps] == [rows(again, step) for step in steps]
     assert rows(once, 0) != rows(other, 0)
-    orders = {tuple(batch_sources(np.array([8, 8]), seed=3, step=step).tolist()) for step in range(50)}
-    assert len(orders) == 50
+    source_ids, _ = plan_rows(np.full((50, 2), 8), np.zeros(2, dtype=np.int64), seed=3, start=0)
+    assert len({tuple(batch.tolist()) for batch in source_ids}) == 50
 
 
 @given(weights_of_any_kind, st.integers(1, 64), st.integers(0, 1000), st.integers(1, 5))
@@ -181,7 +188,7 @@ def test_appending_sources_of_weight_0_moves_no_draw(
     def rows(weights: Array, method: str) -> tuple[list[list[int]], IntArray]:
         phase = phase_with(weights, owed=initial_owed(seed, weights, batch_rows))
         counts, _ = phase_counts(phase, seed=seed, method=method, batch_rows=batch_rows)
-        return [batch_sources(batch, seed=seed, step=step).tolist() for step, batch in enumerate(counts)], counts
+        return plan_rows(counts, np.zeros_like(counts[0]), seed=seed, start=0)[0].tolist(), counts
 
     appended = np.concatenate([weights, np.zeros(num_appended)])
     for method in ("systematic", "multinomial"):

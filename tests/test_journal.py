@@ -437,5 +437,5 @@ def test_reports_are_written_as_they_came(tmp_path: Path) -> None:
     (record,) = [record for record in lines(tmp_path / "run.jsonl") if record["type"] == "feedback"]
     seen = rows > 0
     assert record["step"] == 4
-    assert record["loss_sums"] == losses.loss_sums[seen].tolist()
+    assert record["loss_sums"] == losses.on_grid().loss_sums[seen].tolist()
     assert record["rows"] == rows[seen].tolist()

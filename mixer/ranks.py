@@ -1,0 +1,112 @@
+"""Several ranks, one walk: losses are summed over ranks, and every report proves that all decided alike.
+
+One all-reduce a step carries the sums and, beside them, each rank's step and a digest of its phase together with their
+squares: all ranks agree exactly if the mean of the squares is the square of the mean, so that proof costs no message.
+Row sums come on a grid (``feedback``), so the total does not depend on how the rows lie on the ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mixer.errors import RankMismatchError, TopologyError
+from mixer.phases import Phase
+from mixer.rewards import SourceLosses
+
+
+def default_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size: those given, those of ``torch.distributed`` if it is up, or one rank alone."""
+    if (rank is None) != (world_size is None):
+        raise TopologyError(f"rank is {rank} and world_size is {world_size}; give both, or neither")
+    if rank is not None and world_size is not None:
+        if not 0 <= rank < world_size:
+            raise TopologyError(f"rank {rank} of {world_size}: ranks count from 0 to world_size - 1")
+        return rank, world_size
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a rank is sure of when it reports: the step, and the phase that it lies in."""
+
+    step: int
+    phase: int
+    digest: int
+
+    @classmethod
+    def of(cls, step: int, phase: Phase, fingerprint: str) -> Claim:
+        """Return the claim of a rank that reports ``step`` of ``phase`` in a run."""
+        text = f"{fingerprint}\x00{phase.index}\x00{phase.start}\x00{phase.length}\x00{phase.kind}".encode()
+        digest = hashlib.blake2b(text + phase.weights.tobytes() + phase.drawn.tobytes(), digest_size=8).digest()
+        return cls(step, phase.index, int.from_bytes(digest, "little"))
+
+    def numbers(self) -> list[int]:
+        """Whole numbers below 2^12: sums of squares, and squares of sums, stay exact in float64 for 20,000 ranks."""
+        return [value >> shift & 0xFFF for value in (self.step, self.digest) for shift in (0, 12, 24, 36)]
+
+
+def summed_over_ranks(losses: SourceLosses, claim: Claim, *, world_size: int, group: Any = None) -> SourceLosses:
+    """Return the losses of all ranks, the same on each.
+
+    Args:
+        losses: of this rank, [K].
+        claim: what this rank is sure of.
+        world_size: ranks that share the global batch.
+        group: their process group; the default one if None.
+
+    Raises:
+        TopologyError: ``torch.distributed`` is not up, or has another number of ranks.
+        RankMismatchError: ranks report different steps or decided differently; names the first that differs.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise TopologyError(
+            f"one of {world_size} ranks reports, but torch.distributed is not up, so that their losses cannot be "
+            "summed; call torch.distributed.init_process_group first, or sum them yourself and give the total to "
+            "dataset.walk.report(step, losses) on every rank"
+        )
+    if dist.get_world_size(group) != world_size:
+        raise TopologyError(
+            f"the data set was made for {world_size} ranks, but the process group has {dist.get_world_size(group)}; "
+            "pass process_group= with the ranks that share the global batch"
+        )
+    numbers = claim.numbers()
+    columns = [losses.rows, losses.tokens, losses.loss_sums, losses.square_sums]
+    flat = [torch.as_tensor(column, dtype=torch.float64) for column in columns]
+    proof = torch.tensor([*numbers, *(number**2 for number in numbers)], dtype=torch.float64)
+    total = torch.cat([*flat, proof]).to(_device(group))
+    dist.all_reduce(total, group=group)
+    total = total.cpu()
+    sums, squares = total[-2 * len(numbers) : -len(numbers)], total[-len(numbers) :]
+    if not torch.equal(sums * sums, squares * world_size):
+        _raise_difference(claim, world_size, group)
+    rows, tokens, loss_sums, square_sums = total[: -2 * len(numbers)].reshape(4, -1).numpy()
+    return SourceLosses(rows=rows, tokens=tokens, loss_sums=loss_sums, square_sums=square_sums)
+
+
+def _device(group: Any) -> torch.device:
+    is_on_gpu = dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if is_on_gpu else torch.device("cpu")
+
+
+def _raise_difference(claim: Claim, world_size: int, group: Any) -> None:
+    claims: list[Any] = [None] * world_size
+    dist.all_gather_object(claims, claim, group=group)
+    rank = next(r for r, other in enumerate(claims) if other != claims[0])
+    first, other = claims[0], claims[rank]
+    if first.step != other.step:
+        what = f"rank {rank} reports step {other.step}, and rank 0 step {first.step}"
+    else:
+        what = (
+            f"rank {rank} decided phase {other.phase} of step {first.step} differently from rank 0 "
+            f"(digests {other.digest:016x} and {first.digest:016x})"
+        )
+    raise RankMismatchError(
+        f"{what}; give every rank the same curriculum, rows and saved state, and report every step on every rank"
+    )

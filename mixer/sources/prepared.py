@@ -1,0 +1,230 @@
+"""Token rows prepared once by ``mixer prepare``: memory-mapped, opened in milliseconds, gathered by row number.
+
+The values of a shard are one buffer [rows, T + 1] of an Arrow file, so that taking rows costs what it costs from a bare
+memory map. Size and header of every file are compared with the manifest before anything is read; reading all of them
+to compare their contents is for ``verify``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mixer.config import Curriculum
+from mixer.config_errors import suggestion
+from mixer.errors import MalformedDataError, MissingDataError, UnknownSourceError
+from mixer.sources.manifest import (
+    SOURCES,
+    TOKENIZER,
+    Manifest,
+    Shard,
+    Split,
+    SplitManifest,
+    check_against,
+    digest_of,
+    read_manifest,
+)
+from mixer.types import IntArray
+
+if TYPE_CHECKING:
+    from mixer.tokenizer import TextTokenizer
+
+DIGEST_BLOCK = 1 << 22
+
+Rows = npt.NDArray[np.unsignedinteger[Any]]
+
+
+class PreparedRows:
+    """The rows of one source in one split, [num_rows, T + 1], numbered in file order.
+
+    Pickles as names and sizes: another process maps the files itself.
+    """
+
+    def __init__(self, name: str, folder: Path, split: SplitManifest, *, dtype: np.dtype[Any], row_length: int) -> None:
+        """Describe the shards that lie in ``folder``; they are opened when they are first needed."""
+        self.name = name
+        self.dtype = dtype
+        self.row_length = row_length
+        self.num_rows = split.rows
+        self.num_documents = split.documents
+        self.num_tokens = split.rows * row_length  # of one epoch; what does not fill a row is not delivered
+        self.first_rows: IntArray = np.cumsum([0, *(shard.rows for shard in split.shards)], dtype=np.int64)[:-1]
+        self._folder = folder
+        self._split = split
+
+    def __repr__(self) -> str:
+        return f"PreparedRows({self.name!r}, {self.num_rows} rows of {self.row_length} {self.dtype})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "shards"}
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the rows, hex [32]."""
+        return digest_of([self.dtype.name, self.row_length, [shard.digest for shard in self._split.shards]])
+
+    @cached_property
+    def shards(self) -> list[Rows]:
+        """The files as read-only arrays, [rows of the shard, T + 1] each.
+
+        Raises:
+            MissingDataError: a file that is not there.
+            MalformedDataError: a file whose size or header is not what the manifest says.
+        """
+        return [self._mapped(shard) for shard in self._split.shards]
+
+    def gather(self, positions: IntArray, out: Rows | None = None) -> Rows:
+        """Return the rows with these numbers, [n, T + 1] in the stored dtype.
+
+        Args:
+            positions: row numbers, int64 [n].
+            out: where to put them, [n, T + 1] of the stored dtype; a new array by default.
+
+        Raises:
+            IndexError: a row number that does not exist.
+        """
+        # a negative number is a huge unsigned one, so that one comparison sees both ends
+        if positions.size and positions.view(np.uint64).max() >= self.num_rows:
+            raise IndexError(
+                f"source {self.name}: rows {positions.min()} to {positions.max()} were asked for, "
+                f"but it has rows 0 to {self.num_rows - 1}"
+            )
+        if len(self.shards) == 1:
+            return self.shards[0].take(positions, axis=0, mode="clip", out=out)  # checked: clip only skips a copy
+        gathered = np.empty((len(positions), self.row_length), dtype=self.dtype) if out is None else out
+        shard_of = np.searchsorted(self.first_rows, positions, side="right") - 1
+        for number in np.unique(shard_of):
+            chosen = np.flatnonzero(shard_of == number)
+            gathered[chosen] = self.shards[number].take(positions[chosen] - self.first_rows[number], axis=0)
+        return gathered
+
+    def verify(self) -> None:
+        """Read every file and compare its digest; raise MalformedDataError for the first that differs."""
+        _ = self.shards
+        for shard in self._split.shards:
+            found = file_digest(self._folder / shard.file)
+            if found != shard.digest:
+                raise self._malformed(shard, f"its digest is {found}, not {shard.digest}: it has been changed")
+
+    def _mapped(self, shard: Shard) -> Rows:
+        path = self._folder / shard.file
+        try:
+            size = path.stat().st_size
+            if size != shard.size:
+                raise self._malformed(shard, f"it has {size} bytes, not {shard.size}")
+            with pa.memory_map(str(path)) as file:  # closed at once: the mapping stays, the descriptor does not
+                buffer = file.read_buffer()
+        except FileNotFoundError as error:
+            raise MissingDataError(
+                f"source {self.name}: prepared rows: no file {path}; copy it again, or run `mixer prepare` again"
+            ) from error
+        if _header_digest(buffer, shard.offset) != shard.header_digest:
+            raise self._malformed(shard, "it does not begin as it was written")
+        count = shard.rows * self.row_length
+        rows = np.frombuffer(buffer, dtype=self.dtype, count=count, offset=shard.offset)
+        return rows.reshape(shard.rows, self.row_length)
+
+    def _malformed(self, shard: Shard, reason: str) -> MalformedDataError:
+        return MalformedDataError(
+            f"source {self.name}: prepared rows: {self._folder / shard.file}: {reason}; "
+            "copy it again, or run `mixer prepare` again"
+        )
+
+
+class Prepared:
+    """A folder that ``mixer prepare`` made; ``Prepared.open(folder)`` reads and checks it."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Take a manifest for what the folder holds."""
+        self.folder = folder
+        self.manifest = manifest
+        self.sources: dict[str, PreparedRows] = {name: self._rows(name, "train") for name in manifest.sources}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Prepared:
+        """Read the manifest and compare the size and header of every file of training rows.
+
+        Raises:
+            MissingDataError: no such folder, one that is not finished, or one of whose files is gone.
+            MalformedDataError: a manifest or file that is not as it was written.
+        """
+        folder = Path(folder)
+        prepared = cls(folder, read_manifest(folder))
+        for rows in prepared.sources.values():
+            _ = rows.shards
+        return prepared
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the token ids: the smallest that holds the vocabulary."""
+        return np.dtype(self.manifest.dtype)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row: T + 1."""
+        return self.manifest.sequence_length + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the rows of all sources, hex [32]; wherever the folder lies."""
+        return self.manifest.fingerprint
+
+    def held_out(self, name: str) -> PreparedRows:
+        """Return the rows of the documents of a source that are never trained on; possibly none."""
+        if name not in self.sources:
+            raise UnknownSourceError(f"prepared rows: unknown source {name!r}{suggestion(name, self.sources)}")
+        return self._rows(name, "held_out")
+
+    def tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer that made the rows, from its copy in the folder; the sources are not needed."""
+        from mixer.tokenizer import read_tokenizer  # imported late: rows alone need no tokenizer
+
+        return read_tokenizer(self.folder / TOKENIZER, self.manifest.tokenizer.separator)
+
+    def check_against(self, curriculum: Curriculum, tokenizer_fingerprint: str | None = None) -> None:
+        """Raise PreparedMismatchError if these are not the rows that the config, as it is now, asks for.
+
+        Everything that differs is named: length of rows, hold-out, tokenizer, definitions of the sources, and names and
+        sizes of local files that are still there. Sources that the config does not name are ignored, so that one
+        folder serves many configs.
+
+        Args:
+            curriculum: the run.
+            tokenizer_fingerprint: of a tokenizer that has been loaded for it; None compares its settings alone.
+        """
+        check_against(self.manifest, curriculum, tokenizer_fingerprint, self.folder)
+
+    def verify(self) -> None:
+        """Read all files and compare their digests; raise MalformedDataError for the first that differs."""
+        for name, rows in self.sources.items():
+            rows.verify()
+            self.held_out(name).verify()
+
+    def _rows(self, name: str, split: Split) -> PreparedRows:
+        source = self.manifest.sources[name]
+        return PreparedRows(
+            name,
+            self.folder / SOURCES / name / split,
+            getattr(source, split),
+            dtype=self.dtype,
+            row_length=self.row_length,
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Return the digest of a file's bytes, hex [32], as ``b2sum -l 128`` prints it."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(DIGEST_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _header_digest(buffer: pa.Buffer, offset: int) -> str:
+    return hashlib.blake2b(memoryview(buffer)[:offset], digest_size=16).hexdigest()
