@@ -1,6 +1,7 @@
 """Claims: preparing costs little more than tokenising; prepared rows are gathered as fast as from a bare memory map.
 
-The gathers are of 16 random rows of 1,025 uint16 tokens, from each candidate format (ADR 4). Opening is everything from a path to an array of one file per source, after the imports.
+The gathers are of 16 random rows of 1,025 uint16 tokens, from each candidate format (ADR 4). Opening is
+everything from a path to an array of one file per source, after the imports.
 """
 
 from __future__ import annotations
