@@ -302,7 +302,14 @@ def _prepare_source(
     from mixer.sources.huggingface import open_stream
 
     resolve = task.curriculum.resolve
-    stream = open_stream(task.source, resolve=resolve, dataset=dataset)
+    stream = open_stream(
+        task.source,
+        resolve=resolve,
+        dataset=dataset,
+        retries=task.curriculum.retries,
+        row_length=task.curriculum.sequence_length + 1,
+        vocab_size=tokenizer.vocab_size,
+    )
     SourcePreparation(
         task.source,
         stream,
