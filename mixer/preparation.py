@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from mixer.cache import written_whole
 from mixer.config import Curriculum, SourceConfig
 from mixer.config_errors import suggestion
-from mixer.errors import MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
+from mixer.errors import ConfigError, MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
 from mixer.sources.manifest import (
     MANIFEST,
     RECORD,
@@ -295,10 +295,14 @@ def _record(folder: Path) -> SourceRecord | None:
 def _prepare_source(
     task: _Task, tokenizer: TextTokenizer, report: Report, dataset: IterableDataset | None = None
 ) -> None:
-    from mixer.sources.huggingface import open_stream
+    from mixer.sources.huggingface import TextStream, open_stream
 
     resolve = task.curriculum.resolve
-    stream = open_stream(task.source, resolve=resolve, dataset=dataset)
+    stream = open_stream(task.source, resolve=resolve, dataset=dataset, retries=task.curriculum.retries)
+    if not isinstance(stream, TextStream):
+        raise ConfigError(
+            f"source {task.source.name}: holds token ids already, and `mixer prepare` takes text; stream it as it is"
+        )
     SourcePreparation(
         task.source,
         stream,
