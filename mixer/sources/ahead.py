@@ -48,7 +48,7 @@ class ReadAhead:
         self._queue: deque[Read] = deque()
         self._reader: Task[None] | None = None  # reads the next group, now or soon, or has failed to
         self._num_wanted = 0
-        self._begin(stream.state_dict())
+        self._begin(stream.place())
 
     @property
     def place(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class ReadAhead:
         if reader is not None:
             reader.cancel()
         self._stream.load_state_dict(place)
-        self._begin(dict(place))
+        self._begin(self._stream.place())
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process reads on after what was taken here."""
@@ -142,7 +142,7 @@ class ReadAhead:
             documents = self._stream.try_group() if after is None else self._stream.next_group(after)
             if not len(documents) and self._repeat:
                 self._stream.restart()
-            read = Read(len(documents), Task(lambda: self._encode(documents)), self._stream.state_dict())
+            read = Read(len(documents), Task(lambda: self._encode(documents)), self._stream.place())
         except BaseException:
             self._stream.load_state_dict(start)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -69,7 +70,10 @@ class Pool:
         self._num_threads = num_threads
         self._threads: list[threading.Thread] = []
         self._reset()
-        atexit.register(self._stop)
+        weakref.finalize(self, int)  # the first one arranges for all of them at exit, before which we stop:
+        atexit.register(
+            self._stop
+        )  # they close files that a thread may be reading, and what is arranged last comes first
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._pause, after_in_parent=self._resume, after_in_child=self._reset)
 

@@ -25,7 +25,6 @@ import tenacity
 from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, httpx  # type: ignore[attr-defined]  # httpx, or the fork that the hub uses
-from huggingface_hub.utils import logging as hub_logging
 
 from mixer.config import RetriesConfig
 from mixer.errors import MalformedDataError, MissingDataError, MixerError, SourceError, SourceUnavailableError
@@ -241,10 +240,14 @@ class _Calm:
                 self._restore()
 
     def _quieten(self) -> None:
-        """Keep them from logging errors that we raise with a better message."""
-        for library in (datasets.logging, hub_logging):
-            self._undo.append(partial(library.set_verbosity, library.get_verbosity()))
-            library.set_verbosity(logging.CRITICAL)
+        """Keep them from logging errors that we raise with a better message.
+
+        Not by their levels: each change of one empties the caches of every logger of the process.
+        """
+        for name in ("datasets", "huggingface_hub"):
+            logger = logging.getLogger(name)
+            self._set(logger, "handlers", [logging.NullHandler()])
+            self._set(logger, "propagate", False)
 
     def _let_calls_be_made_once(self) -> None:
         for name in ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"):

@@ -101,6 +101,8 @@ class StreamedRows:
         self._taken = 0  # rows taken of the first of them
         self._num_ready = 0  # rows of all of them that are not taken
         self._group_rows = 1  # of the last one read
+        self._low = 0  # rows ready below which more are read ahead
+        self._looks_ahead = False
         self._read = self._end_seen = _Counts()  # as of the end of the last of them; as of the last row taken
 
     @property
@@ -134,7 +136,7 @@ class StreamedRows:
         """
         while self._num_ready < num_rows:
             self._read_group(num_rows)
-        if self._num_ready - num_rows < max(4 * num_rows, self._group_rows // 2):
+        if not self._looks_ahead and self._num_ready - num_rows < max(4 * num_rows, self._low):
             self._look_ahead(num_rows)
         if self._groups and self._taken + num_rows < len(self._groups[0].rows):  # nearly always
             rows = self._groups[0].rows[self._taken : self._taken + num_rows].copy()
@@ -211,8 +213,9 @@ class StreamedRows:
         return np.concatenate(pieces)
 
     def _look_ahead(self, num_rows: int) -> None:
+        self._looks_ahead = True  # until the next group has come
         missing = max(4 * num_rows, self._group_rows) - self._num_ready + num_rows
-        self._ahead.want(min(MAX_AHEAD, max(1, -(-missing // self._group_rows))))
+        self._ahead.want(min(MAX_AHEAD, max(1, -(-missing // self._group_rows))) if self._is_text else MAX_AHEAD)
 
     def _identity(self) -> dict[str, Any]:
         """What a state must have in common with this object."""
@@ -257,6 +260,8 @@ class StreamedRows:
         self._read = counts
         self._num_ready += len(rows)
         self._group_rows = len(rows)
+        self._low = len(rows) // 2 if self._is_text else len(rows)  # Arrow reads a thousand rows or more at once
+        self._looks_ahead = False
 
     def _packed(self, encoded: Encoded) -> tuple[TokenArray, int]:
         """Return the rows that are complete with these documents, and how many tokens were added."""

@@ -7,6 +7,7 @@ tokenising), so that a late resume in one huge file costs a pass over its beginn
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from abc import ABC, abstractmethod
@@ -130,11 +131,11 @@ class Stream(ABC, Generic[Group]):
 
         Whatever it raises, the place is kept, so that the next call tries the same group again.
         """
-        return persist(self.try_group, source=self.name, place=self._place, retries=self._retries, first=after)
+        return persist(self.try_group, source=self.name, place=self._place_in_words, retries=self._retries, first=after)
 
     def try_group(self) -> Group:
         """Return what ``next_group`` returns, but raise NetworkFault at once, without a second attempt."""
-        start = self.state_dict()
+        start = self.place()
         try:
             group = self._read_group()
             self._check_not_empty(group)
@@ -151,6 +152,10 @@ class Stream(ABC, Generic[Group]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next group as plain data."""
+        return copy.deepcopy(self.place())
+
+    def place(self) -> dict[str, Any]:
+        """Return what ``state_dict`` returns without copying it; for those who change nothing in it."""
         return {
             "version": STATE_VERSION,
             "source": self.name,
@@ -158,7 +163,7 @@ class Stream(ABC, Generic[Group]):
             "revision": self._revision,
             "split": self._share.split,
             "reader": [self._share.reader, self._share.num_readers],
-            "dataset": copy.deepcopy(self._position),
+            "dataset": self._position,
             "offset": self._offset,
             "rows": self.num_rows,
             "documents": self.num_documents,
@@ -180,7 +185,7 @@ class Stream(ABC, Generic[Group]):
         if self._reopen is not None and state["revision"] != self._revision:
             self._dataset, self._stride = self._narrowed(self._reopen(state["revision"]))
             self._revision = state["revision"]
-        self._move(copy.deepcopy(state["dataset"]), state["offset"])
+        self._move(state["dataset"], state["offset"])  # `datasets` copies what it loads
         self.num_rows, self.num_documents, self.num_empty = state["rows"], state["documents"], state["empty"]
         self.num_other_split, self.num_other_readers = state["other_split"], state["other_readers"]
 
@@ -271,7 +276,7 @@ class Stream(ABC, Generic[Group]):
                     # not iter(dataset): inside a DataLoader's worker that reads a share of the files only
                     self._batches = batches = self._dataset.iter(batch_size=self._batch_size)
                     # it holds a file open, and left to the end of Python its own clean-up fails noisily
-                    self._close = weakref.finalize(self, batches.close)
+                    self._close = weakref.finalize(self, _closed, batches)
                 return next(self._batches, None)
         except Exception as error:  # `datasets` lets through whatever its readers and file systems raise
             raise explained(self.name, error, self._files, MalformedDataError) from error
@@ -290,7 +295,7 @@ class Stream(ABC, Generic[Group]):
             if len(seen) < NUM_SEEN and row[column] not in seen:
                 seen.append(row[column])
 
-    def _place(self) -> str:
+    def _place_in_words(self) -> str:
         return f"after row {self.num_rows} of the epoch"
 
     def _emptiness(self) -> str:
@@ -361,6 +366,11 @@ class TextStream(Stream[list[str]]):
 
 
 _LEFT_OPEN: list[Any] = []  # iterators of a parent process, which wait for its threads when they are closed
+
+
+def _closed(batches: Any) -> None:
+    with contextlib.suppress(ValueError):  # at exit, of a thread that is stuck in it
+        batches.close()
 
 
 def _nothing() -> None:
