@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.phases import PhaseLaw
+from mixer.policy_config import Frozen, PolicyConfig, ProportionalConfig, StaticConfig, UcbConfig, UnimaxConfig
 from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 
 CONFIG_VERSION = 1
@@ -29,13 +30,10 @@ CONFIG_VERSION = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
 Scalar = str | int | float | bool | None
+RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SourceConfig(_Frozen):
+class SourceConfig(Frozen):
     """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
 
     name: Name
@@ -48,21 +46,43 @@ class SourceConfig(_Frozen):
     text: str | None = Field(None, description="column with plain text (default: text)")
     messages: str | None = Field(None, description="column with a list of chat messages")
     template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
+    token_ids: str | None = Field(None, description="column with documents that are lists of token ids already")
+    rows: str | None = Field(
+        None, description="column with lists of exactly sequence_length + 1 token ids, as they are"
+    )
     where: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="keep rows whose columns equal these values")
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
     tokens: int | None = Field(None, gt=0, description="number of distinct tokens, where known")
 
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
         if self.local is not None and (self.path is not None or self.data_files is not None):
             raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
-        given = [key for key in ("text", "messages", "template") if getattr(self, key) is not None]
+        given = [key for key in RENDERINGS if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"source {self.name}: give one of text, messages and template, not {' and '.join(given)}")
+            raise ValueError(
+                f"source {self.name}: give one of {', '.join(RENDERINGS[:-1])} and {RENDERINGS[-1]}, "
+                f"not {' and '.join(given)}"
+            )
         return self
 
+    @property
+    def token_column(self) -> str | None:
+        """The column of token ids of a source that is tokenised already; None if it is text."""
+        return self.rows if self.token_ids is None else self.token_ids
 
-class TokenizerConfig(_Frozen):
+
+class RetriesConfig(Frozen):
+    """What to do when a network or server fails while a source is read."""
+
+    attempts: int = Field(8, ge=1, description="calls altogether before the source counts as unavailable")
+    wait_s: float = Field(1.0, gt=0, description="seconds before the second call; doubles each time, plus jitter")
+    max_wait_s: float = Field(300.0, gt=0, description="longest wait; a server that asks for more is given up")
+    timeout_s: float = Field(20.0, gt=0, description="longest silence of a server within one call")
+
+
+class TokenizerConfig(Frozen):
     """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
 
     file: str | None = None
@@ -76,7 +96,7 @@ class TokenizerConfig(_Frozen):
         return self
 
 
-class PhasesConfig(_Frozen):
+class PhasesConfig(Frozen):
     """The law of phase kinds and lengths; it never looks at losses."""
 
     min_steps: int = Field(7, ge=1)
@@ -91,73 +111,7 @@ class PhasesConfig(_Frozen):
         return self
 
 
-class UcbConfig(_Frozen):
-    """The constrained bandit: an optimistic index per source, a step towards the best vertex of the region."""
-
-    name: Literal["ucb"] = "ucb"
-    reward: str = Field("learnability", description="learnability, progress, loss, or package.module:function")
-    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
-    width: float = Field(1.0, ge=0, description="c: standard errors (or UCB-V widths) of optimism")
-    kappa: float = Field(1.5, ge=0, description="learnability: discount exponent in log time")
-    tau_0: float = Field(100.0, gt=0, description="learnability: steps added to log time")
-    repetition: float = Field(15.4, gt=0, description="learnability: R* of Muennighoff et al. 2023")
-    gamma: float = Field(0.999, gt=0, le=1, description="other rewards: discount per step")
-    targets: dict[str, float] | None = Field(None, description="learnability: weight of each source in the goal")
-
-    @field_validator("reward")
-    @classmethod
-    def _known_reward(cls, reward: str) -> str:
-        known = ("learnability", "progress", "loss")
-        if reward not in known and ":" not in reward:
-            raise ValueError(
-                f"unknown reward {reward!r}{suggestion(reward, known)}; "
-                f"known: {', '.join(known)}, or your own as package.module:function"
-            )
-        return reward
-
-
-class AndreaConfig(_Frozen):
-    """UCB1 on ``max(0, EMA - loss) * 1000``, as ANDREA published it; kept for fidelity, not advised."""
-
-    name: Literal["andrea"] = "andrea"
-    eta: float = Field(0.3, gt=0, le=1)
-    exploration: float = Field(2.0**0.5, ge=0, description="C of UCB1; ANDREA's value is not published")
-    ema: float = Field(0.1, gt=0, le=1)
-
-
-class StaticConfig(_Frozen):
-    """The same weights in every phase: those given, or uniform, projected on each regime's region."""
-
-    name: Literal["static"] = "static"
-    weights: dict[str, float] | None = None
-
-
-class ProportionalConfig(_Frozen):
-    """Weights in proportion to each source's tokens, projected on each regime's region."""
-
-    name: Literal["proportional"] = "proportional"
-
-
-class UnimaxConfig(_Frozen):
-    """As uniform as the bounds and ``max_epochs`` passes over each source allow (Chung et al. 2023)."""
-
-    name: Literal["unimax"] = "unimax"
-    max_epochs: float = Field(4.0, gt=0)
-
-
-class RandomConfig(_Frozen):
-    """Every phase teleports to a uniformly random point of the region."""
-
-    name: Literal["random"] = "random"
-
-
-PolicyConfig = Annotated[
-    UcbConfig | AndreaConfig | StaticConfig | ProportionalConfig | UnimaxConfig | RandomConfig,
-    Field(discriminator="name"),
-]
-
-
-class _PivotFields(_Frozen):
+class _PivotFields(Frozen):
     name: Name
     floors: dict[str, Weight] | None = None
     caps: dict[str, Weight] | None = None
@@ -185,7 +139,7 @@ class ScheduledPivot(_PivotFields):
     at_step: int = Field(gt=0)
 
 
-class Curriculum(_Frozen):
+class Curriculum(Frozen):
     """The whole run. ``Curriculum.from_yaml(path)`` reads and checks a file; all problems are reported at once."""
 
     version: int = CONFIG_VERSION
@@ -197,9 +151,9 @@ class Curriculum(_Frozen):
     vocab_size: int | None = Field(None, gt=0, description="the model's vocabulary; the tokenizer must fit in it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     prepared: str | None = Field(None, description="folder that `mixer prepare` made, relative to the config file")
-    holdout: float = Field(0.0, ge=0, lt=1, description="share of each source's documents that is never trained on")
-    floors: dict[str, Weight] = {}
-    caps: dict[str, Weight] = {}
+    holdout: float = Field(0.0, ge=0, le=0.5, description="share of each source's documents that is never trained on")
+    floors: dict[str, Weight] = Field({}, description="smallest weight by source")
+    caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
     curriculum_warmup_steps: int = Field(0, ge=0)
     curriculum_warmup_sources: tuple[str, ...] = ()
@@ -208,6 +162,7 @@ class Curriculum(_Frozen):
     policy: PolicyConfig = UcbConfig()
     feedback_lag: int = Field(0, ge=0, description="a phase from step s is decided on losses of steps < s - lag")
     draws: Literal["systematic", "multinomial"] = "systematic"
+    retries: RetriesConfig = RetriesConfig()
     _base_dir: Path = PrivateAttr(default=Path())  # where the file lies: relative paths start here
 
     def __init__(self, **data: Any) -> None:
@@ -393,11 +348,20 @@ class Curriculum(_Frozen):
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 
-        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places: the
-        folder that the file lies in and ``prepared``.
+        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places (the
+        folder that the file lies in and ``prepared``) and what is done about faults of a network. Fields that are newer
+        than the first release count only where they are set, so that older runs keep their fingerprint.
         """
         is_planned = isinstance(self.policy, UnimaxConfig)
-        data = self.model_dump(mode="json", exclude={"prepared"} if is_planned else {"prepared", "total_steps"})
+        left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
+        data = self.model_dump(mode="json", exclude=left_out)
+        if not self.holdout:
+            del data["holdout"]
+        for source in data["sources"]:
+            del source["on_failure"]
+            for key in ("token_ids", "rows"):
+                if source[key] is None:
+                    del source[key]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -144,7 +144,8 @@ class Rows:
             curriculum,
             self.tokenizer,
             self._streams,
-            **({"reader": self.rank * num_workers + worker, "num_readers": num_readers} if num_readers > 1 else {}),
+            reader=self.rank * num_workers + worker,
+            num_readers=num_readers,
         )
         tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
         return StreamedReader(streams, planner, every=num_workers, on_read_through=tell)

@@ -112,6 +112,12 @@ class JournalError(MixerError):
     code = "journal"
 
 
+class EvidenceError(MixerError):
+    """A journal holds too little to answer the question; the message says how much is needed."""
+
+    code = "evidence"
+
+
 class SourceError(MixerError):
     """A source cannot be read; the message names the source and the place."""
 
@@ -140,6 +146,16 @@ class SourceExhaustedError(SourceError):
     """A source ran dry and its ``on_exhausted`` is ``error``."""
 
     code = "source-exhausted"
+
+
+class SourceUnavailableError(SourceError):
+    """A source that cannot be reached after every retry; ``name`` is the source's. Everything read so far is kept."""
+
+    code = "source-unavailable"
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class TokenizerError(MixerError):
