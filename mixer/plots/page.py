@@ -220,8 +220,8 @@ def _add_lines(
         if known.any():
             figure.add_scatter(
                 x=middles[known], y=_short(values[known, i]), name=html.escape(name), mode="lines",
-                line={"color": colour, "width": 1.5}, hovertemplate=f"%{{y:{form}}}", showlegend=showlegend, legendgroup=name, row=row,
-                col=None if row is None else 1,
+                line={"color": colour, "width": 1.5}, hovertemplate=f"%{{y:{form}}}", showlegend=showlegend,
+                legendgroup=name, row=row, col=None if row is None else 1,
             )  # fmt: skip
 
 
