@@ -114,7 +114,10 @@ def test_losses_are_means_over_the_reports_since_the_phase_before() -> None:
     recorder = Recorder()
     walk = LoggedWalk(curriculum(2), loggers=[recorder])
     phase = walk.phase_at(0)
-    losses = [SourceLosses(rows=[1, 0], tokens=[4, 0], loss_sums=[4.0 * level, 0.0]) for level in (1.0, 3.0)]
+    losses = [
+        SourceLosses(rows=np.array([1, 0]), tokens=np.array([4, 0]), loss_sums=np.array([4.0 * level, 0.0]))
+        for level in (1.0, 3.0)
+    ]
     walk.report(0, losses[0])
     walk.report(0, losses[0])  # a report that comes twice counts once
     walk.report(1, losses[1])
