@@ -30,7 +30,8 @@ from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
 from mixer.tokenizer import TextTokenizer
-from mixer.walk import Walk, check_state
+from mixer.records import check_state
+from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets

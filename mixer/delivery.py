@@ -19,7 +19,7 @@ from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
 from mixer.tokenizer import TextTokenizer, load_tokenizer
-from mixer.walk import check_state
+from mixer.records import check_state
 
 if TYPE_CHECKING:
     import datasets

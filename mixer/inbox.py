@@ -49,10 +49,18 @@ class Inbox:
             steps.setdefault(step, []).append(self._pending[step, rank])
         return [add_losses(parts) for parts in steps.values()]
 
-    def drop(self, keys: list[tuple[int, int]]) -> None:
-        """Forget the content of ``keys``: a decision has used them."""
-        for key in keys:
-            del self._pending[key]
+    def take(self, keys: list[tuple[int, int]]) -> list[tuple[int, SourceLosses]]:
+        """Return the reports of ``keys`` with their steps, and keep their content no longer: a decision uses them."""
+        return [(key[0], self._pending.pop(key)) for key in keys]
+
+    def put_back(self, reports: list[tuple[int, SourceLosses]]) -> None:
+        """Keep reports that ``take`` gave: the decision that used them is undone."""
+        self._pending.update({(step, losses.rank): losses for step, losses in reports})
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that any rank reported; None if there was no report."""
+        return max((intervals[-1][1] for intervals in self._had.values()), default=None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return pending reports and the steps had, as plain data."""

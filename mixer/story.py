@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixer.journal import read_journal
+from mixer.records import cut_phases
 from mixer.types import Array
 
 
@@ -75,6 +76,7 @@ def read_story(path: str | Path) -> Story:
             story.phases.append(record)
         elif record["type"] == "pivot":
             story.pivots.append(record)
+            cut_phases(story.phases, record, story.header["curriculum"])
         elif record["type"] == "feedback":
             sums, tokens = np.zeros(num_sources), np.zeros(num_sources)
             sums[record["sources"]], tokens[record["sources"]] = record["loss_sums"], record["tokens"]

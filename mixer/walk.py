@@ -2,15 +2,14 @@
 
 ``phase_at(step)`` decides phases one after the other up to the one that covers ``step``. A phase that starts at step s
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
-first, journalled second and kept third, so a full disk leaves the walk where it was.
+first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
+short, or undo its decision: what it had learned from is kept until the next one.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import operator
-import platform
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -30,16 +29,26 @@ from mixer.errors import (
     StepError,
     UnknownSourceError,
 )
-from mixer.inbox import Inbox, losses_to_record
+from mixer.inbox import Inbox, losses_to_record, record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, Position
 from mixer.phases import Kind, Phase
 from mixer.policies import Choice, make_policy
 from mixer.randomness import generator
+from mixer.records import (
+    check_state,
+    feedback_summary,
+    header_record,
+    phase_to_record,
+    record_to_phase,
+    region_record,
+)
 from mixer.regimes import Bounds, Regime, plan_regimes
-from mixer.rewards import SourceLosses, State, add_losses, check_losses
+from mixer.rewards import SourceLosses, State, check_losses
 from mixer.types import Array, IntArray
 
-STATE_VERSION = 1
+__all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
+
+STATE_VERSION = 2
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -69,6 +78,14 @@ class _Decision:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What the newest decision found, so that a pivot can undo it: the policy's memory and the reports it used."""
+
+    policy_state: State
+    used: list[tuple[int, SourceLosses]]
+
+
 class Walk:
     """The sequence of phases of one run; one authority per run.
 
@@ -93,6 +110,7 @@ class Walk:
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
+        self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._journal = journal
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
@@ -163,37 +181,78 @@ class Walk:
         return True
 
     @_one_at_a_time
-    def pivot(self, pivot: Pivot, at_step: int | None = None) -> int:
+    def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
         """Redraw the region from ``at_step`` (default: the end of the newest phase) and return that step.
 
+        Args:
+            pivot: the new bounds.
+            at_step: the first step under them.
+            cut: allow a step that the newest phase covers. That phase then ends there, perhaps sooner than
+                ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
+
         Raises:
-            PivotError: the step is decided already, no whole phases reach it, or the name is taken.
+            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
+                phases reach it, or the name is taken.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
         """
-        step = self.frontier if at_step is None else at_step
-        if pivot.name in {regime.name for regime in self._regimes}:
-            raise PivotError(f"there is a regime named {pivot.name} already; give the pivot another name")
-        if step < self.frontier:
-            raise PivotError(
-                f"pivot {pivot.name} at step {step}: phases are decided up to step {self.frontier - 1}; "
-                f"ask for step {self.frontier} or later"
-            )
-        new = ScheduledPivot(at_step=max(step, 1), **pivot.model_dump(exclude={"at_step"}))
-        if step == 0:
-            raise PivotError(f"pivot {pivot.name} at step 0: write its bounds into the curriculum instead")
+        step = self.frontier if at_step is None else operator.index(at_step)
+        self._check_pivot_step(pivot.name, step, cut=cut)
+        new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
         regimes = self._planned([*self._live_pivots, new])
-        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > self.frontier]
-        origin = f"the end of the newest phase at step {self.frontier}"
-        problems = self.curriculum.phase_law.boundary_problems(boundaries, since=self.frontier, origin=origin)
+        since = min(step, self.frontier)
+        what = "the cut" if step < self.frontier else "the end of the newest phase"
+        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > since]
+        problems = self.curriculum.phase_law.boundary_problems(
+            boundaries, since=since, origin=f"{what} at step {since}"
+        )
         if problems:
             raise PivotError(f"pivot {pivot.name}: {problems[0]}")
         for regime in regimes:  # a policy may have bounds of its own
             inside = regime.region.project(regime.region.lower)
             self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
         self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
+        if step < self.frontier:
+            self._cut(step)
         self._live_pivots.append(new)
         self._regimes = regimes
         return step
+
+    def _check_pivot_step(self, name: str, step: int, *, cut: bool) -> None:
+        if name in {regime.name for regime in self._regimes}:
+            raise PivotError(f"there is a regime named {name} already; give the pivot another name")
+        earliest = self.frontier
+        if cut and self._phases:
+            newest, reported = self._phases[-1], self._inbox.last_step
+            earliest = newest.start + (self._before is None)  # a second pivot may not undo what lies before
+            if reported is not None and earliest <= step <= reported:
+                raise PivotError(
+                    f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
+                    f"was; ask for step {reported + 1} or later"
+                )
+        if step < earliest:
+            decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
+            hint = "" if cut or not self._phases else f", or cut the newest phase from step {self._phases[-1].start} on"
+            raise PivotError(f"pivot {name} at step {step}: {decided}; ask for step {earliest} or later{hint}")
+        if step == 0:
+            raise PivotError(f"pivot {name} at step 0: write its bounds into the curriculum instead")
+
+    def _cut(self, step: int) -> None:
+        """End the newest phase at ``step``; without a step left it was never decided."""
+        newest = self._phases.pop()
+        if step == newest.start:
+            assert self._before is not None, "checked before"
+            self._policy_state = self._before.policy_state
+            self._inbox.put_back(self._before.used)
+            self._drawn, self._owed, self._before = newest.drawn, newest.owed, None
+            return
+        shorter = replace(newest, length=step - newest.start)
+        counts, self._owed = self._counts(shorter)
+        self._drawn = shorter.drawn + counts.sum(axis=0)
+        self._phases.append(shorter)
+
+    def _counts(self, phase: Phase) -> tuple[IntArray, Array]:
+        run = self.curriculum
+        return phase_counts(phase, seed=run.seed, method=run.draws, batch_rows=run.batch_rows)
 
     @_one_at_a_time
     def learn_unique_tokens(self, name: str, tokens: int) -> None:
@@ -212,19 +271,20 @@ class Walk:
         """Return all that shapes the rest of the walk, as plain data.
 
         Args:
-            from_step: keep the phases that end after this step too; default: the newest alone.
+            from_step: keep the phases that end after this step too; default: the newest two alone.
         """
-        kept = [p for p in self._phases if from_step is None or p.end > from_step] if from_step is not None else []
-        kept = kept or list(self._phases)[-1:]
+        newest = list(self._phases)[-2:]  # two, for a pivot may undo the last
+        kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
         return {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
-            "phases": [_phase_to_record(phase) for phase in kept],
+            "phases": [phase_to_record(phase) for phase in kept],
             "drawn": self._drawn.tolist(),
             "owed": self._owed.tolist(),
-            "policy": {name: values.tolist() for name, values in self._policy_state.items()},
+            "policy": _state_to_record(self._policy_state),
             "inbox": self._inbox.state_dict(),
+            "before": self._before and _before_to_record(self._before),
             "unique_tokens": self._unique_tokens.tolist(),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
             "journal": None if position is None else list(position),
@@ -248,9 +308,10 @@ class Walk:
             self._resume_at = None
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
         self._regimes = self._planned(self._live_pivots)
-        self._phases = deque((self._phase_from(record) for record in state["phases"]), maxlen=KEPT_PHASES)
-        self._policy_state = {name: np.array(values, dtype=np.float64) for name, values in state["policy"].items()}
+        self._phases = deque((record_to_phase(record, self.names) for record in state["phases"]), maxlen=KEPT_PHASES)
+        self._policy_state = _record_to_state(state["policy"])
         self._inbox.load_state_dict(state["inbox"])
+        self._before = state["before"] and _record_to_before(state["before"], len(self.names))
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
         self._drawn = np.array(state["drawn"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)
@@ -272,7 +333,7 @@ class Walk:
         """Decide the next phase: work it out, journal it, keep it."""
         decision = self._next_decision()
         self._write(decision.record)
-        self._inbox.drop(decision.used)
+        self._before = _Before(self._policy_state, self._inbox.take(decision.used))
         self._policy_state = decision.policy_state
         self._owed = decision.owed_after
         self._drawn = decision.phase.drawn + decision.counts
@@ -282,7 +343,6 @@ class Walk:
         newest = self._phases[-1] if self._phases else None
         start, index = self.frontier, newest.index + 1 if newest else 0
         regime, law = self.regime_at(start), self.curriculum.phase_law
-        seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
         is_new_regime = newest is None or regime.start == start
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
         landed = regime.region.project(before) if is_new_regime else before
@@ -304,12 +364,14 @@ class Walk:
             names=self.names,
             weights=choice.weights,
             drawn=self._drawn,
-            owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
+            owed=self._owed
+            if newest
+            else initial_owed(self.curriculum.seed, choice.weights, self.curriculum.batch_rows),
         )
-        counts, owed_after = phase_counts(phase, seed=seed, method=self.curriculum.draws, batch_rows=batch_rows)
+        counts, owed_after = self._counts(phase)
         record = {
             "type": "phase",
-            **_phase_to_record(phase),
+            **phase_to_record(phase),
             "boundary": boundary,
             "probability_random": law.probability_random(index),
             "before": before,
@@ -317,10 +379,10 @@ class Walk:
             "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
             "vertex": choice.vertex,
             "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-            "region": _region_record(regime) if is_new_regime else None,
+            "region": region_record(regime) if is_new_regime else None,
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": _feedback_summary(used, by_step, start),
+            "feedback": feedback_summary(used, by_step, start),
         }
         return _Decision(phase, owed_after, counts.sum(axis=0), learned, used, record)
 
@@ -331,17 +393,9 @@ class Walk:
             return "random", Choice(point)
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
 
-    def _phase_from(self, record: Mapping[str, Any]) -> Phase:
-        arrays: dict[str, Any] = {
-            "weights": np.array(record["weights"], dtype=np.float64),
-            "drawn": np.array(record["drawn"], dtype=np.int64),
-            "owed": np.array(record["owed"], dtype=np.float64),
-        }
-        return Phase(**{**record, **arrays}, names=self.names)
-
     def _open_journal(self, journal: Journal) -> None:
         if journal.position.line == 0:
-            journal.append(_header(self.curriculum))
+            journal.append(header_record(self.curriculum))
             return
         first = next(iter(journal.records()))
         found = first.get("fingerprint")
@@ -361,74 +415,19 @@ class Walk:
         self._journal.append(record)
 
 
-def check_state(state: Mapping[str, Any], *, version: int, fingerprint: str, what: str) -> None:
-    """Raise StateMismatchError, naming both sides, unless ``state`` is of this version and curriculum."""
-    if state.get("version") != version:
-        raise StateMismatchError(
-            f"{what} has version {state.get('version')!r}, this curriculum-mixer reads version {version}; "
-            "restore it with the release that saved it"
-        )
-    if state.get("fingerprint") != fingerprint:
-        raise StateMismatchError(
-            f"{what} belongs to curriculum {state.get('fingerprint')}, but this one is {fingerprint}; "
-            "restore it with the config file that it was saved under (total_steps alone may differ)"
-        )
+def _state_to_record(state: State) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in state.items()}
 
 
-def _header(curriculum: Curriculum) -> dict[str, Any]:
-    packages = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")
-    return {
-        "type": "header",
-        "version": JOURNAL_VERSION,
-        "fingerprint": curriculum.fingerprint,
-        "curriculum": curriculum.model_dump(mode="json"),
-        "libraries": {name: _version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+def _record_to_state(record: Mapping[str, list[float]]) -> State:
+    return {name: np.array(values, dtype=np.float64) for name, values in record.items()}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _before_to_record(before: _Before) -> dict[str, Any]:
+    used = [{"step": step, **losses_to_record(losses)} for step, losses in before.used]
+    return {"policy": _state_to_record(before.policy_state), "used": used}
 
 
-def _phase_to_record(phase: Phase) -> dict[str, Any]:
-    return {
-        "index": phase.index,
-        "start": phase.start,
-        "length": phase.length,
-        "kind": phase.kind,
-        "regime": phase.regime,
-        "weights": phase.weights.tolist(),
-        "drawn": phase.drawn.tolist(),
-        "owed": phase.owed.tolist(),
-    }
-
-
-def _region_record(regime: Regime) -> dict[str, Any]:
-    region = regime.region
-    return {
-        "regime": regime.name,
-        "floors": region.floors,
-        "caps": region.caps,
-        "lower": region.lower,
-        "upper": region.upper,
-    }
-
-
-def _feedback_summary(used: list[tuple[int, int]], by_step: list[SourceLosses], start: int) -> dict[str, Any] | None:
-    """What a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
-    if not used:
-        return None
-    summary = losses_to_record(replace(add_losses(by_step), rank=0))
-    del summary["rank"]
-    return {
-        "reports": len(used),
-        "first_step": used[0][0],
-        "last_step": used[-1][0],
-        "delay": start - used[-1][0],
-        **summary,
-    }
+def _record_to_before(record: Mapping[str, Any], num_sources: int) -> _Before:
+    used = [(report["step"], record_to_losses(report, num_sources)) for report in record["used"]]
+    return _Before(_record_to_state(record["policy"]), used)

@@ -53,7 +53,7 @@ def test_what_is_ready_is_in_order_and_summed_over_ranks(arrivals: list[tuple[in
     assert [losses.rows.tolist() for losses in by_step] == [
         [sum(step + 1 for s, _ in ready if s == step)] for step in steps
     ]
-    inbox.drop(ready)
+    inbox.take(ready)
     assert inbox.ready(before) == []
     assert inbox.ready(100) == sorted({key for key in arrivals if key[0] >= before})
     assert all(inbox.has(*key) for key in arrivals)  # what was used is remembered all the same
@@ -68,7 +68,7 @@ def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
 
 def test_a_run_of_any_length_is_remembered_in_one_interval() -> None:
     inbox = filled([(step, 0) for step in range(5000)])
-    inbox.drop(inbox.ready(5000))
+    inbox.take(inbox.ready(5000))
     assert inbox.state_dict() == {"pending": [], "had": {"0": [[0, 4999]]}}
 
 
