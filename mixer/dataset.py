@@ -27,10 +27,10 @@ from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.phases import Phase
 from mixer.ranks import Claim, default_ranks, summed_over_ranks
+from mixer.records import check_state
 from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
 from mixer.tokenizer import TextTokenizer
-from mixer.records import check_state
 from mixer.walk import Walk
 
 if TYPE_CHECKING:

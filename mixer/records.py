@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import numpy as np
 from mixer.config import Curriculum
 from mixer.draws import phase_counts
 from mixer.errors import StateMismatchError
-from mixer.inbox import losses_to_record
+from mixer.inbox import Arrived, losses_to_record
 from mixer.journal import JOURNAL_VERSION
+from mixer.packed import pack, unpack
 from mixer.phases import Phase
 from mixer.regimes import Regime
-from mixer.rewards import SourceLosses, add_losses
+from mixer.types import Array, IntArray
 
 PACKAGES = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")  # those that decide and read
 
@@ -85,6 +86,22 @@ def record_to_phase(record: Mapping[str, Any], names: tuple[str, ...]) -> Phase:
     )
 
 
+def phase_to_state(phase: Phase, *, is_first: bool) -> dict[str, Any]:
+    """Return a phase as states have it; what was drawn before it follows from the one before, but for the first."""
+    record = phase_to_record(phase)
+    arrays = ("weights", "drawn", "owed") if is_first else ("weights",)
+    return {
+        **{key: record[key] for key in ("index", "start", "length", "kind", "regime")},
+        **{name: pack(getattr(phase, name)) for name in arrays},
+    }
+
+
+def state_to_phase(state: Mapping[str, Any], names: tuple[str, ...], drawn: IntArray, owed: Array) -> Phase:
+    """Return a saved phase; ``drawn`` and ``owed`` are what the phase before it left, if that is there."""
+    first = {name: unpack(state[name]) for name in ("drawn", "owed") if name in state}
+    return Phase(**{**state, "drawn": drawn, "owed": owed, **first, "weights": unpack(state["weights"])}, names=names)
+
+
 def cut_phases(phases: list[dict[str, Any]], pivot: Mapping[str, Any], curriculum: Mapping[str, Any]) -> None:
     """Bring the newest of some phase lines to what a pivot line left of it: fewer steps and rows, or nothing.
 
@@ -120,16 +137,17 @@ def region_record(regime: Regime) -> dict[str, Any]:
     }
 
 
-def feedback_summary(used: list[tuple[int, int]], by_step: list[SourceLosses], start: int) -> dict[str, Any] | None:
+def feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
     """Return what a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
     if not used:
         return None
-    summary = losses_to_record(replace(add_losses(by_step), rank=0))
+    total = functools.reduce(Arrived.joined, used)
+    summary = losses_to_record(total.losses)
     del summary["rank"]
     return {
-        "reports": len(used),
-        "first_step": used[0][0],
-        "last_step": used[-1][0],
-        "delay": start - used[-1][0],
+        "reports": total.reports,
+        "first_step": total.first_step,
+        "last_step": total.last_step,
+        "delay": start - total.last_step,
         **summary,
     }

@@ -29,8 +29,9 @@ from mixer.errors import (
     StepError,
     UnknownSourceError,
 )
-from mixer.inbox import Inbox, losses_to_record, record_to_losses
+from mixer.inbox import Arrived, Inbox, arrived_to_state, losses_to_record, state_to_arrived
 from mixer.journal import JOURNAL_VERSION, Journal, Position
+from mixer.packed import pack, unpack
 from mixer.phases import Kind, Phase
 from mixer.policies import Choice, make_policy
 from mixer.randomness import generator
@@ -39,8 +40,9 @@ from mixer.records import (
     feedback_summary,
     header_record,
     phase_to_record,
-    record_to_phase,
+    phase_to_state,
     region_record,
+    state_to_phase,
 )
 from mixer.regimes import Bounds, Regime, plan_regimes
 from mixer.rewards import SourceLosses, State, check_losses
@@ -48,7 +50,7 @@ from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -71,10 +73,8 @@ class _Decision:
     """All that a decision changes, worked out before any of it is kept."""
 
     phase: Phase
-    owed_after: Array
-    counts: IntArray
     policy_state: State
-    used: list[tuple[int, int]]
+    used: list[Arrived]
     record: dict[str, Any]
 
 
@@ -83,7 +83,7 @@ class _Before:
     """What the newest decision found, so that a pivot can undo it: the policy's memory and the reports it used."""
 
     policy_state: State
-    used: list[tuple[int, SourceLosses]]
+    used: list[Arrived]
 
 
 class Walk:
@@ -106,7 +106,7 @@ class Walk:
         self._regimes = curriculum.regimes
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
         self._policy_state = self._policy.initial(len(self.names))
-        self._inbox = Inbox(len(self.names))
+        self._inbox = Inbox(len(self.names), is_by_step=self._policy.is_by_step)
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
@@ -177,7 +177,8 @@ class Walk:
                 )
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
-        self._inbox.add(step, losses)
+        next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
+        self._inbox.add(step, losses, together=(range(next_decision - self.curriculum.feedback_lag),))
         return True
 
     @_one_at_a_time
@@ -245,14 +246,7 @@ class Walk:
             self._inbox.put_back(self._before.used)
             self._drawn, self._owed, self._before = newest.drawn, newest.owed, None
             return
-        shorter = replace(newest, length=step - newest.start)
-        counts, self._owed = self._counts(shorter)
-        self._drawn = shorter.drawn + counts.sum(axis=0)
-        self._phases.append(shorter)
-
-    def _counts(self, phase: Phase) -> tuple[IntArray, Array]:
-        run = self.curriculum
-        return phase_counts(phase, seed=run.seed, method=run.draws, batch_rows=run.batch_rows)
+        self._keep(replace(newest, length=step - newest.start))
 
     @_one_at_a_time
     def learn_unique_tokens(self, name: str, tokens: int) -> None:
@@ -279,13 +273,15 @@ class Walk:
         return {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
-            "phases": [phase_to_record(phase) for phase in kept],
-            "drawn": self._drawn.tolist(),
-            "owed": self._owed.tolist(),
-            "policy": _state_to_record(self._policy_state),
+            "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
+            "policy": _packed(self._policy_state),
             "inbox": self._inbox.state_dict(),
-            "before": self._before and _before_to_record(self._before),
-            "unique_tokens": self._unique_tokens.tolist(),
+            "before": self._before
+            and {
+                "policy": _packed(self._before.policy_state),
+                "used": [arrived_to_state(arrived) for arrived in self._before.used],
+            },
+            "unique_tokens": pack(self._unique_tokens),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
             "journal": None if position is None else list(position),
         }
@@ -308,13 +304,17 @@ class Walk:
             self._resume_at = None
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
         self._regimes = self._planned(self._live_pivots)
-        self._phases = deque((record_to_phase(record, self.names) for record in state["phases"]), maxlen=KEPT_PHASES)
-        self._policy_state = _record_to_state(state["policy"])
+        self._policy_state = _unpacked(state["policy"])
         self._inbox.load_state_dict(state["inbox"])
-        self._before = state["before"] and _record_to_before(state["before"], len(self.names))
-        self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
-        self._drawn = np.array(state["drawn"], dtype=np.int64)
-        self._owed = np.array(state["owed"], dtype=np.float64)
+        before = state["before"]
+        self._before = before and _Before(
+            _unpacked(before["policy"]), [state_to_arrived(used, len(self.names)) for used in before["used"]]
+        )
+        self._unique_tokens = unpack(state["unique_tokens"])
+        self._phases.clear()
+        self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
+        for record in state["phases"]:
+            self._keep(state_to_phase(record, self.names, self._drawn, self._owed))
 
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
@@ -333,23 +333,23 @@ class Walk:
         """Decide the next phase: work it out, journal it, keep it."""
         decision = self._next_decision()
         self._write(decision.record)
-        self._before = _Before(self._policy_state, self._inbox.take(decision.used))
+        self._inbox.drop(decision.used)
+        self._before = _Before(self._policy_state, decision.used)
         self._policy_state = decision.policy_state
-        self._owed = decision.owed_after
-        self._drawn = decision.phase.drawn + decision.counts
-        self._phases.append(decision.phase)
+        self._keep(decision.phase)
 
     def _next_decision(self) -> _Decision:
         newest = self._phases[-1] if self._phases else None
         start, index = self.frontier, newest.index + 1 if newest else 0
         regime, law = self.regime_at(start), self.curriculum.phase_law
+        seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
         is_new_regime = newest is None or regime.start == start
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
         landed = regime.region.project(before) if is_new_regime else before
 
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
-        by_step = self._inbox.by_step(used)
-        learned = self._policy.absorb(self._policy_state, by_step, since=newest.start if newest else 0, until=start)
+        steps = [arrived.losses for arrived in used]
+        learned = self._policy.absorb(self._policy_state, steps, since=newest.start if newest else 0, until=start)
         if any(pivot.at_step == start for pivot in self._all_pivots(self._live_pivots)):
             learned = self._policy.after_pivot(learned)
 
@@ -364,11 +364,9 @@ class Walk:
             names=self.names,
             weights=choice.weights,
             drawn=self._drawn,
-            owed=self._owed
-            if newest
-            else initial_owed(self.curriculum.seed, choice.weights, self.curriculum.batch_rows),
+            owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
-        counts, owed_after = self._counts(phase)
+        counts, _ = self._counts(phase)
         record = {
             "type": "phase",
             **phase_to_record(phase),
@@ -382,9 +380,9 @@ class Walk:
             "region": region_record(regime) if is_new_regime else None,
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": feedback_summary(used, by_step, start),
+            "feedback": feedback_summary(used, start),
         }
-        return _Decision(phase, owed_after, counts.sum(axis=0), learned, used, record)
+        return _Decision(phase, learned, used, record)
 
     def _choose(self, index: int, regime: Regime, landed: Array, learned: State) -> tuple[Kind, Choice]:
         teleports = self._policy.teleports
@@ -392,6 +390,16 @@ class Walk:
             point = regime.region.sample(generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
+
+    def _keep(self, phase: Phase) -> None:
+        """Take a phase as the newest: the draws go on from its end."""
+        counts, owed = self._counts(phase)
+        self._phases.append(phase)
+        self._drawn, self._owed = phase.drawn + counts.sum(axis=0), owed
+
+    def _counts(self, phase: Phase) -> tuple[IntArray, Array]:
+        curriculum = self.curriculum
+        return phase_counts(phase, seed=curriculum.seed, method=curriculum.draws, batch_rows=curriculum.batch_rows)
 
     def _open_journal(self, journal: Journal) -> None:
         if journal.position.line == 0:
@@ -415,19 +423,9 @@ class Walk:
         self._journal.append(record)
 
 
-def _state_to_record(state: State) -> dict[str, list[float]]:
-    return {name: values.tolist() for name, values in state.items()}
+def _packed(state: State) -> dict[str, str]:
+    return {name: pack(values) for name, values in state.items()}
 
 
-def _record_to_state(record: Mapping[str, list[float]]) -> State:
-    return {name: np.array(values, dtype=np.float64) for name, values in record.items()}
-
-
-def _before_to_record(before: _Before) -> dict[str, Any]:
-    used = [{"step": step, **losses_to_record(losses)} for step, losses in before.used]
-    return {"policy": _state_to_record(before.policy_state), "used": used}
-
-
-def _record_to_before(record: Mapping[str, Any], num_sources: int) -> _Before:
-    used = [(report["step"], record_to_losses(report, num_sources)) for report in record["used"]]
-    return _Before(_record_to_state(record["policy"]), used)
+def _unpacked(record: Mapping[str, str]) -> State:
+    return {name: unpack(values) for name, values in record.items()}

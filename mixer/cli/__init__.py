@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mixer.cli import planning, preparing
+from mixer.cli import planning, preparing, questions, showing
 from mixer.cli.output import talk
 from mixer.errors import MixerError
 
@@ -25,7 +25,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for _command in (planning.check, preparing.prepare, planning.simulate):
+for _command in (
+    planning.check,
+    preparing.prepare,
+    planning.simulate,
+    questions.explain,
+    questions.advise,
+    questions.effects,
+    showing.plot,
+):
     app.command()(_command)
 
 
