@@ -17,8 +17,9 @@ from typing import Any
 import orjson
 
 from mixer.errors import JournalError, StepError
-from mixer.journal import _chained, read_journal
+from mixer.journal import read_journal
 from mixer.records import cut_phases
+from mixer.scan import chained
 
 _PHASE, _PIVOT, _RESUME = b'\n{"type":"phase"', b'\n{"type":"pivot"', b'\n{"type":"resume"'
 _LINE = b'"chain":"'
@@ -166,7 +167,7 @@ class Lookup:
         body = line[:-_CHAIN_BYTES] + b"}"
         try:
             record: dict[str, Any] = orjson.loads(line)
-            is_sound = record["chain"] == _chained(previous, body)
+            is_sound = record["chain"] == chained(previous, body)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             is_sound = False
         if not is_sound:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mixer.config import Curriculum
+from mixer.config import Curriculum, ScheduledPivot
 from mixer.draws import phase_counts
 from mixer.errors import StateMismatchError
 from mixer.inbox import Arrived, losses_to_record
 from mixer.journal import JOURNAL_VERSION
 from mixer.packed import pack, unpack
 from mixer.phases import Phase
-from mixer.regimes import Regime
+from mixer.regimes import Regime, plan_regimes
 from mixer.types import Array, IntArray
 
 PACKAGES = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")  # those that decide and read
@@ -37,13 +37,31 @@ def check_state(state: Mapping[str, Any], *, version: int, fingerprint: str, wha
         )
 
 
-def header_record(curriculum: Curriculum) -> dict[str, Any]:
-    """Return a journal's first line."""
+def planned_regimes(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
+    """Return the regimes that a curriculum and the pivots asked for since then plan; of one step, the last holds."""
+    pivots = sorted([*curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
+    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in pivots]
+    return plan_regimes(curriculum.bounds, warmup=curriculum.warmup, changes=changes)
+
+
+def header_record(
+    curriculum: Curriculum, sources: Mapping[str, str], parent: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a journal's first line: the run, its data as far as known, its parent, and who writes."""
     return {
         "type": "header",
         "version": JOURNAL_VERSION,
         "fingerprint": curriculum.fingerprint,
         "curriculum": curriculum.model_dump(mode="json"),
+        "sources": dict(sources),
+        "parent": parent,
+        **conditions(),
+    }
+
+
+def conditions() -> dict[str, Any]:
+    """Return what decisions may depend on besides the journal: versions of packages and Python, the machine."""
+    return {
         "libraries": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -24,16 +24,17 @@ from mixer.errors import (
     ConfigError,
     FeedbackError,
     FutureFeedbackError,
+    JournalError,
     PivotError,
     StateMismatchError,
     StepError,
     UnknownSourceError,
 )
 from mixer.inbox import Arrived, Inbox, arrived_to_state, losses_to_record, state_to_arrived
-from mixer.journal import JOURNAL_VERSION, Journal, Position
+from mixer.journal import JOURNAL_VERSION, Journal
 from mixer.packed import pack, unpack
 from mixer.phases import Kind, Phase
-from mixer.policies import Choice, make_policy
+from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import generator
 from mixer.records import (
     check_state,
@@ -41,11 +42,13 @@ from mixer.records import (
     header_record,
     phase_to_record,
     phase_to_state,
+    planned_regimes,
     region_record,
     state_to_phase,
 )
-from mixer.regimes import Bounds, Regime, plan_regimes
+from mixer.regimes import Regime
 from mixer.rewards import SourceLosses, State, check_losses
+from mixer.scan import Position
 from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
@@ -91,17 +94,31 @@ class Walk:
 
     Args:
         curriculum: the run.
-        journal: where every decision, report and pivot is recorded; None keeps no record.
+        journal: where every decision, report and pivot is recorded; None keeps no record. The journal of a fork
+            makes the walk begin where it left its parent.
+        sources: for a new journal's header, what is known of the data: by source, a digest of files or a commit.
+        policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
+
+    Attributes:
+        forked_at: the first step that this walk decided on its own, if it is a fork; else None.
 
     Raises:
         StateMismatchError: the journal belongs to another curriculum.
     """
 
-    def __init__(self, curriculum: Curriculum, *, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        journal: Journal | None = None,
+        sources: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.curriculum = curriculum
         self.names = curriculum.names
+        self.forked_at: int | None = None
         self._lock = threading.RLock()
-        self._policy = make_policy(curriculum)
+        self._policy = policy or make_policy(curriculum)
         self._live_pivots: list[ScheduledPivot] = []
         self._regimes = curriculum.regimes
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
@@ -114,7 +131,7 @@ class Walk:
         self._journal = journal
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
-            self._open_journal(journal)
+            self._open_journal(journal, sources or {})
 
     @property
     def regimes(self) -> tuple[Regime, ...]:
@@ -199,7 +216,7 @@ class Walk:
         step = self.frontier if at_step is None else operator.index(at_step)
         self._check_pivot_step(pivot.name, step, cut=cut)
         new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
-        regimes = self._planned([*self._live_pivots, new])
+        regimes = planned_regimes(self.curriculum, [*self._live_pivots, new])
         since = min(step, self.frontier)
         what = "the cut" if step < self.frontier else "the end of the newest phase"
         boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > since]
@@ -225,6 +242,7 @@ class Walk:
         if cut and self._phases:
             newest, reported = self._phases[-1], self._inbox.last_step
             earliest = newest.start + (self._before is None)  # a second pivot may not undo what lies before
+            earliest = max(earliest, self.forked_at or 0)  # what is shared with the parent stays
             if reported is not None and earliest <= step <= reported:
                 raise PivotError(
                     f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
@@ -269,6 +287,8 @@ class Walk:
         """
         newest = list(self._phases)[-2:]  # two, for a pivot may undo the last
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
+        if self._journal is not None:
+            self._journal.sync()  # a state must not name a line that a power cut may take
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
         return {
             "version": STATE_VERSION,
@@ -283,6 +303,7 @@ class Walk:
             },
             "unique_tokens": pack(self._unique_tokens),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
+            "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
         }
 
@@ -302,8 +323,12 @@ class Walk:
                 )
             self._journal.resume_from(position)
             self._resume_at = None
+        self._stand_at(state)
+
+    def _stand_at(self, state: Mapping[str, Any]) -> None:
+        self.forked_at = state.get("forked_at")
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
-        self._regimes = self._planned(self._live_pivots)
+        self._regimes = planned_regimes(self.curriculum, self._live_pivots)
         self._policy_state = _unpacked(state["policy"])
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
@@ -324,11 +349,6 @@ class Walk:
     def _all_pivots(self, live_pivots: list[ScheduledPivot]) -> list[ScheduledPivot]:
         return sorted([*self.curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
 
-    def _planned(self, live_pivots: list[ScheduledPivot]) -> tuple[Regime, ...]:
-        pivots = self._all_pivots(live_pivots)
-        changes: list[tuple[int, str, Callable[[Bounds], Bounds]]] = [(p.at_step, p.name, p.apply) for p in pivots]
-        return plan_regimes(self.curriculum.bounds, warmup=self.curriculum.warmup, changes=changes)
-
     def _decide(self) -> None:
         """Decide the next phase: work it out, journal it, keep it."""
         decision = self._next_decision()
@@ -343,7 +363,7 @@ class Walk:
         start, index = self.frontier, newest.index + 1 if newest else 0
         regime, law = self.regime_at(start), self.curriculum.phase_law
         seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
-        is_new_regime = newest is None or regime.start == start
+        is_new_regime = newest is None or start in (regime.start, self.forked_at)
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
         landed = regime.region.project(before) if is_new_regime else before
 
@@ -401,18 +421,28 @@ class Walk:
         curriculum = self.curriculum
         return phase_counts(phase, seed=curriculum.seed, method=curriculum.draws, batch_rows=curriculum.batch_rows)
 
-    def _open_journal(self, journal: Journal) -> None:
+    def _open_journal(self, journal: Journal, sources: Mapping[str, str]) -> None:
         if journal.position.line == 0:
-            journal.append(header_record(self.curriculum))
+            journal.append(header_record(self.curriculum, sources))
             return
-        first = next(iter(journal.records()))
+        first = journal.record_at(1) or {}
         found = first.get("fingerprint")
         if first.get("version") != JOURNAL_VERSION or found != self.curriculum.fingerprint:
             raise StateMismatchError(
                 f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
                 f"{JOURNAL_VERSION} of curriculum {self.curriculum.fingerprint}; use a new file, or the old curriculum"
             )
-        self._resume_at = journal.position_of(1)  # until a state is loaded, the walk stands at its beginning
+        begin = 1  # until a state is loaded, the walk stands at its beginning
+        if first["parent"] is not None:
+            begin = first["parent"]["shared"] + 2
+            record = journal.record_at(begin)
+            if record is None or record["type"] != "fork":
+                raise JournalError(
+                    f"{journal.path}: the fork of step {first['parent']['step']} has no line {begin} to begin from; "
+                    "make it again with `mixer fork`"
+                )
+            self._stand_at(record["state"])
+        self._resume_at = journal.position_of(begin)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._journal is None:
