@@ -123,6 +123,7 @@ class Redrive:
 
     def _walk(self) -> Walk:
         left = self._curricula[self._generation :]
+        self._tape = _Tape()  # an empty journal: the walk begins
         return Walk(left[0], journal=self._tape, policy=_Together([make_policy(curriculum) for curriculum in left]))
 
     def snapshot(self) -> tuple[int, dict[str, Any]]:

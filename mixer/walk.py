@@ -47,6 +47,7 @@ from mixer.records import (
     state_to_phase,
 )
 from mixer.regimes import Regime
+from mixer.region import Region
 from mixer.rewards import SourceLosses, State, check_losses
 from mixer.scan import Position
 from mixer.types import Array, IntArray
@@ -365,7 +366,8 @@ class Walk:
         seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
-        landed = regime.region.project(before) if is_new_regime else before
+        is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
+        landed = regime.region.project(before) if is_new_regime and not is_inside else before
 
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
         steps = [arrived.losses for arrived in used]
@@ -451,6 +453,10 @@ class Walk:
             self._journal.resume_from(self._resume_at)
             self._resume_at = None
         self._journal.append(record)
+
+
+def _is_inside(weights: Array, region: Region) -> bool:
+    return bool(((weights >= region.lower) & (weights <= region.upper)).all())
 
 
 def _packed(state: State) -> dict[str, str]:

@@ -120,7 +120,7 @@ def test_every_decision_of_a_thousand_runs_is_recomputed_and_repeated_bit_for_bi
 
 
 def recorded(path: Path, steps: int = 150, **fields: Any) -> Curriculum:
-    run = curriculum(3, **{"phases": {"initial_random": 2}, "feedback_lag": 2, **fields})
+    run = curriculum(3, **{"phases": {"initial_random": 2, "max_steps": 14}, "feedback_lag": 2, **fields})
     with Journal.create(path, fsync="never") as journal:
         drive(Walk(run, journal=journal), steps, late=ragged)
     return run
@@ -182,7 +182,7 @@ def test_edited_losses_show_at_the_first_decision_that_used_them(tmp_path: Path)
     ("fields", "cause"),
     [
         ({"seed": 1}, "config field seed: 0 in the journal, 1 in the config"),
-        ({"feedback_lag": 3}, "feedback_lag: 2 in"),
+        ({"feedback_lag": 20}, "feedback_lag: 2 in"),
     ],
 )
 def test_another_config_is_named_as_the_cause(tmp_path: Path, fields: dict[str, Any], cause: str) -> None:
@@ -291,7 +291,7 @@ def test_what_a_record_cannot_do_is_refused_with_what_to_do_instead(tmp_path: Pa
     replay = Replay(path)
     with pytest.raises(PivotError, match="a replay repeats what .* holds; to go on otherwise, fork it"):
         replay.pivot(LIVE)
-    with pytest.raises(StepError, match="step -1; steps count from 0"):
+    with pytest.raises(StepError, match="step is -1; steps count from 0"):
         replay.phase_at(-1)
     with pytest.raises(FeedbackError, match="rows have shape"):
         replay.report(3, SourceLosses(rows=np.ones(2), tokens=np.ones(2), loss_sums=np.ones(2)))  # type: ignore[arg-type]
@@ -338,7 +338,7 @@ def test_a_fork_shares_history_and_goes_on_under_another_region_and_replays(tmp_
 def test_a_fork_under_the_same_curriculum_repeats_the_run_it_left(tmp_path: Path) -> None:
     for i, policy in enumerate(["ucb", "andrea", {"name": "ado", "first_fit_step": 20, "refit_steps": 15}]):
         parent, child = tmp_path / f"run-{i}.jsonl", tmp_path / f"fork-{i}.jsonl"
-        run = curriculum(3, policy=policy)
+        run = curriculum(3, policy=policy, phases={"max_steps": 14})
         with Journal.create(parent) as journal:
             drive(Walk(run, journal=journal), 200)
         step = Replay(parent).phases[5].start
@@ -384,7 +384,9 @@ def test_where_no_phase_begins_a_fork_is_refused_and_leaves_no_file(tmp_path: Pa
         fork(
             parent,
             starts[3],
-            Curriculum(**{**run.model_dump(mode="json"), "pivots": [planned], "phases": {"min_steps": 7}}),
+            Curriculum(
+                **{**run.model_dump(mode="json"), "pivots": [planned], "phases": {"min_steps": 7, "max_steps": 14}}
+            ),
             child,
         )
     assert not child.exists()
