@@ -27,16 +27,17 @@ MEASURES = {  # what -> code; `path` is the journal
 }
 
 MEASURED = """
-    import json, resource, sys, time
+    import json, sys, time
     from pathlib import Path
     path = Path(sys.argv[1])
     {code}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def peak_kb():
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    before = peak_kb()
     start = time.perf_counter()
     work()
     spent = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([spent, before / 1024, peak / 1024]))
+    print(json.dumps([spent, before / 1024, peak_kb() / 1024]))
 """
 
 
