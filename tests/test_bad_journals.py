@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -48,10 +49,8 @@ def use(path: Path) -> None:
         lambda: audit(path),
     ]
     for each in uses:
-        try:
+        with contextlib.suppress(MixerError):
             each()
-        except MixerError as error:
-            assert str(error)
 
 
 @given(st.binary(max_size=400))
@@ -95,7 +94,7 @@ def test_any_change_under_a_right_chain_is_read_or_refused_with_our_error(
             lambda lines: [*lines[:4], lines[4].replace(b"0", b"1", 1), *lines[5:]],
             "line 5 .* changed, or belongs to an",
         ),
-        (lambda lines: [*lines[:4], lines[4][:-9], *lines[5:]], "line 5 is damaged .*does not end as lines do"),
+        (lambda lines: [*lines[:4], b"{}\n", *lines[5:]], "line 5 is damaged .*does not end as lines do"),
         (lambda lines: lines[1:], "line 1 is damaged"),
     ],
 )
