@@ -306,8 +306,7 @@ def audit(path: str | Path, *, curriculum: Curriculum | None = None) -> Verdict:
         if curriculum.names != curricula[-1].names:
             raise StateMismatchError(
                 f"{path}: a walk over {', '.join(curricula[-1].names)}, but the config has "
-                f"{', '.join(curriculum.names)}; "
-                "decisions can be compared over the same sources in the same order only"
+                f"{', '.join(curriculum.names)}; decisions can be compared over the same sources in the same order only"
             )
         verdict.causes = [*_other_fields(curricula[-1], curriculum), *verdict.causes]
         curricula[-1] = curriculum

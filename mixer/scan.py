@@ -138,8 +138,7 @@ def _damage(path: Path, line: bytes, before: Position) -> str:
     keep = f"lines 1 to {before.line} are sound" if before.line else "no line before it"
     return (
         f"{path}: line {number} is damaged or does not follow the line before it ({cause}); {keep}; "
-        f"take the journal from a backup, or keep what is sound with `head -n {before.line}` and restore a state from "
-        "there"
+        f"take the journal from a backup, or keep what is sound with `head -n {before.line}` and restore a state of it"
     )
 
 

@@ -111,15 +111,30 @@ def read_tokenizer(path: Path, separator: str) -> TextTokenizer:
 
 
 def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:
-    """Return the beginning of every source in declared order, at most about 2 million characters of each."""
+    """Return the beginning of every source of text in declared order, at most about 2 million characters of each.
+
+    What is held out is left out here too.
+    """
     from mixer.sources.huggingface import open_stream  # `datasets` takes seconds to import; a file needs none of it
+    from mixer.sources.streams import Share
 
     texts: list[str] = []
-    for source in curriculum.sources:
-        stream = open_stream(source, resolve=curriculum.resolve, dataset=(streams or {}).get(source.name))
+    of_text = [source for source in curriculum.sources if source.token_column is None]
+    if not of_text:
+        raise TokenizerError(
+            "tokenizer: every source holds token ids already, so there is no text to train on; give file"
+        )
+    for source in of_text:
+        stream = open_stream(
+            source,
+            resolve=curriculum.resolve,
+            dataset=(streams or {}).get(source.name),
+            retries=curriculum.retries,
+            share=Share(holdout=curriculum.holdout),
+        )
         taken = 0
-        while taken < SAMPLE_CHARACTERS and (group := stream.next_group()):
-            kept = [text[:SAMPLE_CHARACTERS] for text in group]
+        while taken < SAMPLE_CHARACTERS and len(group := stream.next_group()):
+            kept = [str(text)[:SAMPLE_CHARACTERS] for text in group]
             texts += kept
             taken += sum(map(len, kept))
     return texts

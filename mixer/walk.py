@@ -148,13 +148,19 @@ class Walk:
         """Return the regime that ``step`` lies in."""
         return next(regime for regime in reversed(self._regimes) if regime.start <= step)
 
-    @_one_at_a_time
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, deciding it (and those before it) if need be.
 
         Raises:
             StepError: a negative step, or one whose phase is over for so long that only the journal has it.
         """
+        newest = self._phases[-1] if self._phases else None
+        if newest is not None and newest.start <= step < newest.end:  # nearly always
+            return newest
+        return self._older_or_next(step)
+
+    @_one_at_a_time
+    def _older_or_next(self, step: int) -> Phase:
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
         while step >= self.frontier:

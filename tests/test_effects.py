@@ -49,8 +49,9 @@ def noise(seed: int, num: int) -> Array:
 
 def test_without_an_effect_p_values_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NUM_DRAWS", 199)
+    monkeypatch.setattr(module, "MIN_WINDOWS", 2)
     singles, joint, coins = [], [], []
-    for seed in range(120):
+    for seed in range(80):
         story = walk_story(seed, 90)
         outcomes = as_outcomes(noise(seed, 90))
         found = one_phase_effects(story, outcomes)
@@ -62,7 +63,8 @@ def test_without_an_effect_p_values_are_uniform(monkeypatch: pytest.MonkeyPatch)
         assert np.mean(np.array(values) <= 0.1) < 0.2, name
 
 
-def test_a_planted_effect_is_found_and_its_error_is_honest() -> None:
+def test_a_planted_effect_is_found_and_its_error_is_honest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUM_DRAWS", 199)
     z, contrasts = [], []
     for seed in range(40):
         story = walk_story(seed, 160)

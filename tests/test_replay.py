@@ -60,15 +60,14 @@ def live_run(path: Path, run: Curriculum, data: st.DataObject) -> list[Phase]:
     events = data.draw(st.lists(st.sampled_from(["pivot", "cut", "restart", "size"]), max_size=3), "events")
     with Journal.create(path, fsync="never") as journal:
         walk = Walk(run, journal=journal)
-        step, phases = 0, {}
+        step = 0
         for number, event in enumerate([*events, "end"]):
             until = step + data.draw(st.integers(1, 40), "steps")
             state = json.loads(json.dumps(walk.state_dict(step - MAX_LATE - 1)))
-            phases |= {p.start: p for p in drive(walk, until, since=step, late=late)}
+            drive(walk, until, since=step, late=late)
             if event == "restart":
                 walk = Walk(run, journal=journal)
                 walk.load_state_dict(state)
-                phases = {start: phase for start, phase in phases.items() if start < step}
                 until = step
             elif event == "size":
                 walk.learn_unique_tokens(run.names[0], 5000)
