@@ -24,7 +24,6 @@ from mixer.config import Curriculum, SourceConfig
 from mixer.sources import RowSource, open_sources
 from mixer.sources.huggingface import open_stream
 from mixer.sources.local import COLLECTIONS
-from mixer.sources.rows import StreamedRows
 from mixer.tokenizer import TextTokenizer, train
 
 NUM_SOURCES = 16

@@ -17,7 +17,8 @@ from typing import Any
 import orjson
 
 from mixer.errors import JournalError, StepError
-from mixer.journal import _chained, read_journal
+from mixer.journal import read_journal
+from mixer.scan import chained
 
 _PHASE, _RESUME, _LINE = b'\n{"type":"phase"', b'\n{"type":"resume"', b'"chain":"'
 _CHAIN_BYTES = len(',"chain":""}\n') + 32
@@ -138,7 +139,7 @@ class Lookup:
         body = line[:-_CHAIN_BYTES] + b"}"
         try:
             record: dict[str, Any] = orjson.loads(line)
-            is_sound = record["chain"] == _chained(previous, body)
+            is_sound = record["chain"] == chained(previous, body)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             is_sound = False
         if not is_sound:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from mixer.cache import written_whole
 from mixer.config import Curriculum, SourceConfig
 from mixer.config_errors import suggestion
-from mixer.errors import ConfigError, MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
+from mixer.errors import MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
 from mixer.sources.manifest import (
     MANIFEST,
     RECORD,
@@ -129,8 +129,12 @@ def prepare(
 
 
 def default_jobs() -> int:
-    """Return how many sources to read at once on this machine: one per core."""
-    return os.cpu_count() or 1
+    """Return how many sources to read at once on this machine: one for every 4 cores.
+
+    The tokenizer uses every core for one source; a second process pays where parsing, on one core, cannot keep up with
+    it. With 2 cores it only costs its start (benchmarks/README.md).
+    """
+    return max(1, (os.cpu_count() or 1) // 4)
 
 
 class _Preparation:
@@ -295,14 +299,17 @@ def _record(folder: Path) -> SourceRecord | None:
 def _prepare_source(
     task: _Task, tokenizer: TextTokenizer, report: Report, dataset: IterableDataset | None = None
 ) -> None:
-    from mixer.sources.huggingface import TextStream, open_stream
+    from mixer.sources.huggingface import open_stream
 
     resolve = task.curriculum.resolve
-    stream = open_stream(task.source, resolve=resolve, dataset=dataset, retries=task.curriculum.retries)
-    if not isinstance(stream, TextStream):
-        raise ConfigError(
-            f"source {task.source.name}: holds token ids already, and `mixer prepare` takes text; stream it as it is"
-        )
+    stream = open_stream(
+        task.source,
+        resolve=resolve,
+        dataset=dataset,
+        retries=task.curriculum.retries,
+        row_length=task.curriculum.sequence_length + 1,
+        vocab_size=tokenizer.vocab_size,
+    )
     SourcePreparation(
         task.source,
         stream,

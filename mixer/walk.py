@@ -25,19 +25,21 @@ from mixer.errors import (
     ConfigError,
     FeedbackError,
     FutureFeedbackError,
+    JournalError,
     PivotError,
     StateMismatchError,
     StepError,
     UnknownSourceError,
 )
 from mixer.inbox import Arrived, Inbox, losses_to_record
-from mixer.journal import JOURNAL_VERSION, Journal, Position
+from mixer.journal import JOURNAL_VERSION, Journal
 from mixer.packed import pack, unpack
 from mixer.phases import Kind, Phase
-from mixer.policies import Choice, make_policy
+from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import generator
 from mixer.regimes import Bounds, Regime, plan_regimes
 from mixer.rewards import SourceLosses, State, check_losses
+from mixer.scan import Position
 from mixer.types import Array, IntArray
 
 STATE_VERSION = 2
@@ -73,17 +75,31 @@ class Walk:
 
     Args:
         curriculum: the run.
-        journal: where every decision, report and pivot is recorded; None keeps no record.
+        journal: where every decision, report and pivot is recorded; None keeps no record. The journal of a fork
+            makes the walk begin where it left its parent.
+        sources: for a new journal's header, what is known of the data: by source, a digest of files or a commit.
+        policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
+
+    Attributes:
+        forked_at: the first step that this walk decided on its own, if it is a fork; else None.
 
     Raises:
         StateMismatchError: the journal belongs to another curriculum.
     """
 
-    def __init__(self, curriculum: Curriculum, *, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        journal: Journal | None = None,
+        sources: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.curriculum = curriculum
         self.names = curriculum.names
         self._lock = threading.RLock()
-        self._policy = make_policy(curriculum)
+        self.forked_at: int | None = None
+        self._policy = policy or make_policy(curriculum)
         self._live_pivots: list[ScheduledPivot] = []
         self._regimes = curriculum.regimes
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
@@ -95,7 +111,7 @@ class Walk:
         self._journal = journal
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
-            self._open_journal(journal)
+            self._open_journal(journal, sources or {})
 
     @property
     def regimes(self) -> tuple[Regime, ...]:
@@ -111,13 +127,19 @@ class Walk:
         """Return the regime that ``step`` lies in."""
         return next(regime for regime in reversed(self._regimes) if regime.start <= step)
 
-    @_one_at_a_time
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, deciding it (and those before it) if need be.
 
         Raises:
             StepError: a negative step, or one whose phase is over for so long that only the journal has it.
         """
+        newest = self._phases[-1] if self._phases else None
+        if newest is not None and newest.start <= step < newest.end:  # nearly always
+            return newest
+        return self._older_or_next(step)
+
+    @_one_at_a_time
+    def _older_or_next(self, step: int) -> Phase:
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
         while step >= self.frontier:
@@ -216,6 +238,8 @@ class Walk:
         """
         kept = [p for p in self._phases if from_step is None or p.end > from_step] if from_step is not None else []
         kept = kept or list(self._phases)[-1:]
+        if self._journal is not None:
+            self._journal.sync()  # a state must not name a line that a power cut may take
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
         return {
             "version": STATE_VERSION,
@@ -225,6 +249,7 @@ class Walk:
             "inbox": self._inbox.state_dict(),
             "unique_tokens": pack(self._unique_tokens),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
+            "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
         }
 
@@ -244,6 +269,10 @@ class Walk:
                 )
             self._journal.resume_from(position)
             self._resume_at = None
+        self._stand_at(state)
+
+    def _stand_at(self, state: Mapping[str, Any]) -> None:
+        self.forked_at = state.get("forked_at")
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
         self._regimes = self._planned(self._live_pivots)
         self._policy_state = {name: unpack(values) for name, values in state["policy"].items()}
@@ -280,7 +309,7 @@ class Walk:
         start, index = self.frontier, newest.index + 1 if newest else 0
         regime, law = self.regime_at(start), self.curriculum.phase_law
         seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
-        is_new_regime = newest is None or regime.start == start
+        is_new_regime = newest is None or start in (regime.start, self.forked_at)
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
         landed = regime.region.project(before) if is_new_regime else before
 
@@ -346,18 +375,28 @@ class Walk:
         curriculum = self.curriculum
         return phase_counts(phase, seed=curriculum.seed, method=curriculum.draws, batch_rows=curriculum.batch_rows)
 
-    def _open_journal(self, journal: Journal) -> None:
+    def _open_journal(self, journal: Journal, sources: Mapping[str, str]) -> None:
         if journal.position.line == 0:
-            journal.append(_header(self.curriculum))
+            journal.append(header(self.curriculum, sources))
             return
-        first = next(iter(journal.records()))
+        first = journal.record_at(1) or {}
         found = first.get("fingerprint")
         if first.get("version") != JOURNAL_VERSION or found != self.curriculum.fingerprint:
             raise StateMismatchError(
                 f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
                 f"{JOURNAL_VERSION} of curriculum {self.curriculum.fingerprint}; use a new file, or the old curriculum"
             )
-        self._resume_at = journal.position_of(1)  # until a state is loaded, the walk stands at its beginning
+        begin = 1  # until a state is loaded, the walk stands at its beginning
+        if first["parent"] is not None:
+            begin = first["parent"]["shared"] + 2
+            record = journal.record_at(begin)
+            if record is None or record["type"] != "fork":
+                raise JournalError(
+                    f"{journal.path}: the fork of step {first['parent']['step']} has no line {begin} to begin from; "
+                    "make it again with `mixer fork`"
+                )
+            self._stand_at(record["state"])
+        self._resume_at = journal.position_of(begin)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._journal is None:
@@ -382,13 +421,18 @@ def check_state(state: Mapping[str, Any], *, version: int, fingerprint: str, wha
         )
 
 
-def _header(curriculum: Curriculum) -> dict[str, Any]:
+def header(
+    curriculum: Curriculum, sources: Mapping[str, str], parent: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the first line of a journal: the run, its data as far as known, its parent, and who writes."""
     packages = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")
     return {
         "type": "header",
         "version": JOURNAL_VERSION,
         "fingerprint": curriculum.fingerprint,
         "curriculum": curriculum.model_dump(mode="json"),
+        "sources": dict(sources),
+        "parent": parent,
         "libraries": {name: _version(name) for name in packages},
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -33,6 +33,8 @@ for _command in (
     questions.advise,
     questions.effects,
     showing.plot,
+    showing.watch,
+    showing.export,
 ):
     app.command()(_command)
 

@@ -1,0 +1,131 @@
+"""Following a run: a file that is not there yet, that grows by halves of lines, that is restarted."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from mixer.cli import app
+from mixer.config import Pivot
+from mixer.errors import JournalError
+from mixer.journal import Journal
+from mixer.walk import Walk
+from mixer.watching import Follower, frame
+from tests.curricula import curriculum, drive
+
+
+def shown(follower: Follower) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(frame(follower))
+    return console.export_text()
+
+
+def test_a_run_is_followed_from_before_it_begins(tmp_path: Path) -> None:
+    clock = iter([0.0, 1.0, 2.0, 12.0, 13.0, 14.0])
+    follower = Follower(tmp_path / "w", clock=lambda: next(clock))
+    assert not follower.poll()
+    assert "waiting for" in shown(follower)
+    run = curriculum(3, floors={"source-0": 0.4}, pivots=[{"name": "polish", "at_step": 400}])
+    with Journal.create(tmp_path / "w") as journal:
+        walk = Walk(run, journal=journal)
+        assert follower.poll()
+        assert "no phase is decided yet" in shown(follower)
+        drive(walk, 100)
+        follower.poll()
+        assert follower.sight.last_step == 99
+        walk.pivot(Pivot(name="urgent", caps={"source-1": 0.1}))
+        drive(walk, 200, since=100)
+        follower.poll()
+    assert follower.steps_per_s == pytest.approx(100 / 11, rel=0.5)
+    text = shown(follower)
+    phase = walk.phase_at(walk.frontier - 1)
+    for words in (f"phase {phase.index}", phase.kind, "urgent from step", "polish at step 400", "steps/s"):
+        assert words in text
+    assert all(f"{weight:.3f}" in text for weight in phase.weights)
+
+
+def test_half_a_line_is_left_for_later(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "w") as journal:
+        drive(Walk(curriculum(3), journal=journal), 50)
+    whole = (tmp_path / "w").read_bytes()
+    cut = whole.rindex(b"\n", 0, -1) + 20
+    (tmp_path / "part").write_bytes(whole[:cut])
+    follower = Follower(tmp_path / "part")
+    follower.poll()
+    assert follower.sight.last_step == 48
+    (tmp_path / "part").write_bytes(whole)
+    follower.poll()
+    assert follower.sight.last_step == 49
+
+
+def test_a_restart_from_a_snapshot_takes_back_what_it_superseded(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "w") as journal:
+        walk, follower = Walk(curriculum(3), journal=journal), Follower(tmp_path / "w")
+        drive(walk, 60)
+        state = json.loads(json.dumps(walk.state_dict()))
+        drive(walk, 300, since=60)
+        follower.poll()
+        assert follower.sight.last_step == 299
+        walk.load_state_dict(state)
+        drive(walk, 70, since=60)
+        follower.poll()
+        assert follower.sight.last_step == 69
+        drive(walk, 90, since=70)
+        follower.poll()
+        assert follower.sight.last_step == 89
+        assert follower.sight.phase is not None
+        assert follower.sight.phase["start"] == walk.phase_at(walk.frontier - 1).start
+
+
+def test_another_file_in_its_place_is_read_from_the_start_and_rubbish_is_refused(tmp_path: Path) -> None:
+    for name, steps in (("long", 200), ("short", 30)):
+        with Journal.create(tmp_path / name) as journal:
+            drive(Walk(curriculum(3), journal=journal), steps)
+    follower = Follower(tmp_path / "long")
+    follower.poll()
+    (tmp_path / "short").replace(tmp_path / "long")
+    follower.poll()
+    assert follower.sight.last_step == 29
+    (tmp_path / "rubbish").write_bytes(b"\x00\xff\n")
+    with pytest.raises(JournalError, match="no journal line"):
+        Follower(tmp_path / "rubbish").poll()
+
+
+def test_one_frame_is_printed_on_request(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "w") as journal:
+        drive(Walk(curriculum(3), journal=journal), 50)
+    done = CliRunner().invoke(app, ["watch", str(tmp_path / "w"), "--once"])
+    assert done.exit_code == 0
+    assert "source-2" in done.output
+    waiting = CliRunner().invoke(app, ["watch", str(tmp_path / "none"), "--once"])
+    assert (waiting.exit_code, "waiting for" in waiting.output) == (0, True)
+
+
+def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from mixer.cli import main; main()",
+        "watch",
+        str(tmp_path / "w"),
+        "--every",
+        "0.1",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.1)
+    with Journal.create(tmp_path / "w") as journal:
+        drive(Walk(curriculum(3), journal=journal), 30)
+    time.sleep(4.0)  # interpreters start slowly on a busy machine
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "source-2" in out
