@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.journal import Journal, read_journal
+from mixer.lines import ForkLine, Parent
 from mixer.phases import Phase
 from mixer.scan import Position
 from mixer.walk import Walk
@@ -431,6 +432,8 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
         sources = [{"name": "a", "local": "topics"}]
         Walk(curriculum(1, sources=sources), journal=journal).learn_unique_tokens("a", 5)
     found["unique_tokens"] = set(lines(tmp_path / "sizes.jsonl")[-1]) - {"type"}
+    found["fork"] = set(ForkLine.model_fields) - {"type", "number"}  # tests/test_replay.py forks
+    found["header.parent"] = set(Parent.model_fields)
     assert documented() == {**found, "Every line": {"type", "number", "chain"}}
 
 
