@@ -25,6 +25,7 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.region
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.record
 
 $(VENV)/created.stamp:
@@ -39,11 +40,11 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) --editable '.[torch,dev]'
+	$(PIP) --editable '.[torch,dev,examples]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(PIP) --editable '.[torch,dev,bench]'
+	$(PIP) --editable '.[torch,dev,examples,bench]'
 	touch $@
 
 clean:

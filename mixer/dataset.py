@@ -47,7 +47,8 @@ class MixtureDataset(IterableDataset[Batch]):
     goes on where it stopped; stopped at any step and restored, the rest of the batches are bit-identical.
 
     With DataLoader workers this process hears of a batch when it is reported: ``state_dict`` is then the state after
-    the newest reported step, and a trainer that reports nothing begins again where the data set stood.
+    the newest reported step; a trainer that reports nothing says which batches it trained on with ``delivered``, or
+    begins again where the data set stood.
 
     Args:
         curriculum: the run.
@@ -192,6 +193,11 @@ class MixtureDataset(IterableDataset[Batch]):
             if desk.has_workers:
                 desk.delivered(step)
         return was_new
+
+    def delivered(self, batch: Mapping[str, Any]) -> None:
+        """Note that a batch was trained on, where no losses are reported but batches are composed ahead."""
+        if self._main.has_workers:
+            self._main.delivered(int(torch.as_tensor(batch["step"]).max()))
 
     def progress(self) -> dict[str, Progress]:
         """Return what each source has given so far: rows, tokens, documents, epochs.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from tests.curricula import curriculum, drive
 
 
 def shown(follower: Follower) -> str:
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(frame(follower))
     return console.export_text()
 
