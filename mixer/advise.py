@@ -17,7 +17,7 @@ import numpy as np
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, StepError
 from mixer.inbox import Inbox, record_to_losses
-from mixer.lookup import live_records
+from mixer.lookup import history
 from mixer.policies import Policy, make_policy
 from mixer.randomness import generator
 from mixer.region import Region
@@ -66,8 +66,7 @@ def advise(path: str | Path, policy: str, *, first: int = 0, last: int | None = 
         ConfigError: the policy cannot work on this curriculum.
         StepError: the walk has no phase in these steps.
     """
-    records = live_records(path)
-    header = next(records)
+    header, records = history(path)
     curriculum = other_curriculum(header["curriculum"], policy)
     adviser = _Adviser(curriculum, make_policy(curriculum))
     end = None

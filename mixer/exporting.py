@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from mixer.explain import PARTS
 from mixer.loggers import summary_writer
-from mixer.lookup import live_records
+from mixer.lookup import history
 from mixer.story import read_story
 
 CHUNK_ROWS = 50_000
@@ -75,8 +75,8 @@ def export_tables(journal: str | Path, folder: str | Path, kind: str) -> list[Pa
 
 def _rows(journal: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (table, row) in the order of the journal."""
-    records = live_records(journal)
-    names = [source["name"] for source in next(records)["curriculum"]["sources"]]
+    header, records = history(journal)
+    names = [source["name"] for source in header["curriculum"]["sources"]]
     makers: dict[str, Callable[[dict[str, Any], list[str]], Iterator[dict[str, Any]]]] = {
         "phase": _phase_rows,
         "feedback": _feedback_rows,

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer.errors import JournalError
-from mixer.lookup import live_records
+from mixer.lookup import history
 
 BAR_CELLS = 36
 SPEED_WINDOW_S = 30.0
@@ -123,7 +123,9 @@ class Follower:
 
     def _read_live(self) -> None:
         self._begin_anew()
-        for record in live_records(self.path):
+        header, records = history(self.path)
+        self.sight.add(header)
+        for record in records:
             self.sight.add(record)
         self._offset = _whole_lines(self.path)
 
