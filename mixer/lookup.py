@@ -18,9 +18,11 @@ import orjson
 
 from mixer.errors import JournalError, StepError
 from mixer.journal import read_history
+from mixer.records import cut_phases
 from mixer.scan import chained
 
-_PHASE, _RESUME, _LINE = b'\n{"type":"phase"', b'\n{"type":"resume"', b'"chain":"'
+_PHASE, _PIVOT, _RESUME = b'\n{"type":"phase"', b'\n{"type":"pivot"', b'\n{"type":"resume"'
+_LINE = b'"chain":"'
 _CHAIN_BYTES = len(',"chain":""}\n') + 32
 
 
@@ -57,6 +59,7 @@ class Lookup:
         self.header = self._record(0)
         if self.header.get("type") != "header":
             raise JournalError(f"{self.path}: the first line is not a header; is this a journal?")
+        self._cuts: dict[int, dict[str, Any]] = {}  # first byte of a phase line -> the pivot that cut it
         self._phases = self._live_phases()
 
     def __enter__(self) -> Lookup:
@@ -70,16 +73,16 @@ class Lookup:
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
         at = bisect.bisect_right(self._phases, step, key=lambda start: self._record(start)["start"]) - 1
-        newest = self._record(self._phases[-1]) if self._phases else None
+        newest = self._phase(self._phases[-1]) if self._phases else None
         end = newest["start"] + newest["length"] if newest else 0
         if at < 0 or step >= end:
             there = f"{self.path} has phases for steps 0 to {end - 1}" if newest else f"{self.path} has no phase yet"
             raise StepError(f"step {step} is not decided: {there}")
-        return self._record(self._phases[at])
+        return self._phase(self._phases[at])
 
     def before(self, phase: dict[str, Any]) -> dict[str, Any] | None:
         """Return the phase line before ``phase``; None for the first."""
-        return self._record(self._phases[phase["index"] - 1]) if phase["index"] else None
+        return self._phase(self._phases[phase["index"] - 1]) if phase["index"] else None
 
     def first_of_regime(self, phase: dict[str, Any]) -> dict[str, Any]:
         """Return the phase line in which the regime of ``phase`` begins: the newest up to it that has a region."""
@@ -91,15 +94,40 @@ class Lookup:
     def _line(self, start: int) -> bytes:
         return self._map[start : self._map.find(b"\n", start, self._end) + 1]
 
+    def _phase(self, start: int) -> dict[str, Any]:
+        """Return the phase line that begins at byte ``start``, as far as no pivot cut it."""
+        phases = [self._record(start)]
+        if start in self._cuts:
+            cut_phases(phases, self._cuts[start], self.header["curriculum"])
+        return phases[0]
+
     def _live_phases(self) -> list[int]:
-        """Return the bytes at which the phase lines that still hold begin."""
-        found = []
+        """Return the bytes at which the phase lines that still hold begin; note which of them were cut."""
+        found: list[int] = []
         for start, end in self._live_spans():
-            at = self._map.find(_PHASE, max(start - 1, 0), end)
-            while at >= 0:
-                found.append(at + 1)
-                at = self._map.find(_PHASE, at + 1, end)
+            pivots = iter([*self._places(_PIVOT, start, end), end])
+            pivot = next(pivots)
+            for place in [*self._places(_PHASE, start, end), end]:
+                while pivot < place:
+                    self._note_cut(found, self._record(pivot))
+                    pivot = next(pivots)
+                found.append(place)
+            found.pop()  # the end
         return found
+
+    def _places(self, what: bytes, start: int, end: int) -> Iterator[int]:
+        """Yield the bytes at which lines of a type begin."""
+        at = self._map.find(what, max(start - 1, 0), end)
+        while at >= 0:
+            yield at + 1
+            at = self._map.find(what, at + 1, end)
+
+    def _note_cut(self, phases: list[int], pivot: dict[str, Any]) -> None:
+        if pivot["at_step"] < pivot["decided_before"]:
+            if self._record(phases[-1])["start"] == pivot["at_step"]:
+                phases.pop()
+            else:
+                self._cuts[phases[-1]] = pivot
 
     def _record(self, start: int) -> dict[str, Any]:
         """Return the line that begins at byte ``start``, checked against the line before it."""
