@@ -112,7 +112,13 @@ def test_the_stateful_data_loader_resumes_with_its_workers(folder: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("ddp", ()), ("accelerate_loop", ()), ("trainer_hf", ()), ("lightning_module", (2,)), ("torchtitan_loader", (2, 1))],
+    [
+        ("ddp", ()),
+        ("accelerate_loop", ()),
+        ("trainer_hf", ()),
+        ("lightning_module", (2,)),
+        ("torchtitan_loader", (2, 1)),
+    ],
 )
 def test_two_ranks_share_each_global_batch_and_resume_together(folder: Path, name: str, more: tuple[int, ...]) -> None:
     train = example(name).train
