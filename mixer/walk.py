@@ -363,10 +363,7 @@ class Walk:
         decision = self._next_decision()
         self._write(decision.record)
         self._inbox.drop(decision.used)
-        used = decision.used
-        if used and not self._policy.is_by_step:
-            used = [functools.reduce(Arrived.joined, used)]  # one sum, however the reports had come together
-        self._before = _Before(self._policy_state, used)
+        self._before = _Before(self._policy_state, decision.used)
         self._policy_state = decision.policy_state
         self._keep(decision.phase)
 
