@@ -292,9 +292,10 @@ class Walk:
         """Return all that shapes the rest of the walk, as plain data.
 
         Args:
-            from_step: keep the phases that end after this step too; default: the newest two alone.
+            from_step: keep the phases that end after this step; what a pivot would need to undo the newest decision is
+                left out, so that the state stays small. By default that is kept, and the newest two phases alone.
         """
-        newest = list(self._phases)[-2:]  # two, for a pivot may undo the last
+        newest = list(self._phases)[-2 if from_step is None else -1 :]  # two, for a pivot may undo the last
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         if self._journal is not None:
             self._journal.sync()  # a state must not name a line that a power cut may take
@@ -305,8 +306,9 @@ class Walk:
             "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
             "policy": _packed(self._policy_state),
             "inbox": self._inbox.state_dict(),
-            "before": self._before
-            and {
+            "before": None
+            if self._before is None or from_step is not None
+            else {
                 "policy": _packed(self._before.policy_state),
                 "used": [arrived_to_state(arrived) for arrived in self._before.used],
             },
@@ -363,7 +365,10 @@ class Walk:
         decision = self._next_decision()
         self._write(decision.record)
         self._inbox.drop(decision.used)
-        self._before = _Before(self._policy_state, decision.used)
+        used = decision.used
+        if used and not self._policy.is_by_step:
+            used = [functools.reduce(Arrived.joined, used)]  # one sum, however the reports had come together
+        self._before = _Before(self._policy_state, used)
         self._policy_state = decision.policy_state
         self._keep(decision.phase)
 

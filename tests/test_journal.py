@@ -21,6 +21,7 @@ from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.fork import fork
 from mixer.journal import Journal, read_journal
+from mixer.lines import ForkLine, Parent
 from mixer.phases import Phase
 from mixer.replay import Replay
 from mixer.scan import Position
@@ -439,6 +440,8 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
         sources = [{"name": "a", "local": "topics"}]
         Walk(curriculum(1, sources=sources), journal=journal).learn_unique_tokens("a", 5)
     found["unique_tokens"] = set(lines(tmp_path / "sizes.jsonl")[-1]) - {"type"}
+    found["fork"] = set(ForkLine.model_fields) - {"type", "number"}  # tests/test_replay.py forks
+    found["header.parent"] = set(Parent.model_fields)
     assert documented() == {**found, "Every line": {"type", "number", "chain"}}
 
 
