@@ -94,7 +94,9 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.batch_rows // self.world_size)
-        self._desk: Desk | None = Desk(walk or Walk(curriculum, journal=_opened(journal)), self._rows)  # None in copies
+        self._desk: Desk | None = Desk(
+            walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
+        )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
