@@ -214,7 +214,11 @@ def off_target() -> None:
     for name, counts_of in rules.items():
         miss = np.abs((counts_of - weights * BATCH).cumsum(axis=0))
         rows.append([name, float(miss.max()), float(np.median(miss.max(axis=1))), float(miss[-1].max())])
-    say("Rows off target, 10,000 steps, weights that change by the phase", ["rule", "worst", "median", "at the end"], rows)
+    say(
+        "Rows off target, 10,000 steps, weights that change by the phase",
+        ["rule", "worst", "median", "at the end"],
+        rows,
+    )
 
 
 def main() -> None:
