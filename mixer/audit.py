@@ -21,11 +21,12 @@ from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
 from mixer.policies import Choice, Policy, make_policy
+from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.scan import FIRST, Line, Position, scan
 from mixer.types import Array
-from mixer.walk import Walk, header
+from mixer.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Redrive:
 
     def _walk(self) -> Walk:
         left = self._curricula[self._generation :]
+        self._tape = _Tape()  # an empty journal: the walk begins
         return Walk(left[0], journal=self._tape, policy=_Together([make_policy(curriculum) for curriculum in left]))
 
     def snapshot(self) -> tuple[int, dict[str, Any]]:
@@ -142,9 +144,19 @@ class Redrive:
             **state,
             "fingerprint": curriculum.fingerprint,
             "policy": learned,
+            "before": None,
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
+        }
+
+    def fork_record(self, curriculum: Curriculum) -> dict[str, Any]:
+        """Return the line that begins what ``curriculum``, the next of the curricula, decides from here on."""
+        return {
+            "type": "fork",
+            "step": self.walk.frontier,
+            "fingerprint": curriculum.fingerprint,
+            "state": self.forked(curriculum),
         }
 
     def follow(self, line: Line) -> Difference | None:
@@ -173,7 +185,9 @@ class Redrive:
             self.walk.report(record["step"], record_to_losses(record, len(self.walk.names)))
         elif record["type"] == "pivot":
             tables = {name: record[name] for name in ("name", "floors", "caps", "exclude")}
-            self.walk.pivot(Pivot(**tables), at_step=record["at_step"])
+            self.walk.pivot(
+                Pivot(**tables), at_step=record["at_step"], cut=record["at_step"] < record["decided_before"]
+            )
         elif record["type"] == "unique_tokens":
             self.walk.learn_unique_tokens(record["source"], record["tokens"])
         elif record["type"] == "fork":
@@ -189,14 +203,8 @@ class Redrive:
         if self._generation + 1 == len(self._curricula):
             raise JournalError(f"{line.path}: line {line.number} is a fork that the header does not know")
         curriculum = self._curricula[self._generation + 1]
-        state = self.forked(curriculum)
-        written = {
-            "type": "fork",
-            "step": self.walk.frontier,
-            "fingerprint": curriculum.fingerprint,
-            "state": state,
-            "number": line.number,
-        }
+        written = {**self.fork_record(curriculum), "number": line.number}
+        state = written["state"]
         difference = _first_difference(line, orjson.loads(orjson.dumps(written)))
         joined = self.walk.state_dict()["policy"]
         shifted = {
@@ -365,16 +373,10 @@ def _check_resume(line: Line, digest: str | None) -> None:
 
 def _other_conditions(first: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each condition in the header that is not so now."""
-    now = header_conditions()
+    now = conditions()
     pairs = [(f"{name}", first["libraries"].get(name), version) for name, version in now["libraries"].items()]
     pairs += [("Python", first["python"], now["python"]), ("the machine", first["machine"], now["machine"])]
     return [f"{name} was {then}, now {version}" for name, then, version in pairs if then != version]
-
-
-def header_conditions() -> dict[str, Any]:
-    """Return what a header says of libraries, Python and machine, as of now."""
-    only_conditions = Curriculum(total_steps=1, batch_rows=1, sequence_length=1, sources=[{"name": "any"}])
-    return {key: header(only_conditions, {})[key] for key in ("libraries", "python", "machine")}
 
 
 def _other_fields(old: Curriculum, new: Curriculum) -> list[str]:

@@ -27,10 +27,11 @@ from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.phases import Phase
 from mixer.ranks import Claim, default_ranks, summed_over_ranks
+from mixer.records import check_state
 from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
 from mixer.tokenizer import TextTokenizer
-from mixer.walk import Walk, check_state
+from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets

@@ -16,10 +16,10 @@ from mixer.batches import BatchReader, Planner, PreparedReader, StreamedReader
 from mixer.config import Curriculum
 from mixer.errors import StateMismatchError, TopologyError
 from mixer.phases import Phase
+from mixer.records import check_state
 from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
 from mixer.tokenizer import TextTokenizer, load_tokenizer
-from mixer.walk import check_state
 
 if TYPE_CHECKING:
     import datasets

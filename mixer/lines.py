@@ -174,7 +174,7 @@ class PivotLine(_Numbered):
 
     type: Literal["pivot"]
     name: str = Field(description="the regime that begins")
-    at_step: int = Field(ge=1, description="its first step")
+    at_step: int = Field(ge=1, description="its first step; below `decided_before` it cuts the newest phase")
     decided_before: Count = Field(description="the first step that no phase covered when it was asked for")
     floors: dict[str, float] | None = Field(
         description="new table of smallest weights by name, or `null`: the one in force stays"

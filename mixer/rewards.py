@@ -87,6 +87,8 @@ class SourceLosses:
 
 def _counts(what: str, values: npt.ArrayLike) -> IntArray:
     given = np.asarray(values)
+    if given.dtype == np.int64:  # the usual case, once per report
+        return given.copy()
     if given.dtype.kind == "f" and not (given == np.rint(given)).all():  # also NaN
         raise FeedbackError(f"{what} are {given.tolist()}; they are whole numbers")
     return given.astype(np.int64)

@@ -9,6 +9,7 @@ import os
 import pickle
 import queue
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -492,6 +493,34 @@ def test_with_a_lag_that_covers_the_loader_no_decision_misses_a_report(folder: P
     assert len(decisions) >= 2
     for decision in decisions:
         assert decision["feedback"]["last_step"] == decision["start"] - 8 - 1
+
+
+class _Slow:
+    """Rows that come at a disk's speed."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.threads: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+    def gather(self, positions: Any, out: Any = None) -> Any:
+        self.threads.add(threading.current_thread().name.rsplit("_", 1)[0])
+        time.sleep(0.001)
+        return self._rows.gather(positions, out=out)
+
+
+def test_rows_that_come_slowly_are_read_ahead_and_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curriculum = a_curriculum(folder)
+    expected = trained(MixtureDataset(curriculum))
+    monkeypatch.setattr("mixer.batches.PLANNED_BYTES", 4 * 2 * B * (T + 1) * 2)  # two steps at once
+    dataset = MixtureDataset(curriculum)
+    slow = [_Slow(rows) for rows in dataset._reader._sources]  # type: ignore[attr-defined]
+    dataset._reader._sources = slow  # type: ignore[attr-defined]
+    assert trained(dataset) == expected
+    assert {"mixer-rows"} <= set.union(*(rows.threads for rows in slow))
+    assert dataset._reader._is_slow  # type: ignore[attr-defined]
 
 
 def test_progress_counts_the_rows_delivered(folder: Path) -> None:

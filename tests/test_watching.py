@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,13 +24,13 @@ from tests.curricula import curriculum, drive
 
 
 def shown(follower: Follower) -> str:
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(frame(follower))
     return console.export_text()
 
 
 def test_a_run_is_followed_from_before_it_begins(tmp_path: Path) -> None:
-    clock = iter([0.0, 1.0, 2.0, 12.0, 13.0, 14.0])
+    clock = iter([1.0, 2.0, 12.0])
     follower = Follower(tmp_path / "w", clock=lambda: next(clock))
     assert not follower.poll()
     assert "waiting for" in shown(follower)
@@ -45,7 +45,7 @@ def test_a_run_is_followed_from_before_it_begins(tmp_path: Path) -> None:
         walk.pivot(Pivot(name="urgent", caps={"source-1": 0.1}))
         drive(walk, 200, since=100)
         follower.poll()
-    assert follower.steps_per_s == pytest.approx(100 / 11, rel=0.5)
+    assert follower.steps_per_s == pytest.approx(200 / 11)  # steps 0 to 199 since the look at second 1
     text = shown(follower)
     phase = walk.phase_at(walk.frontier - 1)
     for words in (f"phase {phase.index}", phase.kind, "urgent from step", "polish at step 400", "steps/s"):

@@ -187,7 +187,7 @@ def torch_iterable(folder: Path) -> Batches:
     import torch
 
     maps = [mapped(folder, name) for name in NAMES]
-    weights, rng = WEIGHTS.tolist(), random.Random(0)  # noqa: S311
+    weights, rng = WEIGHTS.tolist(), random.Random(0)
     while True:
         chosen = rng.choices(maps, weights, k=BATCH)
         yield torch.from_numpy(np.stack([rows[rng.randrange(len(rows))] for rows in chosen]))
