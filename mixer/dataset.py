@@ -23,7 +23,7 @@ from mixer.batches import BatchReader, RowBatch
 from mixer.channel import Address, Answering, Asking
 from mixer.config import Curriculum
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.errors import ConfigError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.phases import Phase
@@ -31,6 +31,7 @@ from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.records import check_state
 from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
+from mixer.suspension import Suspension
 from mixer.tokenizer import TextTokenizer
 from mixer.walk import Walk
 
@@ -101,6 +102,8 @@ class MixtureDataset(IterableDataset[Batch]):
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
+        is_any = any(source.on_failure == "suspend" for source in curriculum.sources)
+        self._suspension = Suspension(curriculum, self._desk.walk) if is_any else None
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._reader: BatchReader = self._open_reader(0, 1)
@@ -138,12 +141,25 @@ class MixtureDataset(IterableDataset[Batch]):
             if not self._batches:
                 self._before = self._reader.state_dict()
             try:
-                rows = self._reader.read(step)
+                rows = self._read(step)
             except EndOfSource:
                 return
             if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
                 self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
             yield from self._yielded(rows, step, step + num_workers)
+
+    def _read(self, step: int) -> RowBatch:
+        """Read a batch; what cannot be reached is suspended, if it is to be and this process alone reads."""
+        is_alone = self._desk is not None and self.world_size == 1 and not self._rows.is_prepared
+        if is_alone and self._suspension is not None and self._main.walk.phase_at(step).start == step:
+            self._suspension.take_back(step, self._reader.probe)
+        while True:
+            try:
+                return self._reader.read(step)
+            except SourceUnavailableError as error:
+                if not is_alone or self._suspension is None:
+                    raise
+                self._suspension.suspend(error, step)
 
     def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
         """Yield a batch, or its rows one by one, noting before each where the next one is."""
@@ -344,7 +360,14 @@ class MixtureDataset(IterableDataset[Batch]):
         if self._desk is not None:
             address, beginning = self._answering.open(), self._desk.beginning(self._own_place(self._desk))
             self._answering.start()
-        absent = {"_desk": None, "_phases": None, "_reader": None, "_answering": None, "_group": None}
+        absent = {
+            "_desk": None,
+            "_phases": None,
+            "_reader": None,
+            "_answering": None,
+            "_group": None,
+            "_suspension": None,
+        }
         own = {"_address": address, "_beginning": beginning, "_num_iterations": 0, "_is_placed": False}
         return {**self.__dict__, **absent, **own}
 
