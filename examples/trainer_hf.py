@@ -1,4 +1,4 @@
-"""Hugging Face ``Trainer``: its own loader would shard again, and its resume would skip batches; neither is wanted here.
+"""Hugging Face ``Trainer``: its own loader would shard again, its resume would skip batches; neither is wanted.
 
 Three things to copy: ``get_train_dataloader`` (each rank's batches, as they are), ``compute_loss`` (reports the losses)
 and ``MixtureCallback`` with ``ignore_data_skip`` (the data set's state in each checkpoint).
