@@ -7,6 +7,7 @@ ahead and ask this process for each phase (``channel``), so that a change arrive
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     import datasets
 
 Batch = dict[str, Any]
+
+_copies = itertools.count(1)
 
 
 class MixtureDataset(IterableDataset[Batch]):
@@ -94,7 +97,9 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.batch_rows // self.world_size)
-        self._desk: Desk | None = Desk(walk or Walk(curriculum, journal=_opened(journal)), self._rows)  # None in copies
+        self._desk: Desk | None = Desk(
+            walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
+        )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
@@ -102,7 +107,8 @@ class MixtureDataset(IterableDataset[Batch]):
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
         self._num_iterations = 0  # in a copy: begun so far
-        self._iteration: tuple[int, int] = (0, 0)  # in a copy: which loader's iteration this is
+        self._copy = 0  # number of a copy among those of its process
+        self._iteration: tuple[Any, ...] = ()  # in a copy: which loader's iteration this is
 
     @property
     def walk(self) -> Any:
@@ -283,6 +289,7 @@ class MixtureDataset(IterableDataset[Batch]):
             assert self._address is not None
             self._phases = RemotePhases(self._address)
             self._is_placed = False
+            self._copy = next(_copies)
         return (0, 1) if info is None else (info.id, info.num_workers)
 
     def _begin_in_copy(self, worker: int, num_workers: int) -> None:
@@ -292,9 +299,11 @@ class MixtureDataset(IterableDataset[Batch]):
             return
         assert isinstance(self._phases, RemotePhases)
         info = get_worker_info()
-        loader = info.seed - info.id if info is not None else os.getpid()  # the same for all workers of a loader
-        beginning = self._phases.call("begin", (loader, self._num_iterations), num_workers, self._beginning)
-        self._iteration = (loader, self._num_iterations)
+        # the same for all workers of a loader, and another for every copy in a process of its own
+        loader = ("workers", info.seed - info.id) if info is not None else (os.getpid(), self._copy)
+        self._iteration = (*loader, self._num_iterations)
+        at_its_making = self._beginning if info is not None else None  # any other copy begins where the run stands now
+        beginning = self._phases.call("begin", self._iteration, num_workers, at_its_making)
         self._num_iterations, self._beginning = self._num_iterations + 1, None
         self._step, self._row = beginning.step + worker, beginning.row if worker == 0 else 0
         self._reader = self._open_reader(self._step % num_workers, num_workers)

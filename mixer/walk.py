@@ -102,6 +102,7 @@ class Walk:
 
     Attributes:
         forked_at: the first step that this walk decided on its own, if it is a fork; else None.
+        forked_from: fingerprint of the curriculum that decided the steps before; None unless the journal is a fork's.
 
     Raises:
         StateMismatchError: the journal belongs to another curriculum.
@@ -118,6 +119,7 @@ class Walk:
         self.curriculum = curriculum
         self.names = curriculum.names
         self.forked_at: int | None = None
+        self.forked_from: str | None = None
         self._lock = threading.RLock()
         self._policy = policy or make_policy(curriculum)
         self._live_pivots: list[ScheduledPivot] = []
@@ -363,10 +365,7 @@ class Walk:
         decision = self._next_decision()
         self._write(decision.record)
         self._inbox.drop(decision.used)
-        used = decision.used
-        if used and not self._policy.is_by_step:
-            used = [functools.reduce(Arrived.joined, used)]  # one sum, however the reports had come together
-        self._before = _Before(self._policy_state, used)
+        self._before = _Before(self._policy_state, decision.used)
         self._policy_state = decision.policy_state
         self._keep(decision.phase)
 
@@ -447,7 +446,7 @@ class Walk:
             )
         begin = 1  # until a state is loaded, the walk stands at its beginning
         if first["parent"] is not None:
-            begin = first["parent"]["shared"] + 2
+            begin, self.forked_from = first["parent"]["shared"] + 2, first["parent"]["fingerprint"]
             record = journal.record_at(begin)
             if record is None or record["type"] != "fork":
                 raise JournalError(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from mixer.audit import audit
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts, plan_rows
@@ -23,7 +24,9 @@ from mixer.errors import (
     SourceExhaustedError,
     StateMismatchError,
 )
+from mixer.fork import fork
 from mixer.packed import unpack
+from mixer.replay import Replay
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 
@@ -238,3 +241,33 @@ def test_walk_and_journal_together_are_refused(folder: Path) -> None:
     curriculum = a_curriculum(folder)
     with pytest.raises(ConfigError, match="either walk or journal"):
         MixtureDataset(curriculum, walk=Walk(curriculum), journal=folder / "journal.jsonl")
+
+
+def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_yet(folder: Path) -> None:
+    run, out = a_curriculum(folder), folder / "fork.jsonl"
+    dataset = MixtureDataset(run, journal=folder / "walk.jsonl")
+    states, drawn = [dataset.state_dict()], [dict.fromkeys(run.names, 0)]
+    for batch in dataset:
+        dataset.report(batch, losses_of(batch))
+        states.append(dataset.state_dict())
+        drawn.append({name: progress.rows for name, progress in dataset.progress().items()})
+    new = a_curriculum(folder, floors={"s2": 0.5}, pivots=[], caps={}, policy="andrea")
+    step = Replay(folder / "walk.jsonl").phase_at(30).end
+    fork(folder / "walk.jsonl", step, new, out)
+    forked = MixtureDataset(new, journal=out, provenance=True)
+    with pytest.raises(StateMismatchError, match=f"forked from at step {step}; load its state of step {step}, or fork"):
+        forked.load_state_dict(states[step - 1])
+    forked.load_state_dict(states[step])
+    seen = drawn[step]
+    for batch in forked:
+        for k, name in enumerate(run.names):
+            numbers = batch["row_numbers"][batch["source_ids"] == k].tolist()
+            assert sorted(numbers) == list(range(seen[name], seen[name] + len(numbers)))
+            seen[name] += len(numbers)
+        assert batch["step"] >= step
+        forked.report(batch, losses_of(batch))
+    assert forked.step == run.total_steps
+    forked.load_state_dict(forked.state_dict())  # its own states are as any
+    again = MixtureDataset(new, walk=Replay(out))  # the shared history, then the fork
+    assert [batch["step"] for batch in again] == list(range(run.total_steps))
+    assert audit(out).difference is None

@@ -238,7 +238,8 @@ def test_a_state_of_another_reader_is_refused_with_what_to_do(file: Path) -> Non
     state = source_of(file, reader=1, num_readers=2).state_dict()
     again = source_of(file, reader=1, num_readers=2)
     again.load_state_dict(state)
-    for options in ({}, {"reader": 0, "num_readers": 2}, {"reader": 1, "num_readers": 3}):
+    shares: list[dict[str, Any]] = [{}, {"reader": 0, "num_readers": 2}, {"reader": 1, "num_readers": 3}]
+    for options in shares:
         with pytest.raises(
             StateMismatchError, match=r"reader \[1, 2\].*the same world size and num_workers, or `mixer prep"
         ):
