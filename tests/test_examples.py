@@ -88,7 +88,7 @@ def test_every_example_runs_as_it_stands(
 ) -> None:
     monkeypatch.setenv("MIXER_CACHE", str(tmp_path))
     example(name).main()
-    steps = [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    steps = [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines() if line.startswith('{"step')]
     assert steps == list(range(STEPS))
 
 
