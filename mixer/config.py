@@ -197,9 +197,19 @@ class Curriculum(Frozen):
         not_names = [key for key in data if not isinstance(key, str)]
         if not_names:
             raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
+        return cls.from_data(data, base_dir=path.resolve().parent)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], *, base_dir: str | Path) -> Self:
+        """Check the fields of a file that lies, or might lie, in ``base_dir``: relative paths start there."""
         curriculum = cls(**data)
-        curriculum._base_dir = path.resolve().parent
+        curriculum._base_dir = Path(base_dir)
         return curriculum
+
+    @property
+    def base_dir(self) -> Path:
+        """Where relative paths start: the folder of the config file."""
+        return self._base_dir
 
     @model_validator(mode="before")
     @classmethod

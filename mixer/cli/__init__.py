@@ -45,7 +45,11 @@ for _command in (
 def main() -> None:
     """Run the command line; every error that we raise on purpose becomes one message and exit code 1."""
     for entry in sorted(importlib.metadata.entry_points(group="mixer.commands"), key=lambda entry: entry.name):
-        app.command(entry.name)(entry.load())
+        command = entry.load()
+        if isinstance(command, typer.Typer):  # a group of commands
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
     try:
         app()
     except MixerError as error:

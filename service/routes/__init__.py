@@ -1,0 +1,1 @@
+"""The routes: they translate between HTTP and engines; what is decided is decided in ``mixer``."""
