@@ -369,7 +369,7 @@ class Engine:
         batch = reader.read(step)
         if not self.rows.is_prepared:  # prepared rows have it already
             dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
-            batch = replace(batch, rows=batch.rows.astype(dtype, copy=False))
+            batch = batch._replace(rows=batch.rows.astype(dtype, copy=False))
         return Built(batch)
 
     def _batch_bytes(self) -> int:

@@ -34,7 +34,9 @@ def test_the_page_explains_exactly_the_errors_that_there_are_in_their_order() ->
 def test_the_page_explains_the_errors_of_the_service_with_the_hints_that_it_sends() -> None:
     classes = [value for value in vars(service_errors).values() if isinstance(value, type)]
     own = [found for found in classes if issubclass(found, service_errors.ServiceError)]
-    assert ROW.findall(SERVICE_PAGE) == [(e.code, e.__name__, row[2], e.hint) for e, row in zip(own, ROW.findall(SERVICE_PAGE), strict=True)]
+    assert ROW.findall(SERVICE_PAGE) == [
+        (e.code, e.__name__, row[2], e.hint) for e, row in zip(own, ROW.findall(SERVICE_PAGE), strict=True)
+    ]
     assert not {error.code for error in own} & {error.code for error in defined().values()}
 
 

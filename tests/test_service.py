@@ -22,7 +22,7 @@ from mixer.errors import FeedbackError, FutureFeedbackError, PivotError, StateMi
 from mixer.journal import read_journal
 from service.client import AsyncMixerClient, MixerClient, RemoteMixtureDataset
 from service.errors import RunEndedError, UnreachableError
-from tests.serving import STEPS, WORDS, B, Served, T, decisions, free_port, losses_of, reports, write_run
+from tests.serving import STEPS, B, Served, T, decisions, free_port, losses_of, reports, write_run
 
 
 @pytest.fixture(scope="module")
