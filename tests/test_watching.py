@@ -110,6 +110,11 @@ def test_one_frame_is_printed_on_request(tmp_path: Path) -> None:
     assert (waiting.exit_code, "waiting for" in waiting.output) == (0, True)
 
 
+def _hears_ctrl_c() -> None:
+    """Undo what a job in the background inherits, where Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -120,7 +125,9 @@ def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
         "--every",
         "0.1",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c
+    )
     time.sleep(0.1)
     with Journal.create(tmp_path / "w") as journal:
         drive(Walk(curriculum(3), journal=journal), 30)
