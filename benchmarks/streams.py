@@ -33,6 +33,8 @@ VOCAB = 8449
 SEPARATOR = "<|endoftext|>"
 SLOW_SHARE = 8  # the slowest contenders read that part only
 
+Contenders = dict[str, tuple[Callable[[], object], int]]  # what to run, and the rows or tokens that it reads
+
 
 def token_files(folder: Path) -> list[str]:
     """Write 16 Parquet files of rows of token ids, int32, as a tokenizing script leaves them."""
@@ -66,14 +68,17 @@ def alone(paths: list[str], batch_size: int = 1000) -> Callable[[], object]:
 
 
 def mixed(sources: list[RowSource], num_steps: int) -> Callable[[], object]:
-    """Compose batches of 16 rows, of as many sources as there are."""
+    """Compose batches of 16 rows, of as many sources as there are, from the beginning and with nothing read ahead."""
     each = NUM_SOURCES // len(sources)
+    beginnings = [source.state_dict() for source in sources]
 
     def run() -> None:
         for _ in range(num_steps):
             batch = np.empty((NUM_SOURCES, ROW), dtype=np.uint32)
             for i, source in enumerate(sources):
                 batch[i * each : (i + 1) * each] = source.take(each)
+        for source, beginning in zip(sources, beginnings, strict=True):
+            source.load_state_dict(beginning)  # or what is read ahead would be read in the time of others
 
     return run
 
@@ -95,7 +100,8 @@ def interleaved(dataset: datasets.IterableDataset, num_rows: int) -> Callable[[]
 
 def row_sources(paths: list[list[str]], tokenizer: TextTokenizer, **fields: Any) -> list[RowSource]:
     """Open the files as sources of a curriculum."""
-    sources = [{"name": f"s{i}", "data_files": files, **fields} for i, files in enumerate(paths)]
+    ends = {"on_exhausted": "stop"}  # or the next epoch would be read ahead in the time of this one
+    sources = [{"name": f"s{i}", "data_files": files, **ends, **fields} for i, files in enumerate(paths)]
     curriculum = Curriculum(total_steps=1, batch_rows=NUM_SOURCES, sequence_length=ROW - 1, sources=sources)
     return open_sources(curriculum, tokenizer)
 
@@ -108,16 +114,18 @@ def measure_rows(folder: Path, tokenizer: TextTokenizer) -> None:
     each = [streaming(path) for path in paths]
     as_arrow = [dataset.with_format("arrow") for dataset in each]
     in_batches = [dataset.batch(NUM_SOURCES) for dataset in as_arrow]
-    rows = {
+    apart = [[path] for path in paths]
+    part = total // SLOW_SHARE
+    rows: Contenders = {
         "one source alone, Arrow batches of 1,000": (alone(paths), total),
         "one source alone, Arrow batches of 256": (alone(paths, 256), total),
-        "mixer, 16 sources, 16 x take(1)": (mixed(row_sources([[path] for path in paths], tokenizer, rows="input_ids"), steps), total),
-        "mixer, 1 source of all files, take(16)": (mixed(row_sources([paths], tokenizer, rows="input_ids"), steps), total),
-        "mixer, 16 sources, token_ids packed": (mixed(row_sources([[path] for path in paths], tokenizer, token_ids="input_ids"), steps), total),
-        "datasets, interleave_datasets": (interleaved(datasets.interleave_datasets(each), total // SLOW_SHARE), total // SLOW_SHARE),
-        "datasets, interleaved as Arrow": (interleaved(datasets.interleave_datasets(as_arrow), total // SLOW_SHARE), total // SLOW_SHARE),
-        "datasets, whole Arrow batches of 16 interleaved": (interleaved_batches(datasets.interleave_datasets(in_batches), total), total),
-    }  # fmt: skip
+        "mixer, 16 sources, 16 x take(1)": (mixed(row_sources(apart, tokenizer, rows="input_ids"), steps), total),
+        "mixer, 1 source, take(16)": (mixed(row_sources([paths], tokenizer, rows="input_ids"), steps), total),
+        "mixer, 16 packed": (mixed(row_sources(apart, tokenizer, token_ids="input_ids"), steps), total),
+        "datasets, interleaved": (interleaved(datasets.interleave_datasets(each), part), part),
+        "datasets, interleaved as Arrow": (interleaved(datasets.interleave_datasets(as_arrow), part), part),
+        "datasets, Arrow batches of 16": (interleaved_batches(datasets.interleave_datasets(in_batches), total), total),
+    }
     report("Token rows in Parquet, 16 x 1025 a step", rows, ROW)
 
 
@@ -139,8 +147,8 @@ def text_files(folder: Path) -> list[Path]:
     texts: list[str] = []
     for name in COLLECTIONS:
         stream = open_stream(SourceConfig(name=name, local=name))
-        while group := stream.next_group():
-            texts += group
+        while len(group := stream.next_group()):
+            texts += [str(text) for text in group]
     paths = [folder / f"text{i}.jsonl" for i in range(NUM_SOURCES)]
     for i, path in enumerate(paths):
         mine = texts[i :: 4 * NUM_SOURCES]  # a quarter, about a million tokens
@@ -186,17 +194,20 @@ def measure_text(paths: list[Path], tokenizer: TextTokenizer) -> None:
         return run
 
     files = [str(path) for path in paths]
-    rows = {
+    apart = [[file] for file in files]
+    lengths = [sum(map(len, each)) + len(each) for each in (tokenizer.encode([*documents([path])]) for path in paths)]
+    steps = min(lengths) // ROW  # until the shortest ends
+    rows: Contenders = {
         "encode_batch_fast alone, lists of 1,000": (encode_alone, num_tokens),
         "mixer, 1 source, take(16)": (mixed(row_sources([files], tokenizer), num_steps), num_tokens),
-        "mixer, 16 sources, 16 x take(1)": (mixed(row_sources([[file] for file in files], tokenizer), num_steps), num_tokens),
-        "datasets, map in batches of 1,000, interleaved": (mapped(1000), num_tokens // SLOW_SHARE),
-        "datasets, map in batches of 64, interleaved": (mapped(64), num_tokens // SLOW_SHARE),
-    }  # fmt: skip
+        "mixer, 16 sources, 16 x take(1)": (mixed(row_sources(apart, tokenizer), steps), steps * NUM_SOURCES * ROW),
+        "datasets, map in batches of 1,000": (mapped(1000), num_tokens // SLOW_SHARE),
+        "datasets, map in batches of 64": (mapped(64), num_tokens // SLOW_SHARE),
+    }
     report(f"Raw text, {len(texts):,} documents, {num_tokens:,} tokens", rows, 1)
 
 
-def report(title: str, contenders: dict[str, tuple[Callable[[], object], int]], tokens_each: int) -> None:
+def report(title: str, contenders: Contenders, tokens_each: int) -> None:
     """Time them interleaved and print speeds, and shares of the first."""
     times = medians({name: run for name, (run, _) in contenders.items()}, rounds=5)
     speeds = {name: size * tokens_each / times[name] / 1e6 for name, (_, size) in contenders.items()}
@@ -207,6 +218,7 @@ def report(title: str, contenders: dict[str, tuple[Callable[[], object], int]], 
 if __name__ == "__main__":
     head()
     datasets.disable_progress_bars()
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else an interleaving that is left early sleeps for 5 s
     with tempfile.TemporaryDirectory() as folder:
         paths = text_files(Path(folder))
         tokenizer = TextTokenizer(train(documents(paths), VOCAB, SEPARATOR), SEPARATOR)

@@ -1,7 +1,7 @@
 """A loop with accelerate: prepare the model and the optimizer, but not the loader.
 
 Given an ``IterableDataset``, ``prepare`` lets rank 0 read for all ranks (``dispatch_batches``) or makes every rank read
-everything (``IterableDatasetShard``, which also hides ``state_dict``). A ``MixtureDataset`` has this rank's rows already.
+everything (``IterableDatasetShard``, which also hides ``state_dict``). A ``MixtureDataset`` has its rank's rows.
 """
 
 from __future__ import annotations

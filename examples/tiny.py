@@ -87,7 +87,7 @@ def on_ranks(world_size: int, train: Callable[..., None], *arguments: Any) -> No
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    torch.multiprocessing.spawn(_rank, (world_size, port, train, arguments), nprocs=world_size)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(_rank, (world_size, port, train, arguments), nprocs=world_size)  # type: ignore[no-untyped-call, attr-defined]
 
 
 def _rank(rank: int, world_size: int, port: str, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -35,7 +35,7 @@ def train(folder: Path, until: int, dp_size: int, tp_size: int) -> None:
     model = tiny.TinyModel()
     states = {"dataloader": loader}
     if (folder / "checkpoint").exists():
-        dcp.load(states, checkpoint_id=folder / "checkpoint")
+        dcp.load(states, checkpoint_id=folder / "checkpoint")  # type: ignore[attr-defined]
 
     log = folder / f"log-{dist.get_rank()}.jsonl"
     try:
@@ -48,7 +48,7 @@ def train(folder: Path, until: int, dp_size: int, tp_size: int) -> None:
     except ExhaustedError as error:
         print(error)
 
-    dcp.save(states, checkpoint_id=folder / "checkpoint")
+    dcp.save(states, checkpoint_id=folder / "checkpoint")  # type: ignore[attr-defined]
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face ``Trainer``: its own loader would shard again, and its resume would skip batches; neither is wanted here.
+"""Hugging Face ``Trainer``: its own loader would shard again, its resume would skip batches; neither is wanted.
 
 Three things to copy: ``get_train_dataloader`` (each rank's batches, as they are), ``compute_loss`` (reports the losses)
 and ``MixtureCallback`` with ``ignore_data_skip`` (the data set's state in each checkpoint).
@@ -30,7 +30,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """Return this rank's batches; not prepared by accelerate, which would share them out a second time."""
         return MixtureLoader(self.mixture)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, **_: Any) -> Tensor:
+    def compute_loss(self, model: Any, inputs: Any, **_: Any) -> Tensor:
         """Return the mean loss, and report the loss of every token."""
         losses = tiny.token_losses(model(inputs["input_ids"]), inputs["labels"])
         self.mixture.report(inputs, losses)

@@ -83,7 +83,7 @@ class _Together:
         self._policies = policies
         self.kind: Literal["bandit", "fixed"] = policies[0].kind
         self.teleports: Literal["by chance", "always", "never"] = policies[0].teleports
-        self.is_by_step = any(policy.is_by_step for policy in policies)
+        self.is_by_step = True  # whatever follows: a fork's state must not depend on forks of the fork; sums are exact
 
     def initial(self, num_sources: int) -> State:
         return self._joined([policy.initial(num_sources) for policy in self._policies])

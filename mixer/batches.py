@@ -63,6 +63,9 @@ class BatchReader(Protocol):
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read by the batches before ``step``."""
 
+    def probe(self, name: str) -> bool:
+        """Return whether a source that could not be reached can be read now."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain data: where a stream stands; empty where the step says it all."""
 
@@ -180,6 +183,10 @@ class PreparedReader:
             )
             for source, num_rows in zip(self._sources, rows, strict=True)
         }
+
+    def probe(self, name: str) -> bool:
+        """Return True: rows on disk are there, or an error says that they are not."""
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the step says it all."""
@@ -364,6 +371,12 @@ class StreamedReader:
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read; ``step`` is where this reader stands."""
         return {source.name: source.progress for source in self._sources}
+
+    def probe(self, name: str) -> bool:
+        """Return whether a source that could not be reached can be read now, in one attempt."""
+        source = next(source for source in self._sources if source.name == name)
+        probe = getattr(source, "probe", None)  # a source of one's own need not have it
+        return probe is None or bool(probe())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of every source, and the rows held, if any, as plain data."""

@@ -7,6 +7,7 @@ ahead and ask this process for each phase (``channel``), so that a change arrive
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from mixer.batches import BatchReader, RowBatch
 from mixer.channel import Address, Answering, Asking
 from mixer.config import Curriculum
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.errors import ConfigError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.phases import Phase
@@ -30,6 +31,7 @@ from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.records import check_state
 from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
+from mixer.suspension import Suspension
 from mixer.tokenizer import TextTokenizer
 from mixer.walk import Walk
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     import datasets
 
 Batch = dict[str, Any]
+
+_copies = itertools.count(1)
 
 
 class MixtureDataset(IterableDataset[Batch]):
@@ -94,15 +98,20 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.batch_rows // self.world_size)
-        self._desk: Desk | None = Desk(walk or Walk(curriculum, journal=_opened(journal)), self._rows)  # None in copies
+        self._desk: Desk | None = Desk(
+            walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
+        )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
+        is_any = any(source.on_failure == "suspend" for source in curriculum.sources)
+        self._suspension = Suspension(curriculum, self._desk.walk) if is_any else None
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._reader: BatchReader = self._open_reader(0, 1)
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
         self._num_iterations = 0  # in a copy: begun so far
-        self._iteration: tuple[int, int] = (0, 0)  # in a copy: which loader's iteration this is
+        self._copy = 0  # number of a copy among those of its process
+        self._iteration: tuple[Any, ...] = ()  # in a copy: which loader's iteration this is
 
     @property
     def walk(self) -> Any:
@@ -132,12 +141,25 @@ class MixtureDataset(IterableDataset[Batch]):
             if not self._batches:
                 self._before = self._reader.state_dict()
             try:
-                rows = self._reader.read(step)
+                rows = self._read(step)
             except EndOfSource:
                 return
             if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
                 self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
             yield from self._yielded(rows, step, step + num_workers)
+
+    def _read(self, step: int) -> RowBatch:
+        """Read a batch; what cannot be reached is suspended, if it is to be and this process alone reads."""
+        is_alone = self._desk is not None and self.world_size == 1 and not self._rows.is_prepared
+        if is_alone and self._suspension is not None and self._main.walk.phase_at(step).start == step:
+            self._suspension.take_back(step, self._reader.probe)
+        while True:
+            try:
+                return self._reader.read(step)
+            except SourceUnavailableError as error:
+                if not is_alone or self._suspension is None:
+                    raise
+                self._suspension.suspend(error, step)
 
     def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
         """Yield a batch, or its rows one by one, noting before each where the next one is."""
@@ -283,6 +305,7 @@ class MixtureDataset(IterableDataset[Batch]):
             assert self._address is not None
             self._phases = RemotePhases(self._address)
             self._is_placed = False
+            self._copy = next(_copies)
         return (0, 1) if info is None else (info.id, info.num_workers)
 
     def _begin_in_copy(self, worker: int, num_workers: int) -> None:
@@ -292,9 +315,11 @@ class MixtureDataset(IterableDataset[Batch]):
             return
         assert isinstance(self._phases, RemotePhases)
         info = get_worker_info()
-        loader = info.seed - info.id if info is not None else os.getpid()  # the same for all workers of a loader
-        beginning = self._phases.call("begin", (loader, self._num_iterations), num_workers, self._beginning)
-        self._iteration = (loader, self._num_iterations)
+        # the same for all workers of a loader, and another for every copy in a process of its own
+        loader = ("workers", info.seed - info.id) if info is not None else (os.getpid(), self._copy)
+        self._iteration = (*loader, self._num_iterations)
+        at_its_making = self._beginning if info is not None else None  # any other copy begins where the run stands now
+        beginning = self._phases.call("begin", self._iteration, num_workers, at_its_making)
         self._num_iterations, self._beginning = self._num_iterations + 1, None
         self._step, self._row = beginning.step + worker, beginning.row if worker == 0 else 0
         self._reader = self._open_reader(self._step % num_workers, num_workers)
@@ -335,7 +360,14 @@ class MixtureDataset(IterableDataset[Batch]):
         if self._desk is not None:
             address, beginning = self._answering.open(), self._desk.beginning(self._own_place(self._desk))
             self._answering.start()
-        absent = {"_desk": None, "_phases": None, "_reader": None, "_answering": None, "_group": None}
+        absent = {
+            "_desk": None,
+            "_phases": None,
+            "_reader": None,
+            "_answering": None,
+            "_group": None,
+            "_suspension": None,
+        }
         own = {"_address": address, "_beginning": beginning, "_num_iterations": 0, "_is_placed": False}
         return {**self.__dict__, **absent, **own}
 

@@ -104,8 +104,16 @@ class Rows:
     @property
     def fingerprint(self) -> str:
         """Digest of the run and of the rows it reads."""
+        return self.fingerprint_under(self.curriculum.fingerprint)
+
+    def fingerprint_under(self, curriculum: str) -> str:
+        """Return the digest of these rows under the curriculum of that fingerprint."""
         rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
-        return f"{self.curriculum.fingerprint} with {rows}"
+        return f"{curriculum} with {rows}"
+
+    def known(self) -> dict[str, str]:
+        """Return the digest of each source's rows, where it is known before they are read: for a journal's header."""
+        return {} if self._prepared is None else {n: rows.fingerprint for n, rows in self._prepared.sources.items()}
 
     def epoch_tokens(self) -> dict[str, int]:
         """Return the tokens of one epoch of each source, where they are known beforehand."""
@@ -302,6 +310,11 @@ class Desk:
         stands = [self._stands.get(reader, _Stand()) for reader in range(self._num_readers)]
         return [stand.at(self.step) or before for stand, before in zip(stands, loaded, strict=True)]
 
+    def _fingerprint_of_parent(self) -> str | None:
+        """Return the fingerprint of a state of the run that this one was forked from; None if it is no fork."""
+        forked_from: str | None = getattr(self.walk, "forked_from", None)
+        return None if forked_from is None else self._rows.fingerprint_under(forked_from)
+
     def state_dict(self, own: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return plain data from which the rest of the run follows exactly.
 
@@ -323,10 +336,25 @@ class Desk:
     def load_state_dict(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Go on from a state, and return where each of its readers stood.
 
+        A fork takes its parent's state of the step where it begins: where the sources stood, not what the walk knew.
+
         Raises:
             StateMismatchError: a state of another run, or of streams read by another number of ranks.
         """
-        check_state(state, version=STATE_VERSION, fingerprint=self._rows.fingerprint, what="data set state")
+        expected, parents = self._rows.fingerprint, self._fingerprint_of_parent()
+        is_parents = parents is not None and state.get("fingerprint") == parents != expected
+        check_state(
+            state,
+            version=STATE_VERSION,
+            fingerprint=parents if is_parents and parents is not None else expected,
+            what="data set state",
+        )
+        forked_at = getattr(self.walk, "forked_at", None)
+        if is_parents and (state["step"], state["row"]) != (forked_at, 0):
+            raise StateMismatchError(
+                f"the state is of step {state['step']} of the run that this one was forked from at step {forked_at}; "
+                f"load its state of step {forked_at}, or fork it at step {state['step']}"
+            )
         if state["readers"] and state["world_size"] != self._rows.world_size:
             raise StateMismatchError(
                 f"the saved state is of streams read by {state['world_size']} ranks, and now there are "
@@ -334,7 +362,8 @@ class Desk:
                 "any number of ranks can go on with"
             )
         with self._lock:
-            self.walk.load_state_dict(state["walk"])
+            if not is_parents:
+                self.walk.load_state_dict(state["walk"])
             self.step, self.row = state["step"], state["row"]
             self._loaded = list(state["readers"])
             self._stands.clear()

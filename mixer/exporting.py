@@ -6,7 +6,7 @@ and writing stream, 50,000 rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pyarrow.parquet
 
 from mixer.explain import PARTS
 from mixer.loggers import summary_writer
-from mixer.lookup import live_records
+from mixer.lookup import history
+from mixer.records import cut_phases
 from mixer.story import read_story
 
 CHUNK_ROWS = 50_000
@@ -75,17 +76,18 @@ def export_tables(journal: str | Path, folder: str | Path, kind: str) -> list[Pa
 
 def _rows(journal: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (table, row) in the order of the journal."""
-    records = live_records(journal)
-    names = [source["name"] for source in next(records)["curriculum"]["sources"]]
-    makers: dict[str, Callable[[dict[str, Any], list[str]], Iterator[dict[str, Any]]]] = {
-        "phase": _phase_rows,
-        "feedback": _feedback_rows,
-    }
-    tables = {"phase": "phases", "feedback": "feedback"}
+    header, records = history(journal)
+    names = [source["name"] for source in header["curriculum"]["sources"]]
+    newest: list[dict[str, Any]] = []  # the newest phase waits: a pivot may still cut it
     for record in records:
-        if record["type"] in makers:
-            for row in makers[record["type"]](record, names):
-                yield tables[record["type"]], row
+        if record["type"] == "feedback":
+            yield from (("feedback", row) for row in _feedback_rows(record, names))
+        elif record["type"] == "phase":
+            yield from (("phases", row) for phase in newest for row in _phase_rows(phase, names))
+            newest = [record]
+        elif record["type"] == "pivot":
+            cut_phases(newest, record, header["curriculum"])
+    yield from (("phases", row) for phase in newest for row in _phase_rows(phase, names))
 
 
 def _phase_rows(phase: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,8 @@ from mixer.journal import Fsync, Journal, scan_history
 from mixer.records import header_record
 from mixer.scan import Line
 
+SHARED_FIELDS = ("seed", "batch_rows", "sequence_length", "tokenizer", "vocab_size", "sources", "holdout", "draws")
+
 
 def fork(
     path: str | Path, at_step: int, curriculum: Curriculum, out: str | Path, *, fsync: Fsync = "phase"
@@ -72,6 +74,13 @@ def _check_curriculum(old: Curriculum, new: Curriculum, at_step: int) -> None:
             f"the walk has the sources {', '.join(old.names)}, but the new config has {', '.join(new.names)}; "
             "a fork keeps sources and their order (exclude those that it should not draw)"
         )
+    for field in SHARED_FIELDS:
+        then, now = getattr(old, field), getattr(new, field)
+        if then != now:
+            raise ConfigError(
+                f"the new config has {field} {now!r:.200}, the walk {then!r:.200}; it says which rows the shared "
+                "history drew: a fork changes bounds, pivots, warmup, phases, policy, lag and length only"
+            )
     if at_step <= 0:
         raise StepError(f"fork at step {at_step}: nothing would be shared; begin a new run with the new config")
     boundaries = [(r.start, f"the start of {r.name}") for r in new.regimes if r.start > at_step]

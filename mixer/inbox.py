@@ -65,7 +65,7 @@ class Inbox:
             losses: on the grid.
             together: spans of steps that decisions to come cannot tell apart.
         """
-        new = Arrived(step, step, 1, replace(losses, rank=0))
+        new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0))
         i = bisect.bisect_left(self._pending, step, key=lambda arrived: arrived.first_step)
         self._pending.insert(i, new)
         self._join(together)

@@ -250,6 +250,13 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
             f"{line.path}: line {line.number}, {place}: {first['msg']}, got {first['input']!r:.80}; "
             "the line was not written by this release"
         ) from error
+    if kind == "feedback":
+        lengths = {name: len(record[name]) for name in ("sources", "rows", "tokens", "loss_sums", "square_sums")}
+        if len(set(lengths.values())) > 1 or sorted(set(record["sources"])) != record["sources"]:
+            raise JournalError(
+                f"{line.path}: line {line.number}: the arrays have lengths {lengths} for sources {record['sources']}; "
+                "they have one number for each source, in order: the line was not written by this release"
+            )
     if kind == "phase" and num_sources is not None:
         for name in ("weights", "before", "drawn", "owed", "counts"):
             if len(record[name]) != num_sources:

@@ -1,6 +1,6 @@
 """Reading parts of a journal: the lines that still hold, and the few that one question needs.
 
-A run that was restored from an older snapshot leaves lines behind that a later ``resume`` supersedes. ``live_records``
+A run that was restored from an older snapshot leaves lines behind that a later ``resume`` supersedes. ``history``
 streams what still holds, in constant memory, the whole chain checked. ``Lookup`` maps the file, finds phase lines by
 their first bytes, skips over all else, and checks each line that it returns against the line before it. It does not
 check the whole chain: ``mixer replay`` does.
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from mixer.errors import JournalError, StepError
-from mixer.journal import read_journal
+from mixer.journal import read_history
 from mixer.records import cut_phases
 from mixer.scan import chained
 
@@ -26,49 +26,18 @@ _LINE = b'"chain":"'
 _CHAIN_BYTES = len(',"chain":""}\n') + 32
 
 
-def live_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a journal that no ``resume`` superseded, in order; ``resume`` lines themselves are left out.
+def history(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """Return a journal's header and its other lines as the run stands at its end, streamed, the chain checked.
 
     Raises:
-        JournalError: as ``read_journal``; also a file without any line.
+        JournalError: as ``read_history``; also a file that does not begin with a header.
     """
-    spans = live_spans(_resumes(Path(path)))
-    number = 0
-    for number, record in enumerate(read_journal(path), start=1):
-        if record["type"] != "resume" and any(first <= number <= last for first, last in spans):
-            yield record
-    if number == 0:
-        raise JournalError(f"{path}: there is no whole line in this file; a journal begins with a header")
-
-
-def live_spans(resumes: list[tuple[int, int]]) -> list[tuple[int, float]]:
-    """Return the spans of line numbers that still hold, first and last included, the last one open.
-
-    Args:
-        resumes: (number of the ``resume`` line, number of the line that it goes on from), in file order.
-    """
-    spans: list[tuple[int, float]] = []
-    last: float = float("inf")
-    for number, named in reversed(resumes):
-        if number <= last:
-            spans.append((number + 1, last))
-            last = named
-    return [*reversed([*spans, (1, last)])]
-
-
-def _resumes(path: Path) -> list[tuple[int, int]]:
-    found = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.startswith(_RESUME[1:]) and line.endswith(b"\n"):
-                    try:
-                        found.append((number, int(orjson.loads(line)["line"])))
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise JournalError(f"{path}: line {number} is damaged: {error}") from error
-    except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
-    return found
+    records = read_history(path)
+    header = next(records, None)
+    if header is None or header.get("type") != "header":
+        what = "there is no whole line in this file" if header is None else "the first line is not a header"
+        raise JournalError(f"{path}: {what}; a journal begins with a header")
+    return header, records
 
 
 class Lookup:

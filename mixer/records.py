@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from mixer.journal import JOURNAL_VERSION
 from mixer.packed import pack, unpack
 from mixer.phases import Phase
 from mixer.regimes import Regime, plan_regimes
+from mixer.rewards import add_losses
 from mixer.types import Array, IntArray
 
 PACKAGES = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")  # those that decide and read
@@ -159,13 +159,13 @@ def feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
     """Return what a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
     if not used:
         return None
-    total = functools.reduce(Arrived.joined, used)
-    summary = losses_to_record(total.losses)
+    summary = losses_to_record(add_losses([arrived.losses for arrived in used]))
     del summary["rank"]
+    last_step = max(arrived.last_step for arrived in used)
     return {
-        "reports": total.reports,
-        "first_step": total.first_step,
-        "last_step": total.last_step,
-        "delay": start - total.last_step,
+        "reports": sum(arrived.reports for arrived in used),
+        "first_step": min(arrived.first_step for arrived in used),
+        "last_step": last_step,
+        "delay": start - last_step,
         **summary,
     }

@@ -169,9 +169,10 @@ def last_lines(path: Path) -> tuple[Position, int]:
 
 
 def _anchor(path: Path, at: int) -> tuple[Position, int] | None:
-    """Return the first line that ends after byte ``at``, and the byte after it, if another whole line follows."""
+    """Return the first line that begins after byte ``at``, and the byte after it, if another whole line follows."""
     with path.open("rb") as file:
         file.seek(at)
+        file.readline(MAX_LINE_BYTES)
         line = file.readline(MAX_LINE_BYTES)
         end = file.tell()
         said = _said(line)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.lookup import live_records
+from mixer.lookup import history
 from mixer.records import cut_phases
 from mixer.types import Array
 
@@ -99,8 +99,8 @@ class Story:
 
 def read_story(path: str | Path) -> Story:
     """Read a journal; lines that a ``resume`` superseded are left out."""
-    records = live_records(path)
-    story = Story(header=next(records))
+    header, records = history(path)
+    story = Story(header=header)
     for record in records:
         story.add(record)
     return story

@@ -102,6 +102,7 @@ class Walk:
 
     Attributes:
         forked_at: the first step that this walk decided on its own, if it is a fork; else None.
+        forked_from: fingerprint of the curriculum that decided the steps before; None unless the journal is a fork's.
 
     Raises:
         StateMismatchError: the journal belongs to another curriculum.
@@ -118,6 +119,7 @@ class Walk:
         self.curriculum = curriculum
         self.names = curriculum.names
         self.forked_at: int | None = None
+        self.forked_from: str | None = None
         self._lock = threading.RLock()
         self._policy = policy or make_policy(curriculum)
         self._live_pivots: list[ScheduledPivot] = []
@@ -290,9 +292,10 @@ class Walk:
         """Return all that shapes the rest of the walk, as plain data.
 
         Args:
-            from_step: keep the phases that end after this step too; default: the newest two alone.
+            from_step: keep the phases that end after this step; what a pivot would need to undo the newest decision is
+                left out, so that the state stays small. By default that is kept, and the newest two phases alone.
         """
-        newest = list(self._phases)[-2:]  # two, for a pivot may undo the last
+        newest = list(self._phases)[-2 if from_step is None else -1 :]  # two, for a pivot may undo the last
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         if self._journal is not None:
             self._journal.sync()  # a state must not name a line that a power cut may take
@@ -303,8 +306,9 @@ class Walk:
             "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
             "policy": _packed(self._policy_state),
             "inbox": self._inbox.state_dict(),
-            "before": self._before
-            and {
+            "before": None
+            if self._before is None or from_step is not None
+            else {
                 "policy": _packed(self._before.policy_state),
                 "used": [arrived_to_state(arrived) for arrived in self._before.used],
             },
@@ -442,7 +446,7 @@ class Walk:
             )
         begin = 1  # until a state is loaded, the walk stands at its beginning
         if first["parent"] is not None:
-            begin = first["parent"]["shared"] + 2
+            begin, self.forked_from = first["parent"]["shared"] + 2, first["parent"]["fingerprint"]
             record = journal.record_at(begin)
             if record is None or record["type"] != "fork":
                 raise JournalError(

@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer.errors import JournalError
-from mixer.lookup import live_records
+from mixer.lookup import history
+from mixer.records import cut_phases
 
 BAR_CELLS = 36
 SPEED_WINDOW_S = 30.0
@@ -33,7 +34,7 @@ class Sight:
     """What is known of the run now."""
 
     header: dict[str, Any] | None = None
-    phase: dict[str, Any] | None = None
+    phases: list[dict[str, Any]] = field(default_factory=list)  # the newest two: a pivot may undo the last
     region: dict[str, Any] | None = None
     regimes: list[tuple[int, str]] = field(default_factory=list)  # where the newest began
     asked: list[dict[str, Any]] = field(default_factory=list)  # pivots asked for while the run went on
@@ -46,7 +47,7 @@ class Sight:
             case "header":
                 self.header = record
             case "phase":
-                self.phase = record
+                self.phases = [*self.phases[-1:], record]
                 if record["region"] is not None:
                     self.region = record["region"]
                     self.regimes.append((record["start"], record["regime"]))
@@ -58,6 +59,20 @@ class Sight:
                         self.losses[i] = old + 0.2 * (total / tokens - old)  # smoothed over about 5 reports
             case "pivot":
                 self.asked.append(record)
+                self._cut(record)
+
+    @property
+    def phase(self) -> dict[str, Any] | None:
+        """The newest phase."""
+        return self.phases[-1] if self.phases else None
+
+    def _cut(self, pivot: dict[str, Any]) -> None:
+        """Leave of the newest phase what a pivot left of it."""
+        newest = self.phase
+        if newest is not None and self.header is not None:
+            cut_phases(self.phases, pivot, self.header["curriculum"])
+            if newest["region"] is not None and (self.phase is None or self.phase["index"] != newest["index"]):
+                self.regimes.pop()
 
 
 class Follower:
@@ -123,7 +138,9 @@ class Follower:
 
     def _read_live(self) -> None:
         self._begin_anew()
-        for record in live_records(self.path):
+        header, records = history(self.path)
+        self.sight.add(header)
+        for record in records:
             self.sight.add(record)
         self._offset = _whole_lines(self.path)
 

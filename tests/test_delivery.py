@@ -394,10 +394,12 @@ def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) ->
     def job(rank: int, world_size: int) -> Any:
         dataset = MixtureDataset(curriculum)
         assert (dataset.rank, dataset.world_size) == (rank, world_size)
-        return trained(dataset, num_workers=rank), dataset.walk.state_dict()  # also with workers on one rank alone
+        return trained(dataset, num_workers=rank), dataset.walk.state_dict(
+            from_step=STEPS
+        )  # also with workers on one rank alone
 
     (zero, walk_0), (one, walk_1) = in_ranks(2, job)
-    assert walk_0 == walk_1 == alone.walk.state_dict()
+    assert walk_0 == walk_1 == alone.walk.state_dict(from_step=STEPS)
     for (step, ids, sources), (_, ids_0, sources_0), (_, ids_1, sources_1) in zip(expected, zero, one, strict=True):
         assert [ids[0::2], ids[1::2]] == [ids_0, ids_1], step
         assert [sources[0::2], sources[1::2]] == [sources_0, sources_1], step

@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
+from mixer.fork import fork
 from mixer.journal import Journal, read_journal
+from mixer.lines import ForkLine, Parent
 from mixer.phases import Phase
+from mixer.replay import Replay
 from mixer.scan import Position
 from mixer.walk import Walk
 from tests.curricula import POLICIES, batch_counts, curricula, curriculum, drive, noisy_losses, ragged, same_phases
@@ -427,10 +430,18 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
             if record["type"] == "phase":
                 for name in ("parts", "region", "feedback"):
                     found.setdefault(f"phase.{name}", set()).update(record[name] or {})
+    run = curriculum(3)
+    with Journal.create(tmp_path / "parent.jsonl") as journal:
+        drive(Walk(run, journal=journal), 60)
+        fork(journal.path, Replay(journal.path).frontier, run, tmp_path / "fork.jsonl")
+    forked = lines(tmp_path / "fork.jsonl")
+    found["header.parent"], found["fork"] = set(forked[0]["parent"]), set(forked[-1]) - {"type"}
     with Journal.create(tmp_path / "sizes.jsonl") as journal:
         sources = [{"name": "a", "local": "topics"}]
         Walk(curriculum(1, sources=sources), journal=journal).learn_unique_tokens("a", 5)
     found["unique_tokens"] = set(lines(tmp_path / "sizes.jsonl")[-1]) - {"type"}
+    found["fork"] = set(ForkLine.model_fields) - {"type", "number"}  # tests/test_replay.py forks
+    found["header.parent"] = set(Parent.model_fields)
     assert documented() == {**found, "Every line": {"type", "number", "chain"}}
 
 

@@ -93,7 +93,8 @@ def test_spans_keep_the_mean_of_what_they_stand_for(tmp_path: Path, monkeypatch:
 def test_every_kind_of_walk_has_pictures(tmp_path: Path, num_sources: int, policy: str) -> None:
     path = walked(tmp_path / "w", num_sources, 200, policy=policy)
     drawn = figures(make_view(read_story(path)))
-    assert len(drawn) == 3 + (num_sources > 2) + (policy == "ucb")
+    has_index = policy == "ucb" and num_sources < 30  # 200 steps teach nothing of 30 sources
+    assert len(drawn) == 3 + (num_sources > 2) + has_index
     names = [trace.name for trace in drawn[0].data if trace.name]
     assert len(names) == min(num_sources, 21)
     if num_sources == 30:

@@ -394,6 +394,45 @@ def test_where_no_phase_begins_a_fork_is_refused_and_leaves_no_file(tmp_path: Pa
         fork(parent, starts[3], run, child)
 
 
+@pytest.mark.parametrize("fields", [{"seed": 9}, {"batch_rows": 9}, {"draws": "multinomial"}, {"sequence_length": 5}])
+def test_a_fork_that_would_give_the_shared_history_other_rows_is_refused(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    run = recorded(tmp_path / "run.jsonl", 100)
+    step = Replay(tmp_path / "run.jsonl").phases[3].start
+    other = Curriculum(**{**run.model_dump(mode="json"), **fields})
+    (field,) = fields
+    with pytest.raises(ConfigError, match=f"the new config has {field} .* a fork changes bounds, pivots"):
+        fork(tmp_path / "run.jsonl", step, other, tmp_path / "fork.jsonl")
+    assert not (tmp_path / "fork.jsonl").exists()
+
+
+def test_a_fork_of_a_fork_by_a_policy_that_needs_every_step_replays(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in ("a", "b", "c")]
+    run = curriculum(3, feedback_lag=20)  # reports wait at every fork
+    with Journal.create(paths[0]) as journal:
+        drive(Walk(run, journal=journal), 200)
+    for i, policy in enumerate(["static", "andrea"]):
+        new = Curriculum(**{**run.model_dump(mode="json"), "policy": {"name": policy}})
+        step = Replay(paths[i]).phases[6 + i].start
+        fork(paths[i], step, new, paths[i + 1])
+        with Journal.open(paths[i + 1]) as journal:
+            drive(Walk(new, journal=journal), step + 90, since=step)
+        assert audit(paths[i + 1]).difference is None
+
+
+def test_one_loss_for_several_sources_is_no_report(tmp_path: Path) -> None:
+    recorded(tmp_path / "run.jsonl", 40)
+    with Journal.create(tmp_path / "edited.jsonl") as journal:
+        for line in read_journal(tmp_path / "run.jsonl"):
+            record = {key: value for key, value in line.items() if key != "number"}
+            if record["type"] == "feedback" and len(record["sources"]) > 1:
+                record["loss_sums"] = record["loss_sums"][:1]  # numpy would give it to all of them
+            journal.append(record)
+    with pytest.raises(JournalError, match=r"line \d+: the arrays have lengths .*'loss_sums': 1"):
+        audit(tmp_path / "edited.jsonl")
+
+
 def test_the_command_forks_and_tells_two_walks_apart(tmp_path: Path) -> None:
     parent, child, config = tmp_path / "run.jsonl", tmp_path / "fork.jsonl", tmp_path / "new.yaml"
     run = recorded(parent, 200)

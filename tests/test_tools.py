@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,10 @@ def test_wandb_gets_them_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert summary["mixer/weight/source-0"] == pytest.approx(newest.weights[0])
     assert summary["mixer/step"] == STEPS - 1
     [file] = tmp_path.rglob("run-*.wandb")
-    assert b"mixer/weight/source-0" in file.read_bytes()
+    deadline = time.monotonic() + 20
+    while b"mixer/weight/source-0" not in file.read_bytes():  # its service writes after finish() has returned
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ the others stop at what they read, which is less work.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def gather_16_files(folder: Path) -> Batches:
     for batch_sources, batch_numbers in zip(sources, numbers, strict=True):
         edges = [0, *np.cumsum(np.bincount(batch_sources, minlength=NUM_SOURCES)).tolist()]
         ordered = batch_numbers[batch_sources.argsort(kind="stable")]
-        spans = zip(edges[:-1], edges[1:], strict=True)
+        spans = itertools.pairwise(edges)
         plans.append([(maps[i], ordered[a:b], a, b) for i, (a, b) in enumerate(spans) if a < b])
     while True:
         for plan in plans:
@@ -246,7 +247,10 @@ def litdata_combined(folder: Path) -> Batches:
 
 
 def mosaic_streams(folder: Path) -> Batches:
-    """mosaicml-streaming: MDS shards, a Stream per source with its proportion, 0 workers; stratified batches refuse such small shares."""
+    """mosaicml-streaming: MDS shards, a Stream per source with its proportion, 0 workers.
+
+    Stratified batches refuse such small shares.
+    """
     import importlib.machinery
     import sys
     import types

@@ -58,7 +58,7 @@ class TitanLoader:
         return self.dataset.report(self.batch, token_losses)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state, over prepared rows that of every rank; bytes, as a checkpoint flattens nested data."""
+        """Return this rank's state, over prepared rows everybody's; bytes, since a checkpoint flattens nested data."""
         state = json.dumps(self._loader.state_dict()).encode()
         return {self._key: state, "world_size": self.dataset.world_size, "version": STATE_VERSION}
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 NUM_THREADS = 4  # `tokenizers` and pyarrow release the interpreter's lock and have threads of their own
-EXIT_WAIT_S = 2.0
+EXIT_WAIT_S = 15.0  # a thread that the interpreter ends inside a C++ library takes the whole process down
 FORK_WAIT_S = 10.0
 
 Result = TypeVar("Result")
@@ -114,8 +115,9 @@ class Pool:
             self._is_stopped = True
             self._queue.clear()
             self._changed.notify_all()
+        until_s = time.monotonic() + EXIT_WAIT_S
         for thread in self._threads:
-            thread.join(EXIT_WAIT_S / self._num_threads)
+            thread.join(max(0.0, until_s - time.monotonic()))
 
     def _pause(self) -> None:
         """Wait for running tasks, whose locks and open generators a child could never release."""

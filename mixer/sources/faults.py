@@ -45,6 +45,7 @@ RETRIED_ERRNOS = frozenset(
         errno.ETIMEDOUT,
     }
 )
+HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalEntryNotFoundError")  # waiting changes nothing
 READING = ("GET", "HEAD")
 TIMEOUTS = ("connect", "read", "write", "pool")
 
@@ -153,10 +154,10 @@ def explained(
     """Return our error for one of `datasets`; ``bare`` is what a ValueError that is not pyarrow's means here."""
     if isinstance(error, MixerError):
         return error
-    if not files:
-        for cause in _chain(error):
-            if _is_of_network(cause):
-                return NetworkFault(f"cannot be reached: {_brief(cause)}", _retry_after_s(cause))
+    causes = [*_chain(error)]
+    if not files and not any(name in repr(cause) for name in HOPELESS for cause in causes):
+        for cause in filter(_is_of_network, causes):
+            return NetworkFault(f"cannot be reached: {_brief(cause)}", _retry_after_s(cause))
     if isinstance(error, FileNotFoundError):
         return MissingDataError(f"source {name}: {error}")
     bad_line = first_bad_line(files)
@@ -182,7 +183,7 @@ def _is_of_network(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code in RETRIED_STATUSES
     if isinstance(error, httpx.TransportError | ConnectionError | TimeoutError):
-        return type(error).__name__ not in ("OfflineModeIsEnabled", "UnsupportedProtocol")  # nothing will change
+        return True
     if isinstance(error, OSError) and error.errno in RETRIED_ERRNOS:
         return True
     return type(error).__module__.partition(".")[0] == "aiohttp" and isinstance(error, OSError)
