@@ -15,7 +15,7 @@ from service.schemas import Phases, PivotRequest, PivotTaken, Step, Weights
 
 def decisions(engine_of: EngineOf) -> APIRouter:
     """Return the routes of one way to name the run."""
-    router = APIRouter(tags=["decisions"], responses=errors())
+    router = APIRouter(tags=["decisions"], responses=errors(410))
     Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
 
     @router.get("/weights", dependencies=[needs("read")], summary="Weights of the phase that covers a step")
