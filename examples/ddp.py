@@ -6,7 +6,6 @@ gets its own rows of every global batch; ``report`` sums the losses over ranks, 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -49,12 +48,7 @@ def train(folder: Path, until: int) -> None:
 
 def main() -> None:
     """Train on two ranks, stop in the middle, and go on in two new processes."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiny.curriculum(folder)
-        for until in (tiny.STEPS // 2, tiny.STEPS):
-            tiny.on_ranks(2, train, folder, until)
-        print((folder / "log-0.jsonl").read_text())
+    tiny.in_two_sittings(lambda folder, until: tiny.on_ranks(2, train, folder, until))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Lightning fetches one batch ahead of training, so the loader's state must not co
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,7 @@ def train(folder: Path, until: int, num_ranks: int = 1) -> None:
 
 def main() -> None:
     """Train, stop in the middle, and go on."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for until in (tiny.STEPS // 2, tiny.STEPS):
-            train(folder, until)
-        print((folder / "log-0.jsonl").read_text())
+    tiny.in_two_sittings(train)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the data set first: the workers ask it for their phases, and refuse a walk that 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -45,11 +44,7 @@ def train(folder: Path, until: int, num_workers: int = 2) -> None:
 
 def main() -> None:
     """Train, stop in the middle, and go on."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for until in (tiny.STEPS // 2, tiny.STEPS):
-            train(folder, until)
-        print((folder / "log-0.jsonl").read_text())
+    tiny.in_two_sittings(train)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ def log(file: Path, batch: Mapping[str, Any], losses: Tensor, rank: int = 0) -> 
     }
     with file.open("a") as lines:
         lines.write(json.dumps(line) + "\n")
+
+
+def in_two_sittings(train: Callable[[Path, int], None]) -> None:
+    """Train to the middle, then to the end from the checkpoint, ``train(folder, until)`` each; print what was seen."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        curriculum(folder)
+        for until in (STEPS // 2, STEPS):
+            train(folder, until)
+        print((folder / "log-0.jsonl").read_text())
 
 
 def on_ranks(world_size: int, train: Callable[..., None], *arguments: Any) -> None:

@@ -284,16 +284,12 @@ class PreparedReader:
 
 
 @functools.cache
-def _pools() -> dict[str, ThreadPoolExecutor]:
-    return {}
-
-
 def _threads(purpose: str, num_threads: int) -> ThreadPoolExecutor:
     """Return this process's threads for a purpose; a forked process starts its own."""
-    return _pools().setdefault(purpose, ThreadPoolExecutor(num_threads, thread_name_prefix=f"mixer-{purpose}"))
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=f"mixer-{purpose}")
 
 
-os.register_at_fork(after_in_child=_pools.cache_clear)
+os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 class StreamedReader:

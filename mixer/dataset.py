@@ -300,7 +300,6 @@ class MixtureDataset(IterableDataset[Batch]):
                 self._beginning = self._desk.beginning(self._own_place(self._desk))
                 self._desk.leave_to_parent()
                 self._address = self._answering.open()
-                os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not here, and it would wait for them
             self._desk = self._reader = None  # type: ignore[assignment]
             assert self._address is not None
             self._phases = RemotePhases(self._address)

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixer.batches import BatchReader, Planner, PreparedReader, StreamedReader
@@ -101,7 +102,7 @@ class Rows:
             )
         return self._tokenizer
 
-    @property
+    @cached_property  # every report of a rank proves it
     def fingerprint(self) -> str:
         """Digest of the run and of the rows it reads."""
         return self.fingerprint_under(self.curriculum.fingerprint)

@@ -43,7 +43,7 @@ class Suspension:
         planned = self._planned(step).bounds
         out = [*self._suspended(step), error.name]
         try:
-            self._walk.pivot(_without(planned, out, name=f"{PREFIX}{'-'.join(out)}-{step}"), step, cut=True)
+            self._walk.pivot(_without(planned, out, name=_name(step, out)), step, cut=True)
         except MixerError as reason:
             raise SourceUnavailableError(
                 f"{error}; it cannot be suspended at step {step}: {reason}", name=error.name
@@ -66,9 +66,8 @@ class Suspension:
         if still == out:
             return
         planned, start = self._planned(step).bounds, self._walk.frontier
-        name = f"{PREFIX}{'-'.join(still)}-{start}" if still else f"with-all-{start}"
         try:
-            self._walk.pivot(_without(planned, still, name=name))
+            self._walk.pivot(_without(planned, still, name=_name(start, still)))
         except MixerError as reason:  # a boundary is too near: the next phase asks again
             log.warning("suspended sources stay out for one phase more: %s", reason)
             return
@@ -86,7 +85,12 @@ class Suspension:
         return [name for name in regime.bounds.exclude if name not in self._planned(step).bounds.exclude]
 
 
+def _name(step: int, out: list[str]) -> str:
+    """Return the name of the regime from ``step`` on; the step comes first, for many sources are cut short."""
+    return f"{PREFIX}{step}-{'-'.join(out)}"[:100] if out else f"with-all-{step}"
+
+
 def _without(bounds: Bounds, out: list[str], *, name: str) -> Pivot:
     """Return the pivot to ``bounds`` less the sources ``out``, whose floors sleep."""
     floors = {source: floor for source, floor in bounds.floors.items() if source not in out}
-    return Pivot(name=name[:100], floors=floors, caps=dict(bounds.caps), exclude=(*bounds.exclude, *out))
+    return Pivot(name=name, floors=floors, caps=dict(bounds.caps), exclude=(*bounds.exclude, *out))

@@ -63,12 +63,6 @@ class Window:
                 self.num_bytes -= self._built.pop(oldest).num_bytes
             return True
 
-    def drop_from(self, step: int) -> None:
-        """Drop the batches of ``step`` and later."""
-        with self._lock:
-            for later in [held for held in self._built if held >= step]:
-                self.num_bytes -= self._built.pop(later).num_bytes
-
 
 class Bell:
     """Lets coroutines wait for what threads do."""
