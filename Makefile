@@ -28,6 +28,7 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.streams
+	$(BIN)/python -m benchmarks.guard
 
 $(VENV)/created.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'

@@ -8,6 +8,7 @@ recomputed too, each from the snapshot that the run itself went on from.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import orjson
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import ConfigError, JournalError, MixerError, StateMismatchError
+from mixer.guard import initial_guard_state
 from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
@@ -25,7 +27,7 @@ from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.scan import FIRST, Line, Position, scan
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 from mixer.walk import Walk
 
 
@@ -59,14 +61,14 @@ class Verdict:
 
 
 class _Tape(Journal):
-    """A journal that keeps its last line in memory, for a walk that only works out what it would write."""
+    """A journal that keeps in memory what nobody has taken yet, for a walk that only works out what it would write."""
 
     def __init__(self) -> None:
         self.position = Position(0, FIRST)
-        self.last: dict[str, Any] = {}
+        self.written: deque[dict[str, Any]] = deque()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self.last = dict(record)
+        self.written.append(dict(record))
         self.position = Position(self.position.line + 1, FIRST)
 
     def resume_from(self, position: Position) -> None:
@@ -95,8 +97,10 @@ class _Together:
     def after_pivot(self, state: State) -> State:
         return self._joined([policy.after_pivot(_part(state, i)) for i, policy in enumerate(self._policies)])
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
-        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens)
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
+        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens, alarmed)
 
     @staticmethod
     def _joined(states: Sequence[State]) -> State:
@@ -124,7 +128,10 @@ class Redrive:
     def _walk(self) -> Walk:
         left = self._curricula[self._generation :]
         self._tape = _Tape()  # an empty journal: the walk begins
-        return Walk(left[0], journal=self._tape, policy=_Together([make_policy(curriculum) for curriculum in left]))
+        policy = _Together([make_policy(curriculum) for curriculum in left])
+        walk = Walk(left[0], journal=self._tape, policy=policy, on_alarm=lambda _: None)
+        self._tape.written.clear()  # the header
+        return walk
 
     def snapshot(self) -> tuple[int, dict[str, Any]]:
         """Return where the walk stands, as plain data."""
@@ -140,11 +147,13 @@ class Redrive:
         """Return the state of a walk that goes on from here under ``curriculum``, the next of the curricula."""
         state = self.walk.state_dict()
         learned = _part(state["policy"], 1)
+        guard = state.pop("guard", None) or initial_guard_state(len(self.walk.names))
         return {
             **state,
             "fingerprint": curriculum.fingerprint,
             "policy": learned,
             "before": None,
+            **({} if curriculum.guard is None else {"guard": guard}),
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
@@ -165,9 +174,11 @@ class Redrive:
         Raises:
             JournalError: a line that no walk writes.
         """
-        if line.kind == "phase":
-            self.walk.phase_at(self.walk.frontier)
-            text = orjson.dumps({**self._tape.last, "number": line.number}, option=orjson.OPT_SERIALIZE_NUMPY)
+        if line.kind in ("phase", "alarm") and not self._tape.written:
+            self.walk.phase_at(self.walk.frontier)  # writes the alarms that it finds, pivots for them, the phase
+        if self._tape.written:
+            written = {**self._tape.written.popleft(), "number": line.number}
+            text = orjson.dumps(written, option=orjson.OPT_SERIALIZE_NUMPY)
             return None if text == line.body else _first_difference(line, orjson.loads(text))
         record = check_record(line, line.record())
         try:
@@ -196,7 +207,7 @@ class Redrive:
             raise JournalError(f"{line.path}: line {line.number} is a second {record['type']}; a journal has one")
         if self._tape.position == before:
             raise JournalError(f"{line.path}: line {line.number} says again what an earlier line said")
-        written = {**self._tape.last, "number": line.number}
+        written = {**self._tape.written.popleft(), "number": line.number}
         return None if written == record else _first_difference(line, orjson.loads(orjson.dumps(written)))
 
     def _fork(self, line: Line, record: dict[str, Any]) -> Difference | None:
@@ -273,7 +284,7 @@ def curricula_of(path: str | Path, first: Mapping[str, Any]) -> list[Curriculum]
     found = []
     for run in runs:
         try:
-            curriculum = Curriculum(**run["curriculum"])
+            curriculum = Curriculum(**{"guard": None, **run["curriculum"]})  # headers from before there were guards
         except (ConfigError, TypeError) as error:
             raise JournalError(
                 f"{path}: the curriculum in the header cannot be run by this release: {error}"

@@ -22,6 +22,7 @@ from mixer.records import cut_phases
 from mixer.scan import chained
 
 _PHASE, _PIVOT, _RESUME = b'\n{"type":"phase"', b'\n{"type":"pivot"', b'\n{"type":"resume"'
+_ALARM = b'\n{"type":"alarm"'
 _LINE = b'"chain":"'
 _CHAIN_BYTES = len(',"chain":""}\n') + 32
 
@@ -83,6 +84,18 @@ class Lookup:
     def before(self, phase: dict[str, Any]) -> dict[str, Any] | None:
         """Return the phase line before ``phase``; None for the first."""
         return self._phase(self._phases[phase["index"] - 1]) if phase["index"] else None
+
+    def alarms(self, phase: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the alarm lines that the decision of ``phase`` wrote, in order: those just before its line."""
+        end = self._phases[phase["index"]]
+        found: list[dict[str, Any]] = []
+        while (start := self._map.rfind(b"\n", 0, end - 1) + 1) > 0:  # the header ends it, if nothing else does
+            if self._map[start - 1 : end].startswith(_ALARM):
+                found.insert(0, self._record(start))
+            elif not self._map[start - 1 : end].startswith(_PIVOT):
+                break
+            end = start
+        return found
 
     def first_of_regime(self, phase: dict[str, Any]) -> dict[str, Any]:
         """Return the phase line in which the regime of ``phase`` begins: the newest up to it that has a region."""

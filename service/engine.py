@@ -22,6 +22,7 @@ from mixer.batches import BatchReader, Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError, StepError, TopologyError
+from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
@@ -76,7 +77,7 @@ class Engine:
         curriculum: what it is.
         store: where its snapshots are, and its journal if that is a server.
         settings: of the server.
-        on_event: told (type, record) of each new phase, pivot and fault, from any thread.
+        on_event: told (type, record) of each new phase, pivot, alarm of the guard and fault, from any thread.
         streams, tokenizer: see ``MixtureDataset``.
     """
 
@@ -95,6 +96,7 @@ class Engine:
         self.counters = Counters()
         self.phases: list[dict[str, Any]] = []  # records of the journal, all of them
         self.pivots: list[dict[str, Any]] = []
+        self.alarms: list[dict[str, Any]] = []  # of the guard
         self.problem: MixerError | None = None  # why it cannot go on just now
         self.is_paused = False
         self._store, self._settings, self._on_event = store, settings, on_event
@@ -422,6 +424,12 @@ class Engine:
             self.patience.decided(record["start"])
         elif kind == "pivot":
             self.pivots.append(record)
+        elif kind == "alarm":
+            self.alarms.append(record)
+            if is_new:
+                message = alarm_in_words(record)
+                log.warning("run %s: %s", self.name, message)
+                self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
         elif kind == "feedback":
             self.patience.reported(record["step"], record["rank"])
         if is_new and kind in ("phase", "pivot"):
