@@ -180,16 +180,22 @@ class Builder:
                 step = parts.walk.first_cut(first)
                 if not parts.rows.is_prepared:
                     parts.store.forget(parts.name, "place", from_step=step + 1)
+                is_cut = step < parts.walk.frontier
                 parts.walk.pivot(pivot, step, cut=True)
-                parts.window.drop_from(step)
-                self.next = min(self.next, step)
-                self.end = None if self.end is None or self.end >= step else self.end
-                self._num_cuts += 1
+                if is_cut:
+                    self._take_back(step)
             finally:
                 parts.served.open()
         self._wake.set()
         parts.bell.ring()
         return step
+
+    def _take_back(self, step: int) -> None:
+        """Forget what was built from ``step`` on, or is being read."""
+        self._parts.window.drop_from(step)
+        self.next = min(self.next, step)
+        self.end = None if self.end is None or self.end >= step else self.end
+        self._num_cuts += 1
 
     def _work(self) -> None:
         while not self._is_stopping:
