@@ -32,7 +32,7 @@ class Task(Generic[Result]):
         self._call = call
         self._claim = threading.Lock()  # held for ever by the one who runs it
         self._done = threading.Event()
-        self._result: Result
+        self._result: Result | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -51,13 +51,18 @@ class Task(Generic[Result]):
         """Whether ``result`` would return, or raise, at once."""
         return self._done.is_set()
 
+    @property
+    def value(self) -> Result | None:
+        """What the call returned, or None if it has not ended or has failed."""
+        return self._result if self._done.is_set() and self._error is None else None
+
     def result(self) -> Result:
         """Return what the call returned or raise what it raised, running it here if nobody has begun."""
         self.run()
         self._done.wait()
         if self._error is not None:
             raise self._error
-        return self._result
+        return self._result  # type: ignore[return-value]  # there, as the call has ended
 
     def cancel(self) -> None:
         """Let the task never begin, or wait until it has ended; its result does not matter any more."""
