@@ -175,8 +175,9 @@ def one_phase_effects(story: Story, outcomes: Outcomes, *, seed: int = 0) -> Eff
     """Return the slope of the outcome on each source's weight over random phases.
 
     Phases that a live pivot cut short do not count: who cut them may have looked at what they did, and their mixture
-    was in force for less than a phase. Each source by itself: the slope is the effect of a higher weight of it when the others give way as they do in a
-    uniform draw. Weights are centred in each region that they were drawn from; permutations stay within one.
+    was in force for less than a phase. Each source by itself: the slope is the effect of a higher weight of it when
+    the others give way as they do in a uniform draw. Weights are centred in each region that they were drawn from;
+    permutations stay within one.
 
     Raises:
         EvidenceError: fewer than 20 usable random phases.
