@@ -1,0 +1,216 @@
+"""What a page shows of a journal, kept up to date line by line.
+
+Reports are added up by phase as they come, so memory grows with phases (about 8,000 in a run of 200,000 steps), not
+with steps or ranks. A line that supersedes others (``resume``) makes the whole be read again: it is rare.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mixer.config import Curriculum, ScheduledPivot
+from mixer.regimes import Regime, plan_regimes
+from mixer.types import Array
+
+Records = Callable[[int], Iterable[Mapping[str, Any]]]  # how many lines to skip -> the lines after them
+NOTED = ("phase", "pivot", "unique_tokens", "alarm")  # lines that are listed one by one; feedback is added up
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal as it is listed: its number from 1, its type, its step and what it says."""
+
+    line: int
+    type: str
+    step: int
+    text: str
+
+
+@dataclass
+class Rank:
+    """What one rank has reported: its newest step and the number of its reports."""
+
+    step: int = -1
+    reports: int = 0
+
+
+class Table:
+    """Rows of numbers that are appended to, float64 [N, K]; grows by doubling."""
+
+    def __init__(self, num_columns: int) -> None:
+        self._rows = np.zeros((64, num_columns))
+        self.size = 0
+
+    def append(self, row: Any) -> None:
+        """Add one row, [K], or one number for all of it; ``None`` becomes NaN."""
+        if self.size == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[self.size] = np.array(row, dtype=np.float64)
+        self.size += 1
+
+    @property
+    def rows(self) -> Array:
+        """A view of what is there, [N, K]."""
+        return self._rows[: self.size]
+
+
+@dataclass
+class Chronicle:
+    """The columns of one walk. ``add`` takes the lines of its journal in order, the header first."""
+
+    num_lines: int = 0
+    header: dict[str, Any] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    regime_names: list[str] = field(default_factory=list)
+    newest: dict[str, Any] = field(default_factory=dict)  # the newest phase's line
+    entries: list[Entry] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
+    ranks: dict[int, Rank] = field(default_factory=dict)
+    unique_tokens: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def curriculum(self) -> Curriculum:
+        """The run's config, as the header has it."""
+        return Curriculum(**self.header["curriculum"])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The K sources in declared order."""
+        return self.curriculum.names
+
+    @property
+    def end(self) -> int:
+        """The first step that no phase covers."""
+        return self.starts[-1] + self.lengths[-1] if self.starts else 0
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """The regimes planned now, pivots asked for on the way included, in order of their first step."""
+        return planned(self.curriculum, self.pivots)
+
+    def regime_at(self, step: int) -> Regime:
+        """Return the regime that ``step`` lies in."""
+        return next(regime for regime in reversed(self.regimes) if regime.start <= step)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in the next line."""
+        self.num_lines += 1
+        kind = record["type"]
+        if kind == "header":
+            self.header = dict(record)
+            columns = ("weights", "counts", "loss_sums", "tokens", "index", "width")
+            self.tables = {name: Table(len(self.names)) for name in columns}
+        elif kind == "phase":
+            self._add_phase(record)
+        elif kind == "feedback":
+            self._add_feedback(record)
+        elif kind == "pivot":
+            self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
+        elif kind == "alarm":
+            self.alarms.append(dict(record))
+        elif kind == "unique_tokens":
+            self.unique_tokens[record["source"]] = record["tokens"]
+        if kind in NOTED:
+            step = record.get("start", record.get("at_step", record.get("step", record.get("decided_before", 0))))
+            self.entries.append(Entry(self.num_lines, kind, step, told(record, self.names)))
+
+    def _add_phase(self, record: Mapping[str, Any]) -> None:
+        self.starts.append(record["start"])
+        self.lengths.append(record["length"])
+        self.kinds.append(record["kind"])
+        self.regime_names.append(record["regime"])
+        self.tables["weights"].append(record["weights"])
+        self.tables["counts"].append(record["counts"])
+        for name in ("loss_sums", "tokens"):
+            self.tables[name].append(0.0)
+        for name in ("index", "width"):
+            self.tables[name].append(record["parts"].get(name) or np.nan)
+        self.newest = dict(record)
+
+    def _add_feedback(self, record: Mapping[str, Any]) -> None:
+        rank = self.ranks.setdefault(record["rank"], Rank())
+        rank.step, rank.reports = max(rank.step, record["step"]), rank.reports + 1
+        phase = bisect.bisect_right(self.starts, record["step"]) - 1
+        if phase >= 0:
+            for name in ("loss_sums", "tokens"):
+                self.tables[name].rows[phase, record["sources"]] += record[name]
+
+    def drawn(self) -> Array:
+        """Rows drawn of each source up to the end of the newest phase, [K]."""
+        if not self.newest:
+            return np.zeros(len(self.names))
+        return np.asarray(self.newest["drawn"], dtype=np.float64) + np.asarray(self.newest["counts"])
+
+
+class Watch:
+    """A chronicle that follows a journal: ``with watch.chronicle() as chronicle`` reads what has come since.
+
+    Args:
+        records: gives the lines of the journal after the first n.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._chronicle = Chronicle()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def chronicle(self) -> Iterator[Chronicle]:
+        """Give the chronicle up to date; nobody changes it meanwhile."""
+        with self._lock:
+            for record in self._records(self._chronicle.num_lines):
+                if record["type"] == "resume":
+                    self._chronicle = read_again(self._records)
+                    break
+                self._chronicle.add(record)
+            yield self._chronicle
+
+
+def read_again(records: Records) -> Chronicle:
+    """Return the chronicle of what still holds of a journal, its ``resume`` lines obeyed."""
+    resumes = [(n, record["line"]) for n, record in enumerate(records(0), start=1) if record["type"] == "resume"]
+    spans, last = [], float("inf")  # from the end: what a resume line leaves before it ends at the line that it names
+    for number, named in reversed(resumes):
+        if number <= last:
+            spans.append((number, last))
+            last = named
+    spans.append((0, last))
+    chronicle = Chronicle()
+    for number, record in enumerate(records(0), start=1):
+        if any(first < number <= last for first, last in spans):
+            chronicle.add(record)
+        chronicle.num_lines = number
+    return chronicle
+
+
+def planned(curriculum: Curriculum, pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
+    """Return the regimes of a curriculum and the pivots asked for on the way, in order of their first step."""
+    ordered = sorted([*curriculum.pivots, *pivots], key=lambda pivot: pivot.at_step)
+    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in ordered]
+    return plan_regimes(curriculum.bounds, warmup=curriculum.warmup, changes=changes)
+
+
+def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return in words what one line of the journal says, for a list that is searched."""
+    if record["type"] == "phase":
+        weights = np.asarray(record["weights"])
+        largest = [i for i in np.argsort(-weights, kind="stable")[:4] if weights[i] > 0]
+        shares = ", ".join(f"{names[i]} {weights[i]:.3f}" for i in largest)
+        return f"phase {record['index']}, {record['length']} steps, {record['kind']}, {record['regime']}: {shares}"
+    if record["type"] == "pivot":
+        tables = [f"{key} {record[key]}" for key in ("floors", "caps", "exclude") if record[key] is not None]
+        return f"pivot {record['name']}: {'; '.join(tables) or 'the bounds stay'}"
+    if record["type"] == "unique_tokens":
+        return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
+    return f"{record.get('source', 'the run')}: {record.get('message') or record.get('kind', 'alarm')}"

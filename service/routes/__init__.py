@@ -1,0 +1,1 @@
+"""Routes: they translate between HTTP and the library; decisions stay in ``mixer``."""
