@@ -50,10 +50,11 @@ class Table:
         self.size = 0
 
     def append(self, row: Any) -> None:
-        """Add one row, [K], or one number for all of it; ``None`` becomes NaN."""
+        """Add one row, [K], or one number for all of it; what is not a finite number becomes NaN."""
         if self.size == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-        self._rows[self.size] = np.array(row, dtype=np.float64)
+        values = np.array(row, dtype=np.float64)
+        self._rows[self.size] = np.where(np.isfinite(values), values, np.nan)
         self.size += 1
 
     @property
@@ -135,7 +136,8 @@ class Chronicle:
         for name in ("loss_sums", "tokens"):
             self.tables[name].append(0.0)
         for name in ("index", "width"):
-            self.tables[name].append(record["parts"].get(name) or np.nan)
+            parts = record["parts"].get(name)
+            self.tables[name].append(np.nan if parts is None else parts)
         self.newest = dict(record)
 
     def _add_feedback(self, record: Mapping[str, Any]) -> None:
@@ -154,7 +156,10 @@ class Chronicle:
 
 
 class Watch:
-    """A chronicle that follows a journal: ``with watch.chronicle() as chronicle`` reads what has come since.
+    """A chronicle that follows a journal, read or told.
+
+    ``with watch.chronicle() as chronicle`` reads what has come since. Whoever writes the journal may tell each line to
+    ``add`` instead, the first included; then nothing is read but after a ``resume``.
 
     Args:
         records: gives the lines of the journal after the first n.
@@ -163,18 +168,32 @@ class Watch:
     def __init__(self, records: Records) -> None:
         self._records = records
         self._chronicle = Chronicle()
+        self._is_told = False
         self._lock = threading.Lock()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in the next line, once it is written."""
+        with self._lock:
+            self._is_told = True
+            self._take(record)
 
     @contextmanager
     def chronicle(self) -> Iterator[Chronicle]:
         """Give the chronicle up to date; nobody changes it meanwhile."""
         with self._lock:
-            for record in self._records(self._chronicle.num_lines):
-                if record["type"] == "resume":
-                    self._chronicle = read_again(self._records)
-                    break
-                self._chronicle.add(record)
+            if not self._is_told:
+                for record in self._records(self._chronicle.num_lines):
+                    if self._take(record):
+                        break
             yield self._chronicle
+
+    def _take(self, record: Mapping[str, Any]) -> bool:
+        """Take in a line; True if the whole journal was read for it."""
+        if record["type"] == "resume":
+            self._chronicle = read_again(self._records)
+            return True
+        self._chronicle.add(record)
+        return False
 
 
 def read_again(records: Records) -> Chronicle:

@@ -43,7 +43,7 @@ def preview(
     region = next(regime.region for regime in reversed(regimes) if regime.start <= step)
     in_force = chronicle.regime_at(step).region
     num_sources = len(chronicle.names)
-    before = np.asarray(chronicle.newest.get("weights") or np.full(num_sources, 1.0 / num_sources))
+    before = np.asarray(chronicle.newest["weights"]) if chronicle.newest else np.full(num_sources, 1.0 / num_sources)
     landed = region.project(before)
     places = corners(num_sources)
     return {
