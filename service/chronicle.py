@@ -7,10 +7,10 @@ with steps or ranks. A line that supersedes others (``resume``) makes the whole 
 from __future__ import annotations
 
 import bisect
+import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,10 @@ class Table:
         """A view of what is there, [N, K]."""
         return self._rows[: self.size]
 
+    def ended(self) -> Table:
+        """Return the same rows without those that are still to come."""
+        return copy.copy(self)
+
 
 @dataclass
 class Chronicle:
@@ -79,6 +83,11 @@ class Chronicle:
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
+    now: dict[str, Array] = field(default_factory=dict)  # index and width that the newest decision with any used, [K]
+    weight_steps: Array = field(default_factory=lambda: np.zeros(0))  # weights times steps, summed, [K]
+    tokens: Array = field(default_factory=lambda: np.zeros(0))  # tokens reported, [K]
+    heard_in: Array = field(default_factory=lambda: np.zeros(0))  # the newest phase with a report of each source, [K]
 
     @cached_property
     def curriculum(self) -> Curriculum:
@@ -112,6 +121,10 @@ class Chronicle:
             self.header = dict(record)
             columns = ("weights", "counts", "loss_sums", "tokens", "index", "width")
             self.tables = {name: Table(len(self.names)) for name in columns}
+            self.now = {name: np.full(len(self.names), np.nan) for name in ("index", "width")}
+            self.weight_steps = np.zeros(len(self.names))
+            self.tokens = np.zeros(len(self.names))
+            self.heard_in = np.full(len(self.names), -1)
         elif kind == "phase":
             self._add_phase(record)
         elif kind == "feedback":
@@ -138,6 +151,9 @@ class Chronicle:
         for name in ("index", "width"):
             parts = record["parts"].get(name)
             self.tables[name].append(np.nan if parts is None else parts)
+            row = self.tables[name].rows[-1]
+            self.now[name] = np.where(np.isnan(row), self.now[name], row)
+        self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
         self.newest = dict(record)
 
     def _add_feedback(self, record: Mapping[str, Any]) -> None:
@@ -145,8 +161,31 @@ class Chronicle:
         rank.step, rank.reports = max(rank.step, record["step"]), rank.reports + 1
         phase = bisect.bisect_right(self.starts, record["step"]) - 1
         if phase >= 0:
+            drawn = record["sources"]
             for name in ("loss_sums", "tokens"):
-                self.tables[name].rows[phase, record["sources"]] += record[name]
+                self.tables[name].rows[phase, drawn] += record[name]
+            self.tokens[drawn] += record["tokens"]
+            self.heard_in[drawn] = np.maximum(self.heard_in[drawn], phase)
+
+    def losses_now(self) -> Array:
+        """Mean loss of each source in the newest phase that it was heard of in, nats, [K]; NaN before the first."""
+        sums, tokens = self.tables["loss_sums"].rows, self.tables["tokens"].rows
+        losses = np.full(len(self.names), np.nan)
+        for i in np.flatnonzero(self.heard_in >= 0):
+            if tokens[self.heard_in[i], i] > 0:
+                losses[i] = sums[self.heard_in[i], i] / tokens[self.heard_in[i], i]
+        return losses
+
+    def snapshot(self) -> Chronicle:
+        """Return what there is now, to be read while more is added to this one: lists are copied, arrays shared."""
+        same = copy.copy(self)
+        for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots"):
+            setattr(same, name, list(getattr(self, name)))
+        same.tables = {name: table.ended() for name, table in self.tables.items()}
+        same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
+        same.unique_tokens, same.now = dict(self.unique_tokens), dict(self.now)
+        same.tokens, same.heard_in = self.tokens.copy(), self.heard_in.copy()
+        return same
 
     def drawn(self) -> Array:
         """Rows drawn of each source up to the end of the newest phase, [K]."""
@@ -158,8 +197,8 @@ class Chronicle:
 class Watch:
     """A chronicle that follows a journal, read or told.
 
-    ``with watch.chronicle() as chronicle`` reads what has come since. Whoever writes the journal may tell each line to
-    ``add`` instead, the first included; then nothing is read but after a ``resume``.
+    ``watch.chronicle()`` reads what has come since. Whoever writes the journal may tell each line to ``add`` instead,
+    the first included; then nothing is read but after a ``resume``.
 
     Args:
         records: gives the lines of the journal after the first n.
@@ -177,15 +216,14 @@ class Watch:
             self._is_told = True
             self._take(record)
 
-    @contextmanager
-    def chronicle(self) -> Iterator[Chronicle]:
-        """Give the chronicle up to date; nobody changes it meanwhile."""
+    def chronicle(self) -> Chronicle:
+        """Return the chronicle up to date; what is added later does not reach it."""
         with self._lock:
             if not self._is_told:
                 for record in self._records(self._chronicle.num_lines):
                     if self._take(record):
                         break
-            yield self._chronicle
+            return self._chronicle.snapshot()
 
     def _take(self, record: Mapping[str, Any]) -> bool:
         """Take in a line; True if the whole journal was read for it."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mixer.types import Array
 from service.chronicle import Chronicle
 
 MAX_LISTED = 200  # regimes, alarms and ranks
@@ -65,27 +64,19 @@ def _ranks(chronicle: Chronicle) -> list[dict[str, int]]:
 
 def _sources(chronicle: Chronicle, query: str, limit: int) -> list[dict[str, Any]]:
     region = chronicle.regime_at(max(chronicle.end - 1, 0)).region
-    drawn, weights = chronicle.drawn(), chronicle.tables["weights"].rows
-    lengths = np.array(chronicle.lengths, dtype=np.float64)[:, None]
-    now = weights[-1] if len(weights) else np.zeros(len(chronicle.names))
-    mean = (weights * lengths).sum(axis=0) / lengths.sum() if len(weights) else now
-    losses = np.divide(
-        chronicle.tables["loss_sums"].rows,
-        chronicle.tables["tokens"].rows,
-        out=np.full_like(weights, np.nan),
-        where=chronicle.tables["tokens"].rows > 0,
-    )
+    drawn = chronicle.drawn()
+    now = np.asarray(chronicle.newest.get("weights", np.zeros(len(chronicle.names))))
     columns = {
         "weight": now,
-        "mean_weight": mean,
+        "mean_weight": chronicle.weight_steps / max(chronicle.end, 1),
         "proportion": drawn / max(drawn.sum(), 1.0),
         "rows": drawn,
-        "tokens": chronicle.tables["tokens"].rows.sum(axis=0),
+        "tokens": chronicle.tokens,
         "lower": region.lower,
         "upper": region.upper,
-        "loss": _last_known(losses),
-        "index": _last_known(chronicle.tables["index"].rows),
-        "width": _last_known(chronicle.tables["width"].rows),
+        "loss": chronicle.losses_now(),
+        "index": chronicle.now["index"],
+        "width": chronicle.now["width"],
     }
     known = {name: [_plain(value) for value in values] for name, values in columns.items()}
     order = [i for i in np.argsort(-now, kind="stable") if query in chronicle.names[i].casefold()][:limit]
@@ -97,14 +88,6 @@ def _sources(chronicle: Chronicle, query: str, limit: int) -> list[dict[str, Any
         }
         for i in order
     ]
-
-
-def _last_known(rows: Array) -> Array:
-    """The last number in each column that is one, [N, K] -> [K]; NaN if there is none."""
-    if not len(rows):
-        return np.full(rows.shape[1], np.nan)
-    newest = np.where(np.isnan(rows), -1, np.arange(len(rows))[:, None]).max(axis=0)
-    return np.where(newest >= 0, rows[np.maximum(newest, 0), np.arange(rows.shape[1])], np.nan)
 
 
 def _plain(value: float) -> float | None:

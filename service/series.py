@@ -15,7 +15,7 @@ import numpy as np
 from mixer.types import Array, IntArray
 from service.chronicle import Chronicle
 
-DIGITS = 6  # decimals of what is drawn: a hundredth of a pixel
+DIGITS = 6  # that are worth sending: a hundredth of a pixel
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,14 @@ def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: b
         "index": _last_known(table["index"][:, shown], offsets, is_folded=is_folded),
         "width": _last_known(table["width"][:, shown], offsets, is_folded=is_folded),
     }
-    return {name: list(np.ascontiguousarray(np.round(values.T, DIGITS))) for name, values in found.items()}
+    return {name: list(np.ascontiguousarray(_shortened(values).T)) for name, values in found.items()}
+
+
+def _shortened(values: Array) -> Array:
+    """The same numbers with ``DIGITS`` significant digits."""
+    size = np.floor(np.log10(np.abs(values), out=np.zeros_like(values), where=values != 0))
+    scale = 10.0 ** np.clip(DIGITS - 1 - np.nan_to_num(size), -300, 300)
+    return np.asarray(np.round(values * scale) / scale)
 
 
 def _last_known(values: Array, offsets: IntArray, *, is_folded: bool) -> Array:

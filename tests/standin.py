@@ -62,12 +62,23 @@ class SimulatedRun:
         if self._journal is not None:
             self._journal.append(record)
 
+    def hasten(self, to_step: int) -> None:
+        """Decide phases up to a step, with one report for each: a long walk in a few seconds."""
+        with self.lock:
+            while self.step < to_step:
+                phase = self.walk.phase_at(self.step)
+                counts, _ = phase_counts(
+                    phase, seed=self.curriculum.seed, method="systematic", batch_rows=self.curriculum.batch_rows
+                )
+                self.walk.report(self.step, self.learner.learn(self.step, counts.sum(axis=0)))
+                self.step = phase.start + phase.length
+
     def advance(self, num_steps: int, lags: tuple[int, ...] = ()) -> None:
-        """Take so many steps; each rank reports its share of every one, ``lags`` of them late."""
+        """Take so many steps; each rank reports every one, ``lags`` steps late."""
         with self.lock:
             for _ in range(num_steps):
                 phase = self.walk.phase_at(self.step)
-                if phase.start == self.step:
+                if phase.start == self.step or not self.counts.size:
                     self.counts, _ = phase_counts(
                         phase, seed=self.curriculum.seed, method="systematic", batch_rows=self.curriculum.batch_rows
                     )
@@ -146,6 +157,15 @@ def make_app(runs: dict[str, SimulatedRun], default: str) -> FastAPI:
                 await asyncio.sleep(0.05)
 
         return StreamingResponse(listen(), media_type="text/event-stream")
+
+    @routes.get("/status")
+    def get_status(request: Request) -> Any:
+        run = get_run(request)
+        ranks = [
+            {"rank": rank, "asked_step": run.step + 2, "asked_ago_s": 0.5, "reported_step": None, "is_absent": False}
+            for rank in range(run.num_ranks)
+        ]
+        return {"is_ready": True, "is_paused": False, "problem": None, "queue_depth": 3, "ranks": ranks}
 
     @app.get("/runs")
     def get_runs() -> Any:

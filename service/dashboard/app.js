@@ -332,7 +332,7 @@ function choose(api) {
   });
   refresh();
   journal.setApi(api);
-  api.get("config").then((config) => { at("config-text").textContent = JSON.stringify(config, null, 2); }, showProblem);
+  api.get("config").then((config) => { at("config-text").textContent = JSON.stringify(config, (_, value) => value ?? undefined, 2); }, showProblem);
 }
 
 function showConnection(what, text) {

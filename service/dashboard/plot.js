@@ -78,7 +78,8 @@ export class Plot {
     if (!data) return;
     const { rows, low, high } = this.pick(data, this.choice);
     this.rows = rows;
-    [this.low, this.high] = low !== undefined ? [low, high] : range(rows);
+    this.isLog = low === undefined && spansDecades(rows);
+    [this.low, this.high] = low !== undefined ? [low, high] : range(rows, this.isLog);
     this.describe();
     this.draw();
     this.fill();
@@ -101,7 +102,8 @@ export class Plot {
   }
 
   y(value) {
-    return this.height - PAD.bottom - ((value - this.low) / (this.high - this.low || 1)) * (this.height - PAD.top - PAD.bottom);
+    const scaled = this.isLog ? Math.log10(Math.max(value, Number.MIN_VALUE)) : value;
+    return this.height - PAD.bottom - ((scaled - this.low) / (this.high - this.low || 1)) * (this.height - PAD.top - PAD.bottom);
   }
 
   stepOf(x) {
@@ -138,14 +140,15 @@ export class Plot {
     context.lineWidth = 1;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (const tick of ticks(this.low, this.high, Math.max(2, Math.floor(height / 55)))) {
+    const found = ticks(this.low, this.high, Math.max(2, Math.floor(height / 40)));
+    for (const tick of this.isLog ? found.filter(Number.isInteger).map((power) => 10 ** power) : found) {
       const y = Math.round(this.y(tick)) + 0.5;
       line(context, PAD.left, y, width - PAD.right, y);
-      context.fillText(tickText(tick, this.high - this.low), PAD.left - 6, y);
+      context.fillText(this.isLog ? tick.toExponential(0) : tickText(tick, this.high - this.low), PAD.left - 6, y);
     }
     context.textBaseline = "top";
     context.textAlign = "center";
-    for (const tick of ticks(this.data.steps[0], this.data.until, Math.max(2, Math.floor(width / 110)))) {
+    for (const tick of ticks(this.data.steps[0], this.data.until, Math.max(2, Math.floor(width / 85)))) {
       const x = this.x(tick);
       line(context, x, height - PAD.bottom, x, height - PAD.bottom + 4);
       context.fillText(count(tick), Math.min(Math.max(x, PAD.left), width - 24), height - PAD.bottom + 7);
@@ -172,10 +175,16 @@ export class Plot {
       context.globalAlpha = this.faded(i) ? 0.15 : 0.88;
       context.fillStyle = this.colour(i);
       context.fill();
-      context.globalAlpha = 1;
-      context.lineWidth = 1;
+      context.globalAlpha = 0.55; // a seam between bands, level parts alone: the upright ones would be a thicket
+      context.beginPath();
+      for (let k = 0; k < steps.length; k++) {
+        context.moveTo(edges[k], this.y(above[k]));
+        context.lineTo(edges[k + 1], this.y(above[k]));
+      }
+      context.lineWidth = 0.75;
       context.strokeStyle = ink.card;
-      if (edges[1] - edges[0] > 3) context.stroke(); // a seam between bands, where there is room for one
+      context.stroke();
+      context.globalAlpha = 1;
       below.set(above);
     });
   }
@@ -190,7 +199,7 @@ export class Plot {
       let points = 0;
       let lastX = 0;
       this.rows[i].forEach((value, k) => {
-        if (value === null) return;
+        if (value === null || (this.isLog && value <= 0)) return;
         if (points) context.lineTo(middles[k], this.y(value));
         else context.moveTo(middles[k], this.y(value));
         points += 1;
@@ -212,6 +221,11 @@ export class Plot {
     const { steps, until, regimes = [], alarms = [] } = this.data;
     let free = 0;
     context.textBaseline = "alphabetic";
+    if (this.isLog) {
+      context.fillStyle = ink.soft;
+      context.textAlign = "right";
+      context.fillText("log", PAD.left - 6, 11);
+    }
     context.textAlign = "left";
     regimes.forEach((regime, i) => {
       const end = regimes[i + 1]?.start ?? Infinity;
@@ -335,12 +349,13 @@ export function ticks(low, high, most) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= raw) * power;
   const found = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step || 0); // no -0
   return found;
 }
 
 function tickText(tick, span) {
   if (Math.abs(tick) >= 1000) return compact(tick);
+  if (tick !== 0 && span < 0.005) return tick.toExponential(0);
   const digits = Math.min(Math.max(0, Math.ceil(1.2 - Math.log10(span || 1))), 6);
   return String(+tick.toFixed(digits));
 }
@@ -358,11 +373,24 @@ function lastKnown(row) {
 }
 
 // From the smallest to the largest value, with a little air; one wild value in a thousand does not flatten the rest.
-function range(rows) {
-  const values = rows.flat().filter((value) => value !== null).sort((a, b) => a - b);
+function range(rows, isLog) {
+  const values = known(rows, isLog);
   if (!values.length) return [0, 1];
   const cut = Math.floor(values.length / 1000);
-  const [low, high] = [values[cut], values[values.length - 1 - cut]];
+  const ends = [values[cut], values[values.length - 1 - cut]];
+  const [low, high] = isLog ? ends.map(Math.log10) : ends;
   const air = (high - low || Math.abs(high) || 1) * 0.05;
   return [low - air, high + air];
+}
+
+function known(rows, isPositive) {
+  return rows.flat().filter((value) => value !== null && (!isPositive || value > 0)).sort((a, b) => a - b);
+}
+
+// Whether a logarithmic axis says more: nearly nothing is negative, and the middle nine tenths span two decades.
+function spansDecades(rows) {
+  const values = known(rows, false);
+  const positive = values.filter((value) => value > 0);
+  if (positive.length < 20 || values.some((value) => value < 0)) return false;
+  return positive[Math.floor(positive.length * 0.95)] > 100 * positive[Math.floor(positive.length * 0.05)];
 }

@@ -167,8 +167,7 @@ export class JournalTable {
 
   async open(entry) {
     const index = Number(/^phase (\d+)/.exec(entry.text)[1]);
-    const said = await this.api.get("phases", { from: index, limit: 1 });
-    const phases = Array.isArray(said) ? said : said.phases;
+    const { phases } = await this.api.get("phases", { from: entry.step, limit: 1 });
     this.at("line-title").textContent = `Line ${count(entry.line)}: phase ${count(index)}`;
     this.at("line-text").textContent = JSON.stringify(phases[0], null, 1).replace(/\n\s+(-?[\d.e+-]+|null)(,?)(?=\n)/g, " $1$2");
     this.at("line-dialog").showModal();

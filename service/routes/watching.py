@@ -31,11 +31,10 @@ def watching_routes(get_watch: Callable[..., Watch]) -> APIRouter:
         per_point: Annotated[int | None, Query(ge=1, le=2**20)] = None,
         top: Annotated[int, Query(ge=1, le=100)] = 24,
     ) -> Response:
-        with watch.chronicle() as chronicle:
-            found = series(
-                chronicle, points=points, from_step=from_step, to_step=to_step, per_point=per_point, top=top
-            )
-        return _json(found)
+        chronicle = watch.chronicle()
+        return _json(
+            series(chronicle, points=points, from_step=from_step, to_step=to_step, per_point=per_point, top=top)
+        )
 
     @router.get("/overview", response_model=Overview, summary="Where the run stands: phase, sources, ranks, alarms")
     def get_overview(
@@ -43,13 +42,11 @@ def watching_routes(get_watch: Callable[..., Watch]) -> APIRouter:
         query: Annotated[str, Query(max_length=100)] = "",
         limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     ) -> Response:
-        with watch.chronicle() as chronicle:
-            return _json(overview(chronicle, query=query, limit=limit))
+        return _json(overview(watch.chronicle(), query=query, limit=limit))
 
     @router.get("/region", response_model=WalkOnPaper, summary="The walk in its region, in two dimensions")
     def get_region(watch: Watch = Depends(get_watch)) -> Response:
-        with watch.chronicle() as chronicle:
-            return _json(walk_on_paper(chronicle))
+        return _json(walk_on_paper(watch.chronicle()))
 
     @router.get("/journal", response_model=Entries, summary="Decisions, pivots and alarms in words, newest first")
     def get_journal(
@@ -59,8 +56,7 @@ def watching_routes(get_watch: Callable[..., Watch]) -> APIRouter:
         before: Annotated[int, Query(ge=0, lt=2**53, description="lines before this one; 0: the newest")] = 0,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> Response:
-        with watch.chronicle() as chronicle:
-            entries = list(chronicle.entries)
+        entries = watch.chronicle().entries
         words = query.casefold().split()
         found = [
             entry
@@ -73,8 +69,7 @@ def watching_routes(get_watch: Callable[..., Watch]) -> APIRouter:
 
     @router.post("/pivots/preview", response_model=Preview, summary="What a pivot would do; nothing is decided")
     def post_preview(body: PreviewRequest, watch: Watch = Depends(get_watch)) -> Response:
-        with watch.chronicle() as chronicle:
-            return _json(preview(chronicle, **body.model_dump()))
+        return _json(preview(watch.chronicle(), **body.model_dump()))
 
     return router
 
