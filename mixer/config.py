@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.phases import PhaseLaw
+from mixer.policy_config import Frozen, PolicyConfig, ProportionalConfig, StaticConfig, UcbConfig, UnimaxConfig
 from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 
 CONFIG_VERSION = 1
@@ -31,11 +32,7 @@ Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" an
 Scalar = str | int | float | bool | None
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SourceConfig(_Frozen):
+class SourceConfig(Frozen):
     """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
 
     name: Name
@@ -62,7 +59,7 @@ class SourceConfig(_Frozen):
         return self
 
 
-class TokenizerConfig(_Frozen):
+class TokenizerConfig(Frozen):
     """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
 
     file: str | None = None
@@ -76,7 +73,7 @@ class TokenizerConfig(_Frozen):
         return self
 
 
-class PhasesConfig(_Frozen):
+class PhasesConfig(Frozen):
     """The law of phase kinds and lengths; it never looks at losses."""
 
     min_steps: int = Field(7, ge=1)
@@ -91,73 +88,7 @@ class PhasesConfig(_Frozen):
         return self
 
 
-class UcbConfig(_Frozen):
-    """The constrained bandit: an optimistic index per source, a step towards the best vertex of the region."""
-
-    name: Literal["ucb"] = "ucb"
-    reward: str = Field("learnability", description="learnability, progress, loss, or package.module:function")
-    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
-    width: float = Field(1.0, ge=0, description="c: standard errors (or UCB-V widths) of optimism")
-    kappa: float = Field(1.5, ge=0, description="learnability: discount exponent in log time")
-    tau_0: float = Field(100.0, gt=0, description="learnability: steps added to log time")
-    repetition: float = Field(15.4, gt=0, description="learnability: R* of Muennighoff et al. 2023")
-    gamma: float = Field(0.999, gt=0, le=1, description="other rewards: discount per step")
-    targets: dict[str, float] | None = Field(None, description="learnability: weight of each source in the goal")
-
-    @field_validator("reward")
-    @classmethod
-    def _known_reward(cls, reward: str) -> str:
-        known = ("learnability", "progress", "loss")
-        if reward not in known and ":" not in reward:
-            raise ValueError(
-                f"unknown reward {reward!r}{suggestion(reward, known)}; "
-                f"known: {', '.join(known)}, or your own as package.module:function"
-            )
-        return reward
-
-
-class AndreaConfig(_Frozen):
-    """UCB1 on ``max(0, EMA - loss) * 1000``, as ANDREA published it; kept for fidelity, not advised."""
-
-    name: Literal["andrea"] = "andrea"
-    eta: float = Field(0.3, gt=0, le=1)
-    exploration: float = Field(2.0**0.5, ge=0, description="C of UCB1; ANDREA's value is not published")
-    ema: float = Field(0.1, gt=0, le=1)
-
-
-class StaticConfig(_Frozen):
-    """The same weights in every phase: those given, or uniform, projected on each regime's region."""
-
-    name: Literal["static"] = "static"
-    weights: dict[str, float] | None = None
-
-
-class ProportionalConfig(_Frozen):
-    """Weights in proportion to each source's tokens, projected on each regime's region."""
-
-    name: Literal["proportional"] = "proportional"
-
-
-class UnimaxConfig(_Frozen):
-    """As uniform as the bounds and ``max_epochs`` passes over each source allow (Chung et al. 2023)."""
-
-    name: Literal["unimax"] = "unimax"
-    max_epochs: float = Field(4.0, gt=0)
-
-
-class RandomConfig(_Frozen):
-    """Every phase teleports to a uniformly random point of the region."""
-
-    name: Literal["random"] = "random"
-
-
-PolicyConfig = Annotated[
-    UcbConfig | AndreaConfig | StaticConfig | ProportionalConfig | UnimaxConfig | RandomConfig,
-    Field(discriminator="name"),
-]
-
-
-class _PivotFields(_Frozen):
+class _PivotFields(Frozen):
     name: Name
     floors: dict[str, Weight] | None = None
     caps: dict[str, Weight] | None = None
@@ -185,7 +116,7 @@ class ScheduledPivot(_PivotFields):
     at_step: int = Field(gt=0)
 
 
-class Curriculum(_Frozen):
+class Curriculum(Frozen):
     """The whole run. ``Curriculum.from_yaml(path)`` reads and checks a file; all problems are reported at once."""
 
     version: int = CONFIG_VERSION
@@ -198,8 +129,8 @@ class Curriculum(_Frozen):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     prepared: str | None = Field(None, description="folder that `mixer prepare` made, relative to the config file")
     holdout: float = Field(0.0, ge=0, lt=1, description="share of each source's documents that is never trained on")
-    floors: dict[str, Weight] = {}
-    caps: dict[str, Weight] = {}
+    floors: dict[str, Weight] = Field({}, description="smallest weight by source")
+    caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
     curriculum_warmup_steps: int = Field(0, ge=0)
     curriculum_warmup_sources: tuple[str, ...] = ()
@@ -242,9 +173,19 @@ class Curriculum(_Frozen):
         not_names = [key for key in data if not isinstance(key, str)]
         if not_names:
             raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
+        return cls.from_data(data, base_dir=path.resolve().parent)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], *, base_dir: str | Path) -> Self:
+        """Check the fields of a file that lies, or might lie, in ``base_dir``: relative paths start there."""
         curriculum = cls(**data)
-        curriculum._base_dir = path.resolve().parent
+        curriculum._base_dir = Path(base_dir)
         return curriculum
+
+    @property
+    def base_dir(self) -> Path:
+        """Where relative paths start: the folder of the config file."""
+        return self._base_dir
 
     @model_validator(mode="before")
     @classmethod

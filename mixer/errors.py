@@ -112,6 +112,12 @@ class JournalError(MixerError):
     code = "journal"
 
 
+class EvidenceError(MixerError):
+    """A journal holds too little to answer the question; the message says how much is needed."""
+
+    code = "evidence"
+
+
 class SourceError(MixerError):
     """A source cannot be read; the message names the source and the place."""
 

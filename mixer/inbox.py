@@ -6,19 +6,49 @@ Reports may come late, twice, or in any order; what a decision sees depends only
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mixer.rewards import SourceLosses, add_losses
+from mixer.packed import pack, unpack
+from mixer.rewards import SQUARE_GRID, SUM_GRID, SourceLosses, add_losses
+
+
+@dataclass(frozen=True, eq=False)
+class Arrived:
+    """Reports that one decision learns from together: their steps, from the first to the last, and their losses."""
+
+    first_step: int
+    last_step: int
+    reports: int
+    losses: SourceLosses
+
+    def joined(self, other: Arrived) -> Arrived:
+        """Return both as one; losses lie on a grid, so the sum is exact in any order."""
+        return Arrived(
+            min(self.first_step, other.first_step),
+            max(self.last_step, other.last_step),
+            self.reports + other.reports,
+            add_losses([self.losses, other.losses]),
+        )
 
 
 class Inbox:
-    """Reports by (step, rank); remembers for ever which it has had, as intervals of steps per rank."""
+    """Reports that no decision has used; remembers for ever which it has had, as intervals of steps per rank.
 
-    def __init__(self, num_sources: int) -> None:
+    Reports that every decision to come uses together are kept as one sum, so that the state stays small.
+
+    Args:
+        num_sources: K.
+        is_by_step: keep every step apart, for a policy that learns from one step after the other.
+    """
+
+    def __init__(self, num_sources: int, *, is_by_step: bool = False) -> None:
         self._num_sources = num_sources
-        self._pending: dict[tuple[int, int], SourceLosses] = {}
+        self._is_by_step = is_by_step
+        self._pending: list[Arrived] = []  # in order of first_step
         self._had: dict[int, list[list[int]]] = {}  # rank -> disjoint closed intervals of steps, in order
 
     def has(self, step: int, rank: int) -> bool:
@@ -27,9 +57,18 @@ class Inbox:
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
         return i >= 0 and step <= intervals[i][1]
 
-    def add(self, step: int, losses: SourceLosses) -> None:
-        """Accept a report that ``has`` does not know."""
-        self._pending[step, losses.rank] = losses
+    def add(self, step: int, losses: SourceLosses, *, together: Sequence[range] = ()) -> None:
+        """Accept a report that ``has`` does not know.
+
+        Args:
+            step: its step.
+            losses: on the grid.
+            together: spans of steps that decisions to come cannot tell apart.
+        """
+        new = Arrived(step, step, 1, replace(losses, rank=0))
+        i = bisect.bisect_left(self._pending, step, key=lambda arrived: arrived.first_step)
+        self._pending.insert(i, new)
+        self._join(together)
         intervals = self._had.setdefault(losses.rank, [])
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0])
         intervals.insert(i, [step, step])
@@ -38,26 +77,34 @@ class Inbox:
         if i > 0 and intervals[i - 1][1] == step - 1:
             intervals[i - 1][1] = intervals.pop(i)[1]
 
-    def ready(self, before: int) -> list[tuple[int, int]]:
-        """Return the (step, rank) of pending reports of steps below ``before``, in order."""
-        return sorted(key for key in self._pending if key[0] < before)
+    def _join(self, together: Sequence[range]) -> None:
+        joined: list[Arrived] = []
+        for arrived in self._pending:
+            last = joined[-1] if joined else None
+            is_same_step = last is not None and last.first_step == last.last_step == arrived.first_step
+            is_together = not self._is_by_step and any(
+                last is not None and last.first_step in span and arrived.last_step in span for span in together
+            )
+            if last is not None and (is_same_step or is_together):
+                joined[-1] = last.joined(arrived)
+            else:
+                joined.append(arrived)
+        self._pending = joined
 
-    def by_step(self, keys: list[tuple[int, int]]) -> list[SourceLosses]:
-        """Return the reports of ``keys`` summed over ranks, one per step, in order."""
-        steps: dict[int, list[SourceLosses]] = {}
-        for step, rank in keys:
-            steps.setdefault(step, []).append(self._pending[step, rank])
-        return [add_losses(parts) for parts in steps.values()]
+    def ready(self, before: int) -> list[Arrived]:
+        """Return what is pending of steps below ``before``, in order."""
+        return [arrived for arrived in self._pending if arrived.first_step < before]
 
-    def drop(self, keys: list[tuple[int, int]]) -> None:
-        """Forget the content of ``keys``: a decision has used them."""
-        for key in keys:
-            del self._pending[key]
+    def drop(self, used: Sequence[Arrived]) -> None:
+        """Forget the content of what a decision has used."""
+        gone = set(map(id, used))
+        self._pending = [arrived for arrived in self._pending if id(arrived) not in gone]
 
     def state_dict(self) -> dict[str, Any]:
         """Return pending reports and the steps had, as plain data."""
         pending = [
-            {"step": step, **losses_to_record(self._pending[step, rank])} for step, rank in sorted(self._pending)
+            [arrived.first_step, arrived.last_step, arrived.reports, *_packed(arrived.losses)]
+            for arrived in self._pending
         ]
         return {
             "pending": pending,
@@ -67,8 +114,31 @@ class Inbox:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the inbox that gave ``state``."""
         self._had = {int(rank): [list(map(int, pair)) for pair in pairs] for rank, pairs in state["had"].items()}
-        reports = [(record["step"], record_to_losses(record, self._num_sources)) for record in state["pending"]]
-        self._pending = {(step, losses.rank): losses for step, losses in reports}
+        self._pending = [
+            Arrived(first, last, reports, _unpacked(packed, self._num_sources))
+            for first, last, reports, *packed in state["pending"]
+        ]
+
+
+_GRIDS = (1.0, 1.0, SUM_GRID, SQUARE_GRID)  # of rows, tokens, loss_sums, square_sums
+
+
+def _packed(losses: SourceLosses) -> list[Any]:
+    """Return the sources that have rows, and their numbers as multiples of the grids."""
+    present = np.flatnonzero(losses.rows)
+    columns = (losses.rows, losses.tokens, losses.loss_sums, losses.square_sums)
+    multiples = [np.rint(column[present] / grid) for column, grid in zip(columns, _GRIDS, strict=True)]
+    return [present.tolist(), pack(np.concatenate(multiples).astype(np.int64))]
+
+
+def _unpacked(packed: list[Any], num_sources: int) -> SourceLosses:
+    sources, text = packed
+    columns = np.zeros((4, num_sources))
+    columns[:, sources] = unpack(text).reshape(4, -1) * np.array(_GRIDS)[:, None]
+    rows, tokens, loss_sums, square_sums = columns
+    return SourceLosses(
+        rows=rows.astype(np.int64), tokens=tokens.astype(np.int64), loss_sums=loss_sums, square_sums=square_sums
+    )
 
 
 def losses_to_record(losses: SourceLosses) -> dict[str, Any]:

@@ -121,9 +121,11 @@ def prepare(
         ) from error
     except OSError as error:
         raise _unwritable(out, error) from error
-    with lock:
+    try:
         preparation = _Preparation(curriculum, out, streams or {}, shard_bytes)
         return preparation.run(chosen, jobs=jobs, force=force, report=report)
+    finally:
+        lock.release()
 
 
 def default_jobs() -> int:

@@ -1,4 +1,7 @@
-"""What a journal tells, as arrays: phases in order, losses by source, what was asked for and what was drawn."""
+"""What a journal tells, as arrays: phases in order, losses by source, what was asked for and what was drawn.
+
+Reading streams: reports are added up by phase as they come, so that memory grows with phases, not with steps.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.journal import read_journal
+from mixer.lookup import live_records
 from mixer.types import Array
 
 
@@ -19,17 +22,40 @@ class Story:
 
     header: dict[str, Any]
     phases: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[tuple[int, Array, Array]] = field(default_factory=list)  # step, loss sums [K], tokens [K]
     pivots: list[dict[str, Any]] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
+    _sums: list[Array] = field(default_factory=list)  # of each phase: loss sums and tokens, [2, K]
 
     @property
     def names(self) -> list[str]:
         """The sources in declared order."""
         return [source["name"] for source in self.header["curriculum"]["sources"]]
 
+    @property
+    def end(self) -> int:
+        """The first step that no phase covers."""
+        return self.phases[-1]["start"] + self.phases[-1]["length"] if self.phases else 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take in the next line of a journal."""
+        if record["type"] == "phase":
+            self.phases.append(record)
+            self._starts.append(record["start"])
+            self._sums.append(np.zeros((2, len(record["weights"]))))
+        elif record["type"] == "pivot":
+            self.pivots.append(record)
+        elif record["type"] == "feedback" and self._starts:
+            sums = self._sums[bisect.bisect_right(self._starts, record["step"]) - 1]
+            sums[0, record["sources"]] += record["loss_sums"]
+            sums[1, record["sources"]] += record["tokens"]
+
     def weights(self) -> Array:
         """Weights of each phase, [P, K]."""
         return np.array([phase["weights"] for phase in self.phases])
+
+    def lengths(self) -> Array:
+        """Steps of each phase, [P]."""
+        return np.array([phase["length"] for phase in self.phases], dtype=np.float64)
 
     def proportions(self) -> Array:
         """Share of the rows drawn of each source, over all phases, [K]."""
@@ -39,18 +65,19 @@ class Story:
 
     def mean_weights(self) -> Array:
         """Weights averaged over steps, [K]: what the proportions should be."""
-        lengths = np.array([phase["length"] for phase in self.phases])
+        lengths = self.lengths()
         return np.asarray((self.weights() * lengths[:, None]).sum(axis=0) / lengths.sum())
 
     def phase_losses(self) -> Array:
         """Mean loss of each source over each phase in nats per token, [P, K]; NaN where nothing was reported."""
-        starts = [phase["start"] for phase in self.phases]
-        sums, tokens = np.zeros((len(starts), len(self.names))), np.zeros((len(starts), len(self.names)))
-        for step, part_sums, part_tokens in self.losses:
-            phase = bisect.bisect_right(starts, step) - 1
-            sums[phase] += part_sums
-            tokens[phase] += part_tokens
-        return np.divide(sums, tokens, out=np.full_like(sums, np.nan), where=tokens > 0)
+        sums = np.array(self._sums).reshape(-1, 2, len(self.names))
+        losses, tokens = sums[:, 0], sums[:, 1]
+        return np.divide(losses, tokens, out=np.full_like(losses, np.nan), where=tokens > 0)
+
+    def parts(self, name: str) -> Array:
+        """One part of the index of each source at each decision, [P, K]; NaN where there was none."""
+        rows = [phase["parts"].get(name) or [None] * len(self.names) for phase in self.phases]
+        return np.array(rows, dtype=np.float64).reshape(-1, len(self.names))
 
     def first_and_last_losses(self) -> list[tuple[float | None, float | None]]:
         """Mean loss of each source in the first and in the last phase that drew it; None if none did."""
@@ -63,20 +90,8 @@ class Story:
 
 def read_story(path: str | Path) -> Story:
     """Read a journal; lines that a ``resume`` superseded are left out."""
-    lines: list[dict[str, Any]] = []
-    for record in read_journal(path):
-        if record["type"] == "resume":
-            del lines[record["line"] :]
-        lines.append(record)
-    story = Story(header=lines[0])
-    num_sources = len(story.names)
-    for record in lines[1:]:
-        if record["type"] == "phase":
-            story.phases.append(record)
-        elif record["type"] == "pivot":
-            story.pivots.append(record)
-        elif record["type"] == "feedback":
-            sums, tokens = np.zeros(num_sources), np.zeros(num_sources)
-            sums[record["sources"]], tokens[record["sources"]] = record["loss_sums"], record["tokens"]
-            story.losses.append((record["step"], sums, tokens))
+    records = live_records(path)
+    story = Story(header=next(records))
+    for record in records:
+        story.add(record)
     return story

@@ -14,7 +14,7 @@ import platform
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -30,16 +30,17 @@ from mixer.errors import (
     StepError,
     UnknownSourceError,
 )
-from mixer.inbox import Inbox, losses_to_record
+from mixer.inbox import Arrived, Inbox, losses_to_record
 from mixer.journal import JOURNAL_VERSION, Journal, Position
+from mixer.packed import pack, unpack
 from mixer.phases import Kind, Phase
 from mixer.policies import Choice, make_policy
 from mixer.randomness import generator
 from mixer.regimes import Bounds, Regime, plan_regimes
-from mixer.rewards import SourceLosses, State, add_losses, check_losses
+from mixer.rewards import SourceLosses, State, check_losses
 from mixer.types import Array, IntArray
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -62,10 +63,8 @@ class _Decision:
     """All that a decision changes, worked out before any of it is kept."""
 
     phase: Phase
-    owed_after: Array
-    counts: IntArray
     policy_state: State
-    used: list[tuple[int, int]]
+    used: list[Arrived]
     record: dict[str, Any]
 
 
@@ -89,7 +88,7 @@ class Walk:
         self._regimes = curriculum.regimes
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
         self._policy_state = self._policy.initial(len(self.names))
-        self._inbox = Inbox(len(self.names))
+        self._inbox = Inbox(len(self.names), is_by_step=self._policy.is_by_step)
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
@@ -159,7 +158,8 @@ class Walk:
                 )
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
-        self._inbox.add(step, losses)
+        settled, min_steps = self.frontier - self.curriculum.feedback_lag, self.curriculum.phases.min_steps
+        self._inbox.add(step, losses, together=(range(settled), range(settled, settled + min_steps)))
         return True
 
     @_one_at_a_time
@@ -220,12 +220,10 @@ class Walk:
         return {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
-            "phases": [_phase_to_record(phase) for phase in kept],
-            "drawn": self._drawn.tolist(),
-            "owed": self._owed.tolist(),
-            "policy": {name: values.tolist() for name, values in self._policy_state.items()},
+            "phases": [_phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
+            "policy": {name: pack(values) for name, values in self._policy_state.items()},
             "inbox": self._inbox.state_dict(),
-            "unique_tokens": self._unique_tokens.tolist(),
+            "unique_tokens": pack(self._unique_tokens),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
             "journal": None if position is None else list(position),
         }
@@ -248,12 +246,13 @@ class Walk:
             self._resume_at = None
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
         self._regimes = self._planned(self._live_pivots)
-        self._phases = deque((self._phase_from(record) for record in state["phases"]), maxlen=KEPT_PHASES)
-        self._policy_state = {name: np.array(values, dtype=np.float64) for name, values in state["policy"].items()}
+        self._policy_state = {name: unpack(values) for name, values in state["policy"].items()}
         self._inbox.load_state_dict(state["inbox"])
-        self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
-        self._drawn = np.array(state["drawn"], dtype=np.int64)
-        self._owed = np.array(state["owed"], dtype=np.float64)
+        self._unique_tokens = unpack(state["unique_tokens"])
+        self._phases.clear()
+        self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
+        for record in state["phases"]:
+            self._keep(self._phase_from(record))
 
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
@@ -274,9 +273,7 @@ class Walk:
         self._write(decision.record)
         self._inbox.drop(decision.used)
         self._policy_state = decision.policy_state
-        self._owed = decision.owed_after
-        self._drawn = decision.phase.drawn + decision.counts
-        self._phases.append(decision.phase)
+        self._keep(decision.phase)
 
     def _next_decision(self) -> _Decision:
         newest = self._phases[-1] if self._phases else None
@@ -288,8 +285,8 @@ class Walk:
         landed = regime.region.project(before) if is_new_regime else before
 
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
-        by_step = self._inbox.by_step(used)
-        learned = self._policy.absorb(self._policy_state, by_step, since=newest.start if newest else 0, until=start)
+        steps = [arrived.losses for arrived in used]
+        learned = self._policy.absorb(self._policy_state, steps, since=newest.start if newest else 0, until=start)
         if any(pivot.at_step == start for pivot in self._all_pivots(self._live_pivots)):
             learned = self._policy.after_pivot(learned)
 
@@ -306,7 +303,7 @@ class Walk:
             drawn=self._drawn,
             owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
-        counts, owed_after = phase_counts(phase, seed=seed, method=self.curriculum.draws, batch_rows=batch_rows)
+        counts, _ = self._counts(phase)
         record = {
             "type": "phase",
             **_phase_to_record(phase),
@@ -320,9 +317,9 @@ class Walk:
             "region": _region_record(regime) if is_new_regime else None,
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": _feedback_summary(used, by_step, start),
+            "feedback": _feedback_summary(used, start),
         }
-        return _Decision(phase, owed_after, counts.sum(axis=0), learned, used, record)
+        return _Decision(phase, learned, used, record)
 
     def _choose(self, index: int, regime: Regime, landed: Array, learned: State) -> tuple[Kind, Choice]:
         teleports = self._policy.teleports
@@ -332,12 +329,22 @@ class Walk:
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
 
     def _phase_from(self, record: Mapping[str, Any]) -> Phase:
-        arrays: dict[str, Any] = {
-            "weights": np.array(record["weights"], dtype=np.float64),
-            "drawn": np.array(record["drawn"], dtype=np.int64),
-            "owed": np.array(record["owed"], dtype=np.float64),
-        }
-        return Phase(**{**record, **arrays}, names=self.names)
+        """Return a saved phase; what was drawn before it follows from the one before, if that is there."""
+        first = {name: unpack(record[name]) for name in ("drawn", "owed") if name in record}
+        return Phase(
+            **{**record, "drawn": self._drawn, "owed": self._owed, **first, "weights": unpack(record["weights"])},
+            names=self.names,
+        )
+
+    def _keep(self, phase: Phase) -> None:
+        """Take a phase as the newest: the draws go on from its end."""
+        counts, owed = self._counts(phase)
+        self._phases.append(phase)
+        self._drawn, self._owed = phase.drawn + counts.sum(axis=0), owed
+
+    def _counts(self, phase: Phase) -> tuple[IntArray, Array]:
+        curriculum = self.curriculum
+        return phase_counts(phase, seed=curriculum.seed, method=curriculum.draws, batch_rows=curriculum.batch_rows)
 
     def _open_journal(self, journal: Journal) -> None:
         if journal.position.line == 0:
@@ -408,6 +415,15 @@ def _phase_to_record(phase: Phase) -> dict[str, Any]:
     }
 
 
+def _phase_to_state(phase: Phase, *, is_first: bool) -> dict[str, Any]:
+    record = _phase_to_record(phase)
+    arrays = ("weights", "drawn", "owed") if is_first else ("weights",)
+    return {
+        **{key: record[key] for key in ("index", "start", "length", "kind", "regime")},
+        **{name: pack(getattr(phase, name)) for name in arrays},
+    }
+
+
 def _region_record(regime: Regime) -> dict[str, Any]:
     region = regime.region
     return {
@@ -419,16 +435,17 @@ def _region_record(regime: Regime) -> dict[str, Any]:
     }
 
 
-def _feedback_summary(used: list[tuple[int, int]], by_step: list[SourceLosses], start: int) -> dict[str, Any] | None:
+def _feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
     """What a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
     if not used:
         return None
-    summary = losses_to_record(replace(add_losses(by_step), rank=0))
+    total = functools.reduce(Arrived.joined, used)
+    summary = losses_to_record(total.losses)
     del summary["rank"]
     return {
-        "reports": len(used),
-        "first_step": used[0][0],
-        "last_step": used[-1][0],
-        "delay": start - used[-1][0],
+        "reports": total.reports,
+        "first_step": total.first_step,
+        "last_step": total.last_step,
+        "delay": start - total.last_step,
         **summary,
     }

@@ -1,1 +1,4 @@
-"""The HTTP service: weights and batches for trainers on other machines. Not built yet; the library stands alone."""
+"""The HTTP service: weights and batches for trainers on other machines.
+
+``service.client`` is what trainers import and needs no web framework; ``service.app.create_app`` builds the server.
+"""

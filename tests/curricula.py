@@ -29,6 +29,8 @@ POLICIES: tuple[Mapping[str, Any], ...] = (
     {"name": "ucb", "reward": "loss", "gamma": 0.9},
     {"name": "ucb", "reward": PEOPLE_REWARD},
     {"name": "andrea"},
+    {"name": "odm"},
+    {"name": "ado", "first_fit_step": 20, "refit_steps": 15},
     {"name": "static"},
     {"name": "proportional"},
     {"name": "unimax"},

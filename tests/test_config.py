@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from pydantic import ValidationError
 
-from mixer.config import AndreaConfig, Curriculum, Pivot, UcbConfig, shipped_config
+from mixer.config import Curriculum, Pivot, shipped_config
 from mixer.errors import ConfigError
 from mixer.phases import PhaseLaw
+from mixer.policy_config import AndreaConfig, UcbConfig
 from tests.curricula import curricula, curriculum
 
 FILE = """

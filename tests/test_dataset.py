@@ -22,8 +22,8 @@ from mixer.errors import (
     FeedbackError,
     SourceExhaustedError,
     StateMismatchError,
-    TopologyError,
 )
+from mixer.packed import unpack
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 
@@ -161,10 +161,10 @@ def test_reports_reach_the_walk_by_source(folder: Path) -> None:
     batch = next(iter(dataset))
     assert dataset.report(batch, losses_of(batch)) is True
     assert dataset.report(batch, losses_of(batch)) is False
-    pending = dataset.walk.state_dict()["inbox"]["pending"]
+    (pending,) = dataset.walk._inbox.ready(1)
     counts = np.bincount(batch["source_ids"].numpy(), minlength=4)
-    assert pending[0]["rows"] == counts[counts > 0].tolist()
-    assert pending[0]["loss_sums"][0] == pytest.approx(2.0 * T * counts[0])
+    assert pending.losses.rows.tolist() == counts.tolist()
+    assert pending.losses.loss_sums[0] == pytest.approx(2.0 * T * counts[0])
 
 
 def test_losses_of_the_wrong_shape_are_refused(folder: Path) -> None:
@@ -184,7 +184,7 @@ def test_masked_tokens_do_not_count(folder: Path) -> None:
     mask[:, 10:] = False
     losses[:, 10:] = torch.nan
     dataset.report(batch, losses, mask)
-    assert dataset.walk.state_dict()["inbox"]["pending"][0]["tokens"][0] % 10 == 0
+    assert dataset.walk._inbox.ready(1)[0].losses.tokens[0] % 10 == 0
 
 
 def test_a_source_that_stops_ends_the_run_and_one_that_errs_says_so(folder: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_source_read_through_tells_the_walk_its_size(folder: Path) -> None:
         del batch
     progress = dataset.progress()
     assert progress["s0"].unique_tokens is not None
-    known = dict(zip(dataset.curriculum.names, dataset.walk.state_dict()["unique_tokens"], strict=True))
+    known = dict(zip(dataset.curriculum.names, unpack(dataset.walk.state_dict()["unique_tokens"]), strict=True))
     assert known["s0"] == progress["s0"].unique_tokens
 
 

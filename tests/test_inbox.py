@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.inbox import Inbox, losses_to_record, record_to_losses
+from mixer.inbox import Arrived, Inbox, losses_to_record, record_to_losses
 from mixer.rewards import SourceLosses
 from tests.test_rewards import losses_of, reports
 
@@ -18,15 +19,22 @@ keys = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=40)
 def report(step: int, rank: int) -> SourceLosses:
     """Losses that tell which report they are of."""
     rows = np.array([step + 1])
-    return SourceLosses(rows=rows, tokens=rows, loss_sums=np.array([step + rank / 10]), rank=rank)
+    return SourceLosses(rows=rows, tokens=rows, loss_sums=np.array([step + rank / 8]), rank=rank)
 
 
-def filled(arrivals: list[tuple[int, int]]) -> Inbox:
-    inbox = Inbox(1)
+def filled(arrivals: list[tuple[int, int]], *, is_by_step: bool = True, together: Sequence[range] = ()) -> Inbox:
+    inbox = Inbox(1, is_by_step=is_by_step)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
-            inbox.add(step, report(step, rank))
+            inbox.add(step, report(step, rank), together=together)
     return inbox
+
+
+def told(arrived: list[Arrived]) -> list[tuple[int, int, int, list[int], list[float]]]:
+    return [
+        (each.first_step, each.last_step, each.reports, each.losses.rows.tolist(), each.losses.loss_sums.tolist())
+        for each in arrived
+    ]
 
 
 @given(keys)
@@ -47,16 +55,32 @@ def test_the_order_of_arrival_and_repeats_change_nothing(arrivals: list[tuple[in
 def test_what_is_ready_is_in_order_and_summed_over_ranks(arrivals: list[tuple[int, int]], before: int) -> None:
     inbox = filled(arrivals)
     ready = inbox.ready(before)
-    assert ready == sorted({key for key in arrivals if key[0] < before})
-    steps = sorted({step for step, _ in ready})
-    by_step = inbox.by_step(ready)
-    assert [losses.rows.tolist() for losses in by_step] == [
-        [sum(step + 1 for s, _ in ready if s == step)] for step in steps
+    known = set(arrivals)
+    expected = [
+        (step, step, len(ranks), [(step + 1) * len(ranks)], [sum(step + rank / 8 for rank in ranks)])
+        for step in sorted({step for step, _ in known})
+        for ranks in [[rank for s, rank in known if s == step]]
     ]
+    assert told(ready) == [row for row in expected if row[0] < before]
     inbox.drop(ready)
     assert inbox.ready(before) == []
-    assert inbox.ready(100) == sorted({key for key in arrivals if key[0] >= before})
+    assert told(inbox.ready(100)) == [row for row in expected if row[0] >= before]
     assert all(inbox.has(*key) for key in arrivals)  # what was used is remembered all the same
+
+
+@given(keys, st.integers(0, 14))
+def test_steps_that_decisions_cannot_tell_apart_are_kept_as_one_sum(arrivals: list[tuple[int, int]], at: int) -> None:
+    together = (range(at), range(at, at + 3))
+    apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, together=together)
+    for before in (at, at + 3, 100):
+        (mine, theirs) = (inbox.ready(before) for inbox in (joined, apart))
+        for name in ("rows", "loss_sums"):
+            assert sum(getattr(each.losses, name).sum() for each in mine) == sum(
+                getattr(each.losses, name).sum() for each in theirs
+            )
+        assert sum(each.reports for each in mine) == sum(each.reports for each in theirs)
+    assert len(joined.ready(at)) <= 1
+    assert len(joined.ready(at + 3)) <= 2
 
 
 @given(st.sets(st.integers(0, 30)))
@@ -77,14 +101,14 @@ def test_an_inbox_restored_from_json_goes_on_as_the_first_would(
     before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
     first = filled(before)
-    restored = Inbox(1)
+    restored = Inbox(1, is_by_step=True)
     restored.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for inbox in (first, restored):
         for step, rank in after:
             if not inbox.has(step, rank):
                 inbox.add(step, report(step, rank))
     assert restored.state_dict() == first.state_dict()
-    assert restored.ready(100) == first.ready(100)
+    assert told(restored.ready(100)) == told(first.ready(100))
 
 
 @given(reports())

@@ -58,5 +58,5 @@ def test_a_browser_draws_every_plot(journal: Path, tmp_path: Path) -> None:
     page = write_page(journal, tmp_path / "walk.html")
     command = [str(CHROMIUM), *QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=9000"]
     done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True)
-    assert done.stdout.count('class="plot-container plotly"') == 3
+    assert done.stdout.count('class="plot-container plotly"') == 5
     assert "What was asked for and what was drawn" in done.stdout

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer.config import AndreaConfig, Curriculum, UcbConfig
+from mixer.config import Curriculum
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.policies import AndreaPolicy, BoundedUcb, FixedPolicy, Learnability, epoch_capped, make_policy
+from mixer.policy_config import AndreaConfig, UcbConfig
 from mixer.region import Region
 from mixer.rewards import LossReward, SourceLosses, State
 from mixer.types import Array, IntArray

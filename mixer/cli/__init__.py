@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mixer.cli import planning, preparing
+from mixer.cli import planning, preparing, questions, showing
 from mixer.cli.output import talk
 from mixer.errors import MixerError
 
@@ -25,14 +25,26 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for _command in (planning.check, preparing.prepare, planning.simulate):
+for _command in (
+    planning.check,
+    preparing.prepare,
+    planning.simulate,
+    questions.explain,
+    questions.advise,
+    questions.effects,
+    showing.plot,
+):
     app.command()(_command)
 
 
 def main() -> None:
     """Run the command line; every error that we raise on purpose becomes one message and exit code 1."""
     for entry in sorted(importlib.metadata.entry_points(group="mixer.commands"), key=lambda entry: entry.name):
-        app.command(entry.name)(entry.load())
+        command = entry.load()
+        if isinstance(command, typer.Typer):  # a group of commands
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
     try:
         app()
     except MixerError as error:

@@ -24,7 +24,7 @@ from mixer.cache import written_whole
 from mixer.config import SourceConfig
 from mixer.errors import EmptySourceError, PreparationError, SourceError, StateMismatchError
 from mixer.packing import Packer
-from mixer.sources.holdout import is_held_out
+from mixer.sources.holdout import is_held_out, text_bytes
 from mixer.sources.manifest import (
     RECORD,
     InputFile,
@@ -204,7 +204,7 @@ class SourcePreparation:
     def _append(self, chunk: _Chunk) -> None:
         encoded = self._tokenizer.encode(chunk.texts)
         fraction = self._format.holdout
-        is_out = [fraction > 0 and is_held_out(text.encode(), fraction) for text in chunk.texts]
+        is_out = [fraction > 0 and is_held_out(text_bytes(text), fraction) for text in chunk.texts]
         for split in SPLITS:
             documents = [ids for ids, out in zip(encoded, is_out, strict=True) if out == (split == "held_out")]
             if not documents:

@@ -1,1 +1,1 @@
-"""Routes: they translate between HTTP and the library; decisions stay in ``mixer``."""
+"""The routes: they translate between HTTP and engines; what is decided is decided in ``mixer``."""

@@ -1,0 +1,29 @@
+"""What the next phase should draw: an index per source and a vertex (bandits), or fixed weights (baselines).
+
+A policy holds settings only. What it has learned is a ``State``, named arrays that it takes and returns, so that a
+decision can be tried, journalled and only then kept.
+"""
+
+from __future__ import annotations
+
+from mixer.policies.ado import AdoPolicy
+from mixer.policies.andrea import AndreaPolicy
+from mixer.policies.base import Choice, Policy
+from mixer.policies.bounded import BoundedUcb
+from mixer.policies.fixed import FixedPolicy, epoch_capped
+from mixer.policies.learnability import Learnability
+from mixer.policies.making import make_policy
+from mixer.policies.odm import OdmPolicy
+
+__all__ = [
+    "AdoPolicy",
+    "AndreaPolicy",
+    "BoundedUcb",
+    "Choice",
+    "FixedPolicy",
+    "Learnability",
+    "OdmPolicy",
+    "Policy",
+    "epoch_capped",
+    "make_policy",
+]

@@ -1,0 +1,97 @@
+"""The settings of each policy, as they stand under ``policy:`` in a curriculum."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mixer.config_errors import suggestion
+
+
+class Frozen(BaseModel):
+    """Settings that never change; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class UcbConfig(Frozen):
+    """The constrained bandit: an optimistic index per source, a step towards the best vertex of the region."""
+
+    name: Literal["ucb"] = "ucb"
+    reward: str = Field("learnability", description="learnability, progress, loss, or package.module:function")
+    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
+    width: float = Field(1.0, ge=0, description="c: standard errors (or UCB-V widths) of optimism")
+    kappa: float = Field(1.5, ge=0, description="learnability: discount exponent in log time")
+    tau_0: float = Field(100.0, gt=0, description="learnability: steps added to log time")
+    repetition: float = Field(15.4, gt=0, description="learnability: R* of Muennighoff et al. 2023")
+    gamma: float = Field(0.999, gt=0, le=1, description="other rewards: discount per step")
+    targets: dict[str, float] | None = Field(None, description="learnability: weight of each source in the goal")
+
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, reward: str) -> str:
+        known = ("learnability", "progress", "loss")
+        if reward not in known and ":" not in reward:
+            raise ValueError(
+                f"unknown reward {reward!r}{suggestion(reward, known)}; "
+                f"known: {', '.join(known)}, or your own as package.module:function"
+            )
+        return reward
+
+
+class AndreaConfig(Frozen):
+    """UCB1 on ``max(0, EMA - loss) * 1000``, as ANDREA published it; kept for fidelity, not advised."""
+
+    name: Literal["andrea"] = "andrea"
+    eta: float = Field(0.3, gt=0, le=1)
+    exploration: float = Field(2.0**0.5, ge=0, description="C of UCB1; ANDREA's value is not published")
+    ema: float = Field(0.1, gt=0, le=1)
+
+
+class OdmConfig(Frozen):
+    """Online Data Mixing (Albalak et al. 2023), the form of its released code that its authors name as the paper's."""
+
+    name: Literal["odm"] = "odm"
+    smoothing: float = Field(0.9, ge=0, lt=1, description="a: what an update keeps of the smoothed perplexity")
+
+
+class AdoConfig(Frozen):
+    """Adaptive Data Optimization (Jiang et al. 2025): the sources whose fitted scaling law falls fastest."""
+
+    name: Literal["ado"] = "ado"
+    first_fit_step: int = Field(1000, ge=1, description="natural shares until this step")
+    refit_steps: int = Field(1000, ge=1)
+    same_step_size: bool = Field(True, description="count rows of all sources in each curve, as released")
+
+
+class StaticConfig(Frozen):
+    """The same weights in every phase: those given, or uniform, projected on each regime's region."""
+
+    name: Literal["static"] = "static"
+    weights: dict[str, float] | None = None
+
+
+class ProportionalConfig(Frozen):
+    """Weights in proportion to each source's tokens, projected on each regime's region."""
+
+    name: Literal["proportional"] = "proportional"
+
+
+class UnimaxConfig(Frozen):
+    """As uniform as the bounds and ``max_epochs`` passes over each source allow (Chung et al. 2023)."""
+
+    name: Literal["unimax"] = "unimax"
+    max_epochs: float = Field(4.0, gt=0)
+
+
+class RandomConfig(Frozen):
+    """Every phase teleports to a uniformly random point of the region."""
+
+    name: Literal["random"] = "random"
+
+
+PolicyConfig = Annotated[
+    UcbConfig | AndreaConfig | OdmConfig | AdoConfig | StaticConfig | ProportionalConfig | UnimaxConfig | RandomConfig,
+    Field(discriminator="name"),
+]

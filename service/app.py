@@ -1,0 +1,106 @@
+"""``create_app(settings, store)``: the server, without globals; tests and ``mixer serve`` call it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mixer.config import Curriculum
+from mixer.errors import MixerError
+from service.auth import token_book
+from service.errors import RequestError, ServiceError, error_body, error_to_body, hint_of, status_of
+from service.events import Events
+from service.guard import Guard, error_headers
+from service.metrics import Metrics
+from service.routes.common import default_engine, named_engine
+from service.routes.decisions import decisions
+from service.routes.delivery import delivery
+from service.routes.operations import health_router, live, runs_router
+from service.runs import Runs
+from service.settings import Settings
+from service.store import Store
+
+_HTTP = {
+    400: ("request", "send JSON as /openapi.json describes it"),
+    404: ("unknown-route", "/openapi.json lists the routes"),
+    405: ("method", "/openapi.json lists the methods of each route; the header Allow those of this one"),
+}
+
+
+def create_app(
+    settings: Settings, store: Store, *, curriculum: Curriculum | None = None, name: str | None = None, **rows: Any
+) -> FastAPI:
+    """Return the server as an ASGI application; runs start and stop with its lifespan.
+
+    Args:
+        settings: of the server.
+        store: its database.
+        curriculum: the default run, made or gone on with; else the oldest run of the database is the default.
+        name: of that run.
+        rows: streams and tokenizer of it, as ``MixtureDataset`` takes them.
+    """
+    events = Events()
+    runs = Runs(settings, store, events)
+    book = token_book(settings, store)
+    metrics = Metrics(runs.engines)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(runs.open_all, curriculum, name, **rows)
+        try:
+            yield
+        finally:
+            events.close()
+            await run_in_threadpool(runs.close)
+
+    app = FastAPI(
+        title="curriculum-mixer",
+        version=version("curriculum-mixer"),
+        summary="Weights and batches for trainers, decided while they train.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.settings, app.state.store, app.state.runs, app.state.book = settings, store, runs, book
+    app.state.events, app.state.metrics = events, metrics
+    for prefix, engine_of in (("", default_engine), ("/runs/{run}", named_engine)):
+        for router in (decisions(engine_of), delivery(engine_of), live(engine_of)):
+            app.include_router(router, prefix=prefix)
+    app.include_router(runs_router())
+    app.include_router(health_router())
+    app.add_exception_handler(MixerError, _mixer_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Guard, settings=settings, book=book, metrics=metrics)
+    return app
+
+
+async def _mixer_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MixerError)
+    return JSONResponse(error_to_body(error), status_of(error), headers=error_headers(error))
+
+
+async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
+    return JSONResponse(error_body(RequestError.code, problems, RequestError.hint), RequestError.status)
+
+
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code, hint = _HTTP.get(error.status_code, ("request", RequestError.hint))
+    return JSONResponse(error_body(code, str(error.detail), hint), error.status_code, headers=error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    problem = ServiceError(f"unexpected {type(error).__name__} in request {request.state.request_id}")
+    return JSONResponse(error_body(problem.code, str(problem), hint_of(problem)), 500)

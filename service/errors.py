@@ -1,0 +1,198 @@
+"""What can go wrong between a trainer and the service, and how every error looks on the wire.
+
+The body of every answer above 399 is ``{"error": {"code", "message", "hint"}}``: the code is that of the exception,
+the message says what was wrong with this request, and the hint what to do about errors of its kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mixer.errors import MixerError
+
+
+class ServiceError(MixerError):
+    """Base of the errors that only the service and its client raise."""
+
+    code = "service"
+    status: ClassVar[int] = 500
+    hint: ClassVar[str] = "look into the server's log for the request id of this answer"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(ServiceError):
+    """A request that cannot be understood: a field that is missing, of another type, or out of range."""
+
+    code = "request"
+    status = 422
+    hint = "compare the request with /docs, or let service.client make it"
+
+
+class UnauthorizedError(ServiceError):
+    """No token, or one that is unknown or revoked."""
+
+    code = "unauthorized"
+    status = 401
+    hint = "send the header `Authorization: Bearer TOKEN`; `mixer token create --scope train` makes one"
+
+
+class ForbiddenError(ServiceError):
+    """A token whose scope does not reach so far, or a request that the server's settings do not allow."""
+
+    code = "forbidden"
+    status = 403
+    hint = "use a token of the scope that the message names, or ask who runs the server"
+
+
+class UnknownRunError(ServiceError):
+    """A run that does not exist."""
+
+    code = "unknown-run"
+    status = 404
+    hint = "GET /runs lists the runs"
+
+
+class RunStateError(ServiceError):
+    """A run that is paused or archived, or a name that is taken."""
+
+    code = "run-state"
+    status = 409
+    hint = "GET /runs tells the state of every run; an admin can resume one that is paused"
+
+
+class NotReadyError(ServiceError):
+    """A step that is not built, or not decided, yet; the same request will do later."""
+
+    code = "not-ready"
+    status = 409
+    hint = "ask again, with a longer wait_s; steps are built a little ahead of the newest one asked for"
+
+
+class StepGoneError(ServiceError):
+    """A step that has left the retention window."""
+
+    code = "step-gone"
+    status = 410
+    hint = "go on from a newer checkpoint, raise --retain-steps, or prepare the sources, which keep more steps"
+
+
+class RunEndedError(ServiceError):
+    """A step after the run's last one."""
+
+    code = "run-ended"
+    status = 410
+    hint = "the run is over; start another, or raise total_steps and start the server again"
+
+
+class BodyTooLargeError(ServiceError):
+    """A request body or header above the limit."""
+
+    code = "too-large"
+    status = 413
+    hint = "send one report per request; the limits are in /config"
+
+
+class SlowClientError(ServiceError):
+    """A body that did not come in time."""
+
+    code = "slow-client"
+    status = 408
+    hint = "send the body in one go"
+
+
+class RateLimitError(ServiceError):
+    """More requests in a minute than this token may send."""
+
+    code = "rate-limit"
+    status = 429
+    hint = "wait for as long as the header Retry-After says"
+
+
+class StoreError(ServiceError):
+    """The database cannot be reached or written; nothing was acknowledged."""
+
+    code = "store"
+    status = 503
+    hint = "send the same request again; nothing was changed"
+
+
+class StallError(ServiceError):
+    """A run that cannot go on: its journal cannot be written or a source cannot be read."""
+
+    code = "stalled"
+    status = 503
+    hint = "mend what the message says; the server goes on by itself"
+
+
+class BindError(ServiceError):
+    """A server without tokens asked to listen beyond this machine, or half of a TLS pair."""
+
+    code = "bind"
+    hint = "run `mixer token create --scope admin` first, or stay on 127.0.0.1"
+
+
+class UnreachableError(ServiceError):
+    """The client gave up on a server that did not answer, or kept answering that it cannot."""
+
+    code = "unreachable"
+    hint = "start the server again: the run goes on where it was"
+
+
+class BatchDigestError(ServiceError):
+    """A batch that does not have the digest that its header claims."""
+
+    code = "batch-digest"
+    hint = "something between server and trainer changes bodies: look at the proxy"
+
+
+_STATUS = {
+    "config": 422,
+    "unknown-source": 422,
+    "infeasible-region": 422,
+    "weights": 422,
+    "feedback": 422,
+    "invalid-loss": 422,
+    "future-feedback": 409,
+    "step": 410,
+    "pivot": 409,
+    "state-mismatch": 409,
+    "topology": 422,
+    "journal": 503,
+}
+
+_HINTS = {
+    "config": "mend what the message names; /config has the run's sources and bounds",
+    "unknown-source": "GET /config lists the sources by name",
+    "infeasible-region": "lower the floors or raise the caps by the excess that the message names",
+    "weights": "weights sum to 1 and keep every bound",
+    "feedback": "check the names and counts of the report; nothing was learned from it",
+    "invalid-loss": "stop and look at the model; nothing was learned from this step",
+    "future-feedback": "ask for the batch or the weights of a step before reporting its losses",
+    "step": "GET /walk has every decision since the beginning",
+    "pivot": "take the step or the name that the message offers",
+    "topology": "use a world size that divides the run's batch_rows",
+    "journal": "make room on the disk; nothing was acknowledged, so send the same request again",
+}
+
+
+def status_of(error: MixerError) -> int:
+    """Return the HTTP status that goes with an error."""
+    return error.status if isinstance(error, ServiceError) else _STATUS.get(error.code, 500)
+
+
+def hint_of(error: MixerError) -> str:
+    """Return what to do about errors of this kind."""
+    return error.hint if isinstance(error, ServiceError) else _HINTS.get(error.code, ServiceError.hint)
+
+
+def error_body(code: str, message: str, hint: str) -> dict[str, Any]:
+    """Return the one shape of an error."""
+    return {"error": {"code": code, "message": message, "hint": hint}}
+
+
+def error_to_body(error: MixerError) -> dict[str, Any]:
+    """Return the body of an error's answer."""
+    return error_body(error.code, str(error), hint_of(error))

@@ -1,0 +1,204 @@
+"""The door of the server, one plain ASGI layer: limits, who sends, request ids, timing, headers that browsers obey.
+
+One layer, because each costs every batch some microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+import structlog
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from mixer.errors import MixerError
+from service.auth import LOCAL, Identity, TokenBook
+from service.errors import (
+    BodyTooLargeError,
+    RateLimitError,
+    RequestError,
+    SlowClientError,
+    error_to_body,
+    status_of,
+)
+from service.metrics import Metrics
+from service.settings import Settings
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = ("/healthz", "/readyz")
+MAX_HEADER_BYTES = 16 * 1024
+BODY_TIMEOUT_S = 30.0
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = tuple(
+    (name.encode(), value.encode())
+    for name, value in {
+        "content-security-policy": CONTENT_SECURITY_POLICY,
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+    }.items()
+)
+
+log = structlog.get_logger("service")
+
+
+class Guard:
+    """Wraps the application. ``scope["state"]["identity"]`` is who sends.
+
+    Args:
+        app: what is guarded.
+        settings: limits.
+        book: whose tokens are known.
+        metrics: what is counted.
+    """
+
+    def __init__(self, app: App, *, settings: Settings, book: TokenBook, metrics: Metrics) -> None:
+        self._app, self._settings, self._book, self._metrics = app, settings, book, metrics
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        headers = scope["headers"]
+        request_id = _sent_id(headers) or secrets.token_hex(8)
+        tail = (*SECURITY_HEADERS, (b"x-request-id", request_id.encode()))
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *tail]
+            await send(message)
+
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        try:
+            self._check(scope, headers, state)
+            inner = receive if scope["method"] in ("GET", "HEAD") else _Limited(receive, self._settings.max_body_bytes)
+            await self._app(scope, inner, send_with_headers)
+        except MixerError as error:
+            if status:
+                raise
+            await _answer(send_with_headers, error)
+        finally:
+            took = time.perf_counter() - begin
+            route = getattr(scope.get("route"), "path", None) or state.get("route", "other")
+            self._metrics.request(route, scope["method"], status, took)
+            if status >= 400 or scope["method"] != "GET":
+                identity = state.get("identity")
+                log.info(
+                    "request",
+                    id=request_id,
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    ms=round(took * 1000, 2),
+                    who=identity.name if identity else None,
+                    origin=origin_of(scope),
+                )
+
+    def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]], state: dict[str, Any]) -> None:
+        size, token, encoding, length = 0, None, b"identity", b"0"
+        for name, value in headers:
+            size += len(name) + len(value)
+            if name == b"authorization":
+                token = value.decode("latin-1")
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == b"content-length":
+                length = value
+        if size > MAX_HEADER_BYTES:
+            raise BodyTooLargeError(f"the headers have {size} bytes; the limit is {MAX_HEADER_BYTES}")
+        if encoding not in (b"identity", b""):
+            raise RequestError(f"content-encoding {encoding.decode('latin-1')!r}: bodies are sent as they are")
+        if int(length if length.isdigit() else b"0") > self._settings.max_body_bytes:
+            raise BodyTooLargeError(
+                f"the body has {int(length)} bytes; the limit is {self._settings.max_body_bytes}"
+            )
+        identity = LOCAL if scope["path"] in OPEN_PATHS else self._book.identify(token)
+        state["identity"] = identity
+        self._check_rate(identity, scope)
+
+    def _check_rate(self, identity: Identity, scope: Scope) -> None:
+        key = identity.name if identity is not LOCAL else origin_of(scope)
+        if not self._limiter.hit(self._rate, key):
+            reset = self._limiter.get_window_stats(self._rate, key).reset_time
+            raise RateLimitError(
+                f"{key} sent more than {self._settings.requests_per_minute} requests in a minute",
+                retry_after_s=max(1.0, reset - time.time()),
+            )
+
+
+class _Limited:
+    """A receive that counts, and does not wait for ever."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive, self._left, self._is_whole = receive, max_bytes, False
+
+    async def __call__(self) -> Message:
+        if self._is_whole:
+            return await self._receive()  # waits for the client to go away
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
+        except TimeoutError as error:
+            raise SlowClientError(f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from error
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
+            if self._left < 0:
+                raise BodyTooLargeError("the body is larger than the limit of this server")
+        return message
+
+
+def origin_of(scope: Scope) -> str:
+    """Return the address that a request came from."""
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
+async def _answer(send: Send, error: MixerError) -> None:
+    body = orjson.dumps(error_to_body(error))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_headers(error: MixerError) -> dict[str, str]:
+    """Return the headers that go with an error."""
+    headers = {}
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(retry_after_s)))
+    if status_of(error) == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def _sent_id(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """Return the request id that a proxy gave, if it is harmless in a log."""
+    for name, value in headers:
+        if name == b"x-request-id" and len(value) <= 64 and value.replace(b"-", b"").isalnum():
+            return value.decode("ascii", "replace")
+    return None

@@ -1,0 +1,72 @@
+"""Whether the losses that a decision should see have come: what makes a run the same whatever the timing.
+
+Nothing in the walk waits. The service does, a little: before a phase from step s is decided, for the reports of all
+ranks on steps below s - lag, and for a rank that stays silent at most ``wait_s``, once, until it reports again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Patience:
+    """Who is expected to report, and who has."""
+
+    def __init__(self, *, lag: int, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lag, self._wait_s, self._clock = lag, wait_s, clock
+        self._world_size: int | None = None
+        self._since = 0  # the first step that this world is expected to report
+        self._reported: dict[int, set[int]] = {}
+        self._absent: set[int] = set()
+        self._waiting: tuple[int, float] | None = None  # the phase's first step, and since when
+
+    @property
+    def absent(self) -> list[int]:
+        """Ranks that are not waited for."""
+        return sorted(self._absent)
+
+    @property
+    def world_size(self) -> int | None:
+        """The number of ranks that asked last."""
+        return self._world_size
+
+    def last_reports(self) -> dict[int, int]:
+        """Return the newest reported step of each rank that is known."""
+        return {rank: max(steps) for rank, steps in sorted(list(self._reported.items())) if steps}
+
+    def asked(self, step: int, world_size: int) -> None:
+        """Note that a world of this size asks for batches."""
+        if world_size != self._world_size:
+            self._since = 0 if self._world_size is None else step  # after a restart the world is the one before it
+            self._world_size = world_size
+            self._absent.clear()
+        self._since = min(self._since, step)
+
+    def reported(self, step: int, rank: int) -> None:
+        """Note a report."""
+        self._reported.setdefault(rank, set()).add(step)
+        self._absent.discard(rank)
+
+    def decided(self, start: int) -> None:
+        """Note that the phase from ``start`` is decided; reports before it matter no more, but for the newest."""
+        self._waiting = None
+        for rank, steps in self._reported.items():
+            self._reported[rank] = {s for s in steps if s >= start - self._lag} or {max(steps)}
+
+    def is_over(self, start: int, newest_start: int) -> bool:
+        """Return whether the phase from ``start``, which follows that from ``newest_start``, may be decided now."""
+        expected = range(max(self._since, newest_start - self._lag, 0), max(start - self._lag, 0))
+        missing = {
+            rank
+            for rank in range(self._world_size or 0)
+            if rank not in self._absent and not self._reported.get(rank, set()).issuperset(expected)
+        }
+        if not missing:
+            return True
+        if self._waiting is None or self._waiting[0] != start:
+            self._waiting = (start, self._clock())
+        if self._clock() - self._waiting[1] < self._wait_s:
+            return False
+        self._absent |= missing
+        return True

@@ -1,0 +1,304 @@
+"""The record of one run: its journal, in a file or in the database, and a walk that goes on from where it ends.
+
+After a kill the walk is driven again over the lines after the newest snapshot. Every line that it writes then must be
+the one that is there already, so that no phase can be decided twice differently and nothing acknowledged is lost;
+after the last line, new ones are appended. A restart therefore leaves no trace in the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+import sqlalchemy as sa
+
+from mixer.config import Curriculum, Pivot
+from mixer.errors import JournalError, StateMismatchError
+from mixer.inbox import record_to_losses
+from mixer.journal import Journal, Position
+from mixer.walk import Walk
+from service import tables
+from service.errors import StoreError
+from service.store import Store
+
+FIRST = "0" * 32
+WRITE_ATTEMPTS = 5
+
+log = logging.getLogger(__name__)
+
+
+class Lines(Protocol):
+    """Where the lines of a journal lie."""
+
+    position: Position
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line, or raise JournalError and leave everything as it was."""
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield every line so far."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class TableLines:
+    """A journal in the database: the lines of ``docs/journal.md``, byte for byte, one row each.
+
+    A commit whose answer was lost is looked up before it is tried again, and a line that was never acknowledged is
+    taken away before the next one, as a torn last line of a file would be.
+    """
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store, self._run = store, run
+        self.position = Position(0, FIRST)
+        self._is_unsure = False
+        self._lock = threading.Lock()
+        for line in self.raw_lines():
+            self.position = _follow(self.position, line, run)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line in a transaction of its own."""
+        number = self.position.line + 1
+        body = orjson.dumps(dict(record), option=orjson.OPT_SERIALIZE_NUMPY)
+        digest = _chained(self.position.digest, body)
+        line = body[:-1] + b',"chain":"' + digest.encode() + b'"}\n'
+        with self._lock:
+            for attempt in range(WRITE_ATTEMPTS):
+                try:
+                    self._write(number, line)
+                    break
+                except StoreError as error:
+                    self._is_unsure = True
+                    if attempt == WRITE_ATTEMPTS - 1:
+                        raise JournalError(
+                            f"the journal of run {self._run} cannot be written: {error}; nothing was decided: "
+                            "call again once the database is back"
+                        ) from error
+        self.position = Position(number, digest)
+
+    def _write(self, number: int, line: bytes) -> None:
+        at = tables.journal_lines.c
+        with self._store.transaction() as connection:
+            if self._is_unsure:
+                found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == number)))
+                if found == line:
+                    self._is_unsure = False
+                    return
+                dropped = sa.delete(tables.journal_lines).where((at.run == self._run) & (at.number >= number))
+                connection.execute(dropped)
+            values = {"run": self._run, "number": number, "line": line}
+            connection.execute(sa.insert(tables.journal_lines).values(values))
+        self._is_unsure = False
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield every line so far, checking the chain."""
+        position = Position(0, FIRST)
+        for line in self.raw_lines():
+            position = _follow(position, line, self._run)
+            record: dict[str, Any] = orjson.loads(line)
+            del record["chain"]
+            yield record
+
+    def raw_lines(self) -> Iterator[bytes]:
+        """Yield every line as it is stored."""
+        at, last = tables.journal_lines.c, 0
+        while True:
+            query = sa.select(at.number, at.line).where((at.run == self._run) & (at.number > last)).order_by(at.number)
+            with self._store.transaction() as connection:
+                rows = connection.execute(query.limit(1000)).all()
+            if not rows:
+                return
+            for row in rows:
+                yield bytes(row.line)
+            last = rows[-1].number
+
+    def close(self) -> None:
+        """Nothing to let go of: the store has the connections."""
+
+
+def _chained(previous: str, body: bytes) -> str:
+    return hashlib.blake2b(previous.encode() + body, digest_size=16).hexdigest()
+
+
+def _follow(position: Position, line: bytes, run: str) -> Position:
+    """Return the position after ``line``; raise JournalError if it does not follow the one before."""
+    body, _, ending = line.rpartition(b',"chain":"')
+    digest = _chained(position.digest, body + b"}")
+    if ending != digest.encode() + b'"}\n':
+        raise JournalError(f"the journal of run {run}: line {position.line + 1} does not follow the line before it")
+    return Position(position.line + 1, digest)
+
+
+class RunJournal:
+    """What the walk of a run writes to: first over the lines that are there, comparing; then new lines.
+
+    Args:
+        lines: where they lie.
+        on_line: told each line, those of before a restart first, and whether it is new; new ones once durable.
+    """
+
+    def __init__(self, lines: Lines, on_line: Callable[[dict[str, Any], bool], None] = lambda _record, _is_new: None) -> None:
+        self.path = getattr(lines, "path", "the journal in the database")
+        self._lines = lines
+        self._on_line = on_line
+        self._passed = lines.position
+        self._expected: dict[str, Any] | None = None  # the line that the walk is to write again
+
+    @property
+    def position(self) -> Position:
+        """The end of the newest line, or of the line that the walk stands at while it is driven again."""
+        return self._passed
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield every line so far."""
+        return self._lines.records()
+
+    def raw_lines(self) -> Iterator[bytes]:
+        """Yield every line as it is stored, up to the newest whole one."""
+        if isinstance(self._lines, TableLines):
+            yield from self._lines.raw_lines()
+            return
+        with Path(self.path).open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
+
+    def record_at(self, line: int) -> dict[str, Any] | None:
+        """Return a line by its number, from 1."""
+        return next((record for n, record in enumerate(self.records(), start=1) if n == line), None)
+
+    def position_of(self, line: int) -> Position | None:
+        """Return the end of line number ``line``: while driven again, only its number is known and compared."""
+        return Position(line, "") if line <= self._lines.position.line else None
+
+    def resume_from(self, position: Position) -> None:
+        """Stand at an earlier line; what comes after it is going to be written again, and compared."""
+        self._passed = position
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a line; while driven again, compare it with the one that is there.
+
+        Raises:
+            StateMismatchError: another line is there.
+        """
+        if self._expected is not None:
+            self._compare(record, self._expected)
+            return
+        self._lines.append(record)
+        self._passed = self._lines.position
+        self._on_line(_plain(record), True)
+
+    def _compare(self, record: Mapping[str, Any], expected: dict[str, Any]) -> None:
+        again = _plain(record)
+        differing = [key for key in again if again[key] != expected.get(key)]
+        if differing:
+            key = differing[0]
+            raise StateMismatchError(
+                f"driven again, the walk writes {key} {again[key]!r} in line {self._passed.line + 1} of {self.path}, "
+                f"but the journal has {expected.get(key)!r}; start the server with the versions of the libraries "
+                "that the journal's header names"
+            )
+        self._expected = None
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut, where the journal can."""
+        sync = getattr(self._lines, "sync", None)
+        if sync is not None:
+            sync()
+
+    def drive_again(self, walk: Walk) -> int:
+        """Drive ``walk`` over every line after the one it stands at, and return how many there were."""
+        begin, number = self._passed.line, 0
+        for number, record in enumerate(self.records(), start=1):
+            self._on_line(record, False)
+            if number <= begin:
+                continue
+            self._expected = record
+            _drive(walk, record)
+            if self._expected is not None:
+                raise StateMismatchError(
+                    f"driven again, the walk does not write line {number} of {self.path}, a {record['type']}; "
+                    "the journal was not written by this service"
+                )
+            self._passed = Position(number, "")
+        self._passed = self._lines.position
+        return max(0, number - begin)
+
+    def close(self) -> None:
+        """Let go of the lines."""
+        self._lines.close()
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(record), option=orjson.OPT_SERIALIZE_NUMPY))
+    return plain
+
+
+def recover(
+    curriculum: Curriculum,
+    lines: Lines,
+    snapshot: Mapping[str, Any] | None,
+    on_line: Callable[[dict[str, Any], bool], None],
+) -> tuple[Walk, RunJournal]:
+    """Return a walk that stands where its journal ends, and what it writes to.
+
+    Args:
+        curriculum: the run.
+        lines: its journal, new or not.
+        snapshot: a state of the walk somewhere in the journal, to begin from; one that cannot be used is passed over.
+        on_line: see ``RunJournal``.
+    """
+    if lines.position.line == 0:
+        journal = RunJournal(lines, on_line)
+        return Walk(curriculum, journal=journal), journal  # type: ignore[arg-type]  # all that a walk asks of one
+    for state in (snapshot, None):
+        journal = RunJournal(lines, on_line)
+        walk = Walk(curriculum, journal=journal)  # type: ignore[arg-type]
+        journal.resume_from(Position(1, ""))
+        if state is not None:
+            try:
+                walk.load_state_dict(state)
+            except StateMismatchError as error:
+                log.warning("the newest snapshot is passed over: %s", error)
+                continue
+            if journal.position.line > lines.position.line:
+                continue  # a power cut took lines that it had seen
+        break
+    journal.drive_again(walk)
+    return walk, journal
+
+
+def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
+    """Make the walk do what ``record`` says was done."""
+    kind = record["type"]
+    if kind == "phase":
+        walk.phase_at(record["start"])
+    elif kind == "feedback":
+        walk.report(record["step"], record_to_losses(dict(record), len(walk.names)))
+    elif kind == "pivot":
+        tables_given = {key: record[key] for key in ("name", "floors", "caps", "exclude")}
+        walk.pivot(Pivot(**tables_given), at_step=record["at_step"])
+    elif kind == "unique_tokens":
+        walk.learn_unique_tokens(record["source"], record["tokens"])
+    else:
+        raise StateMismatchError(f"the journal has a {kind} line, which the service does not write; use another folder")
+
+
+def open_lines(store: Store, run: str, curriculum: Curriculum, folder: Any) -> Lines:
+    """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server."""
+    if store.is_server:
+        return TableLines(store, run)
+    path = folder / run / "journal.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Journal.open(path) if path.exists() and path.stat().st_size else _begin(path)
+
+
+def _begin(path: Any) -> Journal:
+    path.unlink(missing_ok=True)  # empty: the server was killed before the header
+    return Journal.create(path)

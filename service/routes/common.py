@@ -1,0 +1,65 @@
+"""What routes share: which run is meant, who asks, and what the answers of errors look like in the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+
+from service.auth import Identity, Scope
+from service.engine import Engine
+from service.runs import Runs
+from service.schemas import ErrorBody
+
+EngineOf = Callable[..., Engine]
+RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
+
+
+def runs_of(request: Request) -> Runs:
+    """Return the server's runs."""
+    runs: Runs = request.app.state.runs
+    return runs
+
+
+def default_engine(request: Request) -> Engine:
+    """Return the engine of the default run."""
+    return runs_of(request).engine()
+
+
+def named_engine(request: Request, run: RunName) -> Engine:
+    """Return the engine of the run in the path."""
+    return runs_of(request).engine(run)
+
+
+def identity_of(request: Request) -> Identity:
+    """Return who asks, as the guard knows."""
+    identity: Identity = request.state.identity
+    return identity
+
+
+def needs(scope: Scope) -> Any:
+    """Return a dependency that lets through whoever has at least this scope."""
+
+    def check(request: Request) -> None:
+        identity_of(request).check(scope)
+
+    return Depends(check)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of the errors of a route; every route may refuse a token or a client in a hurry."""
+    means = {
+        401: "no token, or an unknown one",
+        403: "the token's scope does not reach so far",
+        404: "no such run",
+        408: "the body did not come in time",
+        409: "not now; the same request may do later",
+        410: "not any more",
+        413: "too large",
+        422: "a request that cannot be",
+        429: "too many requests",
+        503: "the database or the journal cannot be written; nothing was changed",
+    }
+    listed = {401, 403, 404, 409, 413, 422, 429, 503, *statuses}
+    return {status: {"model": ErrorBody, "description": means[status]} for status in sorted(listed)}

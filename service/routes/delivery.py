@@ -1,0 +1,97 @@
+"""Batches and losses: what trainers live on."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from service.engine import Engine
+from service.routes.common import EngineOf, errors, needs
+from service.schemas import Feedback, FeedbackTaken, Rank, Status, Step
+from service.wire import DIGEST_HEADER, MEDIA_TYPE, PHASE_HEADER, STEP_HEADER, Body
+
+_BATCH = {
+    200: {
+        "description": "an Arrow IPC stream: rows (token ids, fixed-size lists of T + 1), source_ids, row_numbers",
+        "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            name: {"schema": {"type": "string"}} for name in ("etag", DIGEST_HEADER, STEP_HEADER, PHASE_HEADER)
+        },
+    },
+    304: {"description": "the batch has the ETag of If-None-Match"},
+}
+
+
+def delivery(engine_of: EngineOf) -> APIRouter:
+    """Return the routes of one way to name the run."""
+    router = APIRouter(tags=["delivery"], responses=errors(410))
+    Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
+
+    @router.get(
+        "/batches/{step}",
+        dependencies=[needs("train")],
+        summary="A rank's rows of a step; the same bytes on every retry",
+        response_class=Response,
+        responses={**errors(410), **_BATCH},
+    )
+    async def batch(
+        request: Request,
+        engine: Run,
+        step: Annotated[Step, Path(examples=[0])],
+        rank: Annotated[int, Query(ge=0, lt=2**20)] = 0,
+        world_size: Annotated[int, Query(ge=1, lt=2**20)] = 1,
+        wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not built")] = 10,
+    ) -> Response:
+        body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
+        engine.note_served(body, world_size)
+        return batch_response(body, request.headers.get("if-none-match"))
+
+    @router.post("/feedback", dependencies=[needs("train")], summary="Losses of one rank in one step")
+    async def feedback(engine: Run, body: Feedback) -> FeedbackTaken:
+        losses = body.losses(engine.walk.names)
+        return FeedbackTaken(is_new=await run_in_threadpool(engine.report, body.step, losses))
+
+    @router.get("/status", dependencies=[needs("read")], summary="How the run is doing just now")
+    async def status(engine: Run) -> Status:
+        asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.time()
+        absent = engine.patience.absent
+        ranks = [
+            Rank(
+                rank=rank,
+                asked_step=asked[rank][0] if rank in asked else None,
+                asked_ago_s=max(0.0, now - asked[rank][1]) if rank in asked else None,
+                reported_step=reported.get(rank),
+                is_absent=rank in absent,
+            )
+            for rank in sorted({*asked, *reported})
+        ]
+        counters = engine.counters
+        return Status(
+            run=engine.name,
+            is_ready=engine.is_ready,
+            is_paused=engine.is_paused,
+            problem=None if engine.problem is None else str(engine.problem),
+            end=engine.end,
+            next_step=engine.next_step,
+            frontier=engine.walk.frontier,
+            queue_depth=engine.queue_depth,
+            bytes_held=engine.bytes_held,
+            batches_built=counters.batches_built,
+            batches_served=counters.batches_served,
+            tokens_served=counters.tokens_served,
+            reports=counters.reports,
+            ranks=ranks,
+        )
+
+    return router
+
+
+def batch_response(body: Body, if_none_match: str | None) -> Response:
+    """Return the answer with a batch, or that it has not changed."""
+    if if_none_match is not None and body.etag in if_none_match:
+        return Response(status_code=304, headers={"etag": body.etag})
+    response = Response(body.data)
+    response.raw_headers = list(body.headers)
+    return response

@@ -1,0 +1,191 @@
+"""The runs of a server: opened from the database, made, paused, archived; the engine of each."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixer.config import Curriculum
+from mixer.errors import ConfigError, StateMismatchError
+from service.engine import Engine
+from service.errors import ForbiddenError, RunStateError, UnknownRunError
+from service.events import Events
+from service.settings import Settings
+from service.store import RunRecord, Store
+
+MAX_OPEN = 64
+
+
+class Runs:
+    """Every run of one server by name; the default one is what short paths mean.
+
+    Args:
+        settings: of the server.
+        store: where runs are kept.
+        events: what engines tell.
+    """
+
+    def __init__(self, settings: Settings, store: Store, events: Events) -> None:
+        self._settings, self._store, self._events = settings, store, events
+        self._engines: dict[str, Engine] = {}
+        self._records: dict[str, RunRecord] = {}
+        self._lock = threading.RLock()
+        self.default: str | None = None
+
+    def open_all(self, curriculum: Curriculum | None = None, name: str | None = None, **rows: Any) -> None:
+        """Start every run that is not archived; the one of ``curriculum``, new or gone on with, is the default.
+
+        Raises:
+            StateMismatchError: the run of that name is of another curriculum.
+        """
+        with self._lock:
+            self._records = {record.name: record for record in self._store.runs()}
+            if curriculum is not None:
+                self.default = name or "default"
+                self._adopt(self.default, curriculum)
+            elif self._records:
+                self.default = next(iter(self._records))
+            for record in self._records.values():
+                if record.status != "archived":
+                    given = curriculum if record.name == self.default else None
+                    self._start(record, given or _curriculum_of(record), **(rows if given else {}))
+
+    def close(self) -> None:
+        """Stop every engine, leaving snapshots behind."""
+        with self._lock:
+            for engine in self._engines.values():
+                engine.stop()
+            self._engines.clear()
+
+    def names(self) -> list[str]:
+        """Return the names of all runs, oldest first."""
+        return list(self._records)
+
+    def record(self, name: str) -> RunRecord:
+        """Return what the database has of a run."""
+        if name not in self._records:
+            raise UnknownRunError(f"there is no run {name!r}; there are {', '.join(self._records) or 'none yet'}")
+        return self._records[name]
+
+    def engine(self, name: str | None = None) -> Engine:
+        """Return the engine of a run, the default one if ``name`` is None.
+
+        Raises:
+            UnknownRunError: no such run.
+            RunStateError: it is archived.
+        """
+        if name is None:
+            if self.default is None:
+                raise UnknownRunError("this server has no run yet")
+            name = self.default
+        engine = self._engines.get(name)
+        if engine is None:
+            status = self.record(name).status
+            raise RunStateError(f"run {name} is {status}; its journal lies in the server's folder")
+        return engine
+
+    def engines(self) -> list[Engine]:
+        """Return the engines of all runs that are not archived."""
+        return list(self._engines.values())
+
+    def create(self, name: str, data: Mapping[str, Any]) -> RunRecord:
+        """Make a run and start it.
+
+        Raises:
+            ConfigError: a curriculum that cannot be run.
+            ForbiddenError: it reads what the default run does not, and the settings do not allow that.
+            RunStateError: the name is taken, or there are too many runs.
+        """
+        base_dir = self.engine().curriculum.base_dir if self.default is not None else Path.cwd()
+        try:
+            curriculum = Curriculum.from_data(data, base_dir=base_dir)
+        except (TypeError, RecursionError) as error:
+            raise ConfigError(f"the curriculum is not a mapping of fields: {error}") from error
+        if not self._settings.allow_new_sources:
+            self._check_reads_known(curriculum)
+        with self._lock:
+            if name in self._records:
+                raise RunStateError(f"there is a run {name} already")
+            if len(self._engines) >= MAX_OPEN:
+                raise RunStateError(f"{MAX_OPEN} runs are open; archive one first")
+            record = self._add(name, curriculum)
+            self._start(record, curriculum)
+            return record
+
+    def set_status(self, name: str, status: str) -> RunRecord:
+        """Pause, resume or archive a run; archiving is for ever."""
+        with self._lock:
+            record = self.record(name)
+            if record.status == "archived" and status != "archived":
+                raise RunStateError(f"run {name} is archived; make a new one")
+            if status == "archived" and name == self.default:
+                raise RunStateError(f"run {name} is what the server was started for; stop the server instead")
+            self._store.update_run(name, status=status)
+            self._records[name] = RunRecord(**{**vars(record), "status": status})
+            if status == "archived":
+                engine = self._engines.pop(name, None)
+                if engine is not None:
+                    engine.stop()
+            else:
+                self._engines[name].set_paused(is_paused=status == "paused")
+            return self._records[name]
+
+    def _adopt(self, name: str, curriculum: Curriculum) -> None:
+        """Note the config file's run, or check that the one there is of the same curriculum."""
+        found = self._records.get(name)
+        if found is None:
+            self._add(name, curriculum)
+        elif found.fingerprint != curriculum.fingerprint:
+            raise StateMismatchError(
+                f"run {name} in {self._settings.folder} is of curriculum {found.fingerprint}, but the file is "
+                f"{curriculum.fingerprint}; serve it under another --name, or use another --folder"
+            )
+
+    def _add(self, name: str, curriculum: Curriculum) -> RunRecord:
+        record = RunRecord(
+            name=name,
+            fingerprint=curriculum.fingerprint,
+            curriculum=curriculum.model_dump(mode="json", exclude_none=True),
+            base_dir=str(curriculum.base_dir.resolve()),
+            status="active",
+            created_at=time.time(),
+        )
+        self._store.add_run(record)
+        self._records[name] = record
+        return record
+
+    def _start(self, record: RunRecord, curriculum: Curriculum, **rows: Any) -> None:
+        engine = Engine(record.name, curriculum, self._store, self._settings, on_event=self._events.publish, **rows)
+        engine.set_paused(is_paused=record.status == "paused")
+        self._engines[record.name] = engine
+        engine.start()
+
+    def _check_reads_known(self, curriculum: Curriculum) -> None:
+        """Raise ForbiddenError if a run of a request would read, or import, what the config file does not name."""
+        known = self.engine().curriculum if self.default is not None else None
+        places = [] if known is None else [source.model_dump(exclude={"tokens"}) for source in known.sources]
+        for source in curriculum.sources:
+            if source.model_dump(exclude={"tokens"}) not in places:
+                raise ForbiddenError(
+                    f"source {source.name} is not one that the server's own config file names; a run that is made by "
+                    "a request may read those alone, unless the server was started with --allow-new-sources"
+                )
+        for key in ("tokenizer", "prepared"):
+            if getattr(curriculum, key) not in (None, getattr(known, key)):
+                raise ForbiddenError(f"{key} differs from the config file's; a request may not name files")
+        reward = getattr(curriculum.policy, "reward", "")
+        if ":" in reward and reward != getattr(known and known.policy, "reward", ""):
+            raise ForbiddenError(f"reward {reward!r} is code of yours; a request may not name code")
+
+
+def _curriculum_of(record: RunRecord) -> Curriculum:
+    return Curriculum.from_data(record.curriculum, base_dir=record.base_dir)
+
+
+def name_of(path: Path) -> str:
+    """Return the name of the run of a config file: its own, as far as names of runs allow."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "default"

@@ -1,0 +1,164 @@
+"""The database: runs, snapshots, tokens, who pivoted; SQLite in a file or PostgreSQL by URL, through the same code.
+
+A snapshot only shortens a restart: the journal alone is the record. Every method is one transaction, and raises
+StoreError if the database cannot be reached, is locked or is full.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import tables
+from service.errors import StoreError
+
+BUSY_TIMEOUT_MS = 5000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as the database has it."""
+
+    name: str
+    fingerprint: str
+    curriculum: dict[str, Any]
+    base_dir: str
+    status: str
+    created_at: float
+
+
+class Store:
+    """An open database, its tables up to date. ``Store.open(url)`` makes what is missing."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect, and bring the tables up to date.
+
+        Raises:
+            StoreError: naming the URL without its password.
+        """
+        try:
+            engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), pool_size=8, max_overflow=8)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            raise StoreError(f"the database URL cannot be used: {error}") from error
+        if engine.dialect.name == "sqlite":
+            if engine.url.database:
+                Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+        try:
+            with engine.begin() as connection:
+                config = Config()
+                config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except SQLAlchemyError as error:
+            raise StoreError(f"{engine.url!r}: {_reason(error)}") from error
+        return cls(engine)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the database is a server, which then holds the journals too."""
+        return self.engine.dialect.name != "sqlite"
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Give a connection whose work is kept at the end, or not at all."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"the database cannot be used: {_reason(error)}") from error
+
+    def ping(self) -> None:
+        """Raise StoreError unless the database answers."""
+        with self.transaction() as connection:
+            connection.execute(sa.select(1))
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self.engine.dispose()
+
+    def add_run(self, record: RunRecord) -> None:
+        """Note a new run."""
+        values = {**vars(record), "curriculum": orjson.dumps(record.curriculum).decode()}
+        with self.transaction() as connection:
+            connection.execute(sa.insert(tables.runs).values(values))
+
+    def runs(self) -> list[RunRecord]:
+        """Return every run, oldest first."""
+        with self.transaction() as connection:
+            rows = connection.execute(sa.select(tables.runs).order_by(tables.runs.c.created_at)).mappings().all()
+        return [RunRecord(**{**row, "curriculum": orjson.loads(row["curriculum"])}) for row in rows]
+
+    def update_run(self, name: str, **values: Any) -> None:
+        """Change columns of a run."""
+        with self.transaction() as connection:
+            connection.execute(sa.update(tables.runs).where(tables.runs.c.name == name).values(values))
+
+    def save(self, run: str, kind: str, step: int, state: Mapping[str, Any], *, forget_before: int = 0) -> None:
+        """Keep a snapshot in place of one of the same step; drop those that nothing from ``forget_before`` on needs."""
+        at = tables.snapshots.c
+        mine = (at.run == run) & (at.kind == kind)
+        packed = zlib.compress(orjson.dumps(dict(state)), level=1)
+        with self.transaction() as connection:
+            connection.execute(sa.delete(tables.snapshots).where(mine & (at.step == step)))
+            connection.execute(sa.insert(tables.snapshots).values(run=run, kind=kind, step=step, state=packed))
+            kept = connection.scalar(sa.select(sa.func.max(at.step)).where(mine & (at.step <= forget_before)))
+            if kept is not None:
+                connection.execute(sa.delete(tables.snapshots).where(mine & (at.step < kept)))
+
+    def newest(self, run: str, kind: str, *, up_to: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Return step and state of the newest snapshot, or of the newest that is not after ``up_to``."""
+        at = tables.snapshots.c
+        query = sa.select(at.step, at.state).where((at.run == run) & (at.kind == kind)).order_by(at.step.desc())
+        if up_to is not None:
+            query = query.where(at.step <= up_to)
+        with self.transaction() as connection:
+            row = connection.execute(query.limit(1)).first()
+        return None if row is None else (row.step, orjson.loads(zlib.decompress(row.state)))
+
+    def forget_after(self, run: str, kind: str, step: int) -> None:
+        """Drop the snapshots of steps after ``step``: they are of batches that a pivot cut off."""
+        at = tables.snapshots.c
+        with self.transaction() as connection:
+            connection.execute(sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step > step)))
+
+    def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> None:
+        """Write a line of the audit: who did what, when and from where."""
+        values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}
+        with self.transaction() as connection:
+            connection.execute(sa.insert(tables.audit).values(**values, detail=orjson.dumps(dict(detail)).decode()))
+
+    def audit(self, run: str) -> list[dict[str, Any]]:
+        """Return the audit of a run, oldest first."""
+        query = sa.select(tables.audit).where(tables.audit.c.run == run).order_by(tables.audit.c.id)
+        with self.transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [{**row, "detail": orjson.loads(row["detail"])} for row in rows]
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.close()
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """The first line of what the driver said: the rest repeats the statement and its values."""
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,0 +1,104 @@
+"""Batches in memory: those built ahead and those asked for lately, within a bound of bytes; encoded once per rank."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from mixer.batches import RowBatch
+from service.wire import Body, encode
+
+
+@dataclass(eq=False)
+class Built:
+    """A global batch, and the bodies made of it so far by (rank, world size)."""
+
+    batch: RowBatch
+    bodies: dict[tuple[int, int], Body] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes: the rows, and as many again once they are encoded for every rank."""
+        return 2 * self.batch.rows.nbytes
+
+    def body(self, rank: int, world_size: int) -> Body:
+        """Return the rows of a rank, encoded; two threads that encode at once make the same bytes."""
+        body = self.bodies.get((rank, world_size))
+        if body is None:
+            body = self.bodies[rank, world_size] = encode(self.batch, rank, world_size)
+        return body
+
+
+class Window:
+    """Built batches by step, the oldest dropped first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._built: OrderedDict[int, Built] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    def get(self, step: int) -> Built | None:
+        """Return the batch of a step, if it is held."""
+        return self._built.get(step)
+
+    def add(self, built: Built) -> None:
+        """Hold a batch."""
+        with self._lock:
+            self._built[built.batch.step] = built
+            self.num_bytes += built.num_bytes
+
+    def make_room(self, num_bytes: int, *, below: int) -> bool:
+        """Drop the oldest batches of steps below ``below`` for ``num_bytes`` more; return whether there is room."""
+        with self._lock:
+            while self._built and self.num_bytes + num_bytes > self.max_bytes:
+                oldest = next(iter(self._built))
+                if oldest >= below:
+                    return False
+                self.num_bytes -= self._built.pop(oldest).num_bytes
+            return True
+
+    def drop_from(self, step: int) -> None:
+        """Drop the batches of ``step`` and later."""
+        with self._lock:
+            for later in [held for held in self._built if held >= step]:
+                self.num_bytes -= self._built.pop(later).num_bytes
+
+
+class Bell:
+    """Lets coroutines wait for what threads do."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def ticket(self) -> asyncio.Future[None]:
+        """Return a future that the next ring resolves; take it before looking whether there is something to wait for."""
+        future = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._waiting.add(future)
+        return future
+
+    def forget(self, ticket: asyncio.Future[None]) -> None:
+        """Give back a ticket that is not waited for."""
+        with self._lock:
+            self._waiting.discard(ticket)
+
+    def ring(self) -> None:
+        """Wake all who wait."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            loop = future.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,108 @@
+"""Which lines of a journal still hold, and finding a phase without reading the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer.errors import JournalError, StepError
+from mixer.journal import Journal
+from mixer.lookup import Lookup, live_records, live_spans
+from mixer.walk import Walk
+from tests.curricula import curriculum, drive
+
+
+@st.composite
+def timelines(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[int]]:
+    """Draw the resume lines of a journal and the numbers of the lines that hold at its end, kept as a plain list."""
+    live: list[int] = [1]
+    saved: list[list[int]] = [list(live)]  # a snapshot may be taken anywhere, and outlive its own timeline
+    resumes, number = [], 1
+    for _ in range(draw(st.integers(0, 6))):
+        for _ in range(draw(st.integers(0, 4))):
+            number += 1
+            live.append(number)
+            saved.append(list(live))
+        number += 1
+        live = list(draw(st.sampled_from(saved)))
+        resumes.append((number, live[-1]))
+    return resumes, live
+
+
+@given(timelines())
+def test_the_lines_that_hold_are_those_of_the_last_timeline(timeline: tuple[list[tuple[int, int]], list[int]]) -> None:
+    resumes, live = timeline
+    spans = live_spans(resumes)
+    last = max([live[-1], *(number for number, _ in resumes)])
+    held = {n for n in range(1, last + 1) if any(a <= n <= b for a, b in spans)} - {n for n, _ in resumes}
+    assert held == set(live)
+
+
+@pytest.fixture
+def resumed(tmp_path: Path) -> Path:
+    """A walk restored twice, the second time from a snapshot of the timeline that the first had left."""
+    run, path = curriculum(3, pivots=[{"name": "polish", "at_step": 150, "floors": {"source-1": 0.5}}]), tmp_path / "w"
+    with Journal.create(path) as journal:
+        walk = Walk(run, journal=journal)
+        drive(walk, 60)
+        early = json.loads(json.dumps(walk.state_dict()))
+        drive(walk, 100, since=60)
+        late = json.loads(json.dumps(walk.state_dict()))
+        drive(walk, 160, since=100)
+        walk.load_state_dict(early)
+        drive(walk, 80, since=60)
+        walk.load_state_dict(late)
+        drive(walk, 300, since=100)
+    return path
+
+
+def test_phases_are_found_across_resumes(resumed: Path) -> None:
+    phases = [record for record in live_records(resumed) if record["type"] == "phase"]
+    assert [phase["index"] for phase in phases] == list(range(len(phases)))
+    with Lookup(resumed) as journal:
+        for step in range(0, 300, 7):
+            expected = next(p for p in phases if p["start"] <= step < p["start"] + p["length"])
+            found = journal.phase_at(step)
+            assert found == {**expected, "chain": found["chain"]}
+        polish = journal.phase_at(299)
+        assert journal.first_of_regime(polish)["start"] == 150
+        before = journal.before(polish)
+        assert before is not None
+        assert before["index"] == polish["index"] - 1
+        assert journal.before(journal.phase_at(0)) is None
+
+
+def test_a_step_that_is_not_decided_says_which_are(resumed: Path) -> None:
+    with Lookup(resumed) as journal:
+        for step in (-1, 10_000):
+            with pytest.raises(StepError, match=r"count from 0|has phases for steps 0 to 3\d\d"):
+                journal.phase_at(step)
+
+
+def test_a_line_edited_by_hand_is_refused_when_it_is_used(resumed: Path) -> None:
+    text = resumed.read_bytes()
+    at = text.rindex(b'"type":"phase"')
+    resumed.write_bytes(text[:at] + text[at:].replace(b'"kind":"bandit"', b'"kind":"random"', 1))
+    with Lookup(resumed) as journal, pytest.raises(JournalError, match="damaged or does not follow"):
+        journal.phase_at(299)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\n", b"{}\n", b'{"type":"feedback"}\n', b"no line feed"])
+def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(JournalError):
+        Lookup(tmp_path / "w")
+    with pytest.raises(JournalError):
+        Lookup(tmp_path / "missing")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_journal_error_and_nothing_worse(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "w"
+    path.write_bytes(raw)
+    with pytest.raises(JournalError):
+        Lookup(path)
