@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mixer.config import Curriculum, ScheduledPivot
+from mixer.lookup import live_spans
 from mixer.regimes import Regime, plan_regimes
 from mixer.types import Array
 
@@ -237,15 +238,10 @@ class Watch:
 def read_again(records: Records) -> Chronicle:
     """Return the chronicle of what still holds of a journal, its ``resume`` lines obeyed."""
     resumes = [(n, record["line"]) for n, record in enumerate(records(0), start=1) if record["type"] == "resume"]
-    spans, last = [], float("inf")  # from the end: what a resume line leaves before it ends at the line that it names
-    for number, named in reversed(resumes):
-        if number <= last:
-            spans.append((number, last))
-            last = named
-    spans.append((0, last))
+    spans = live_spans(resumes)
     chronicle = Chronicle()
     for number, record in enumerate(records(0), start=1):
-        if any(first < number <= last for first, last in spans):
+        if record["type"] != "resume" and any(first <= number <= last for first, last in spans):
             chronicle.add(record)
         chronicle.num_lines = number
     return chronicle

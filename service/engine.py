@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import itertools
 import logging
 import threading
 import time
@@ -25,7 +26,16 @@ from mixer.errors import MixerError, StepError, TopologyError
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources.rows import EndOfSource
-from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError, StepGoneError, StoreError
+from service.chronicle import Watch
+from service.errors import (
+    NotReadyError,
+    RequestError,
+    RunEndedError,
+    RunStateError,
+    StallError,
+    StepGoneError,
+    StoreError,
+)
 from service.patience import Patience
 from service.record import open_lines, recover
 from service.settings import Settings
@@ -90,6 +100,7 @@ class Engine:
         self._store, self._settings, self._on_event = store, settings, on_event
         self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
         self._num_lines = self._snapshot_at = 0
+        self.watch = Watch(lambda skip: itertools.islice(self.journal.records(), skip, None))  # what a page is told
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -380,6 +391,7 @@ class Engine:
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
         self._num_lines += 1
+        self.watch.add(record)
         kind = record["type"]
         if kind == "phase":
             self.phases.append(record)

@@ -15,6 +15,7 @@ def overview(chronicle: Chronicle, *, query: str = "", limit: int = 200) -> dict
     """Return the state of the run as plain data.
 
     Args:
+        chronicle: of the run.
         query: list only the sources whose name contains this.
         limit: list at most so many sources, those of the largest weight.
     """

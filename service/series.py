@@ -66,6 +66,8 @@ def series(
     """Return the columns of the walk in ``[from_step, to_step)`` as plain data and arrays, as ``schemas`` describes.
 
     Args:
+        chronicle: of the run.
+        from_step, to_step: phases that meet this span are told; by default to the end.
         points: at most so many points; phases are brought together by powers of two to keep to it.
         per_point: keep to this many phases a point instead, to go on where an answer before ended.
         top: sources shown by name; the others are added up in a last row.
@@ -114,9 +116,7 @@ def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: b
     found = {
         "weights": weighted / np.add.reduceat(lengths, offsets, axis=0),
         "proportions": counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0),
-        "losses": np.divide(
-            summed(table["loss_sums"]), tokens, out=np.full_like(weighted, np.nan), where=tokens > 0
-        ),
+        "losses": np.divide(summed(table["loss_sums"]), tokens, out=np.full_like(weighted, np.nan), where=tokens > 0),
         "index": _last_known(table["index"][:, shown], offsets, is_folded=is_folded),
         "width": _last_known(table["width"][:, shown], offsets, is_folded=is_folded),
     }

@@ -20,13 +20,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from mixer.config import Curriculum, Pivot
 from mixer.draws import phase_counts
 from mixer.errors import MixerError
-from mixer.journal import Journal, read_journal
+from mixer.journal import Journal
 from mixer.rewards import SourceLosses
 from mixer.simulation import SyntheticLearner
 from mixer.walk import Walk
+from service.auth import LOCAL
 from service.chronicle import Watch
 from service.dashboard import add_dashboard
-from service.routes.watching import watching_routes
+from service.guard import CONTENT_SECURITY_POLICY
+from service.routes.watching import watching
 
 ADMIN = "admin-secret"
 
@@ -112,14 +114,11 @@ def make_app(runs: dict[str, SimulatedRun], default: str) -> FastAPI:
     def get_run(request: Request) -> SimulatedRun:
         return runs[request.path_params.get("run", default)]
 
-    def get_watch(request: Request) -> Watch:
-        return get_run(request).watch
-
     routes = APIRouter()
 
     @routes.get("/config")
     def get_config(request: Request) -> Any:
-        return get_run(request).curriculum.model_dump(mode="json")
+        return {"curriculum": get_run(request).curriculum.model_dump(mode="json")}
 
     @routes.get("/phases")
     def get_phases(request: Request, limit: int = 100) -> Any:
@@ -169,14 +168,22 @@ def make_app(runs: dict[str, SimulatedRun], default: str) -> FastAPI:
 
     @app.get("/runs")
     def get_runs() -> Any:
-        return {"runs": [{"name": name} for name in runs]}
+        return [{"name": name, "is_default": name == default} for name in runs]
 
     async def refused(_: Request, error: Exception) -> JSONResponse:
         return problem(422, getattr(error, "code", "mixer"), str(error), "")
 
     app.add_exception_handler(MixerError, refused)
     app.state.is_closing = False
-    routes.include_router(watching_routes(get_watch))
+    routes.include_router(watching(get_run))
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Any) -> Any:
+        request.state.identity = LOCAL
+        response = await call_next(request)
+        response.headers["content-security-policy"] = CONTENT_SECURITY_POLICY
+        return response
+
     add_dashboard(app)
     app.include_router(routes)
     app.include_router(routes, prefix="/runs/{run}")

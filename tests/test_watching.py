@@ -256,7 +256,11 @@ def test_tables_left_out_of_a_preview_stay_in_force(chronicle: Chronicle) -> Non
 @pytest.mark.parametrize(
     ("bounds", "code", "problem"),
     [
-        ({"floors": {"web": 0.7, "chat": 0.5}}, "infeasible-region", "^floors sum to 1.2, .*lower them by 0.2 in total"),
+        (
+            {"floors": {"web": 0.7, "chat": 0.5}},
+            "infeasible-region",
+            "^floors sum to 1.2, .*lower them by 0.2 in total",
+        ),
         ({"floors": {"wob": 0.7}}, "unknown-source", "unknown source 'wob'; did you mean 'web'"),
         ({"exclude": ["web"]}, "infeasible-region", "web is excluded but has a floor of 0.3"),
     ],

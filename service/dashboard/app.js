@@ -66,7 +66,8 @@ async function refresh() {
       isDue = false;
       await readOnce(api);
     } while (isDue && api === state.api);
-    hideProblem();
+    if (state.status.problem) showProblem({ status: 0, message: `The run cannot go on: ${state.status.problem}` });
+    else hideProblem();
   } catch (error) {
     if (api === state.api) showProblem(error);
   } finally {
@@ -76,11 +77,11 @@ async function refresh() {
 }
 
 async function readOnce(api) {
-  const overview = await api.get("overview", { query: state.query });
+  const [overview, status] = await Promise.all([api.get("overview", { query: state.query }), api.get("status")]);
   const isChanged = overview.end !== state.overview?.end || !state.series;
   const [paths] = isChanged ? await Promise.all([api.get("region"), readSeries(api)]) : [null];
   if (api !== state.api) return;
-  state.overview = overview;
+  Object.assign(state, { overview, status });
   if (paths) takePaths(paths);
   showOverview();
   if (isChanged) {
@@ -127,7 +128,7 @@ function takePaths(paths) {
 }
 
 function showOverview() {
-  const { overview } = state;
+  const { overview, status } = state;
   const { phase } = overview;
   notePace();
   const trained = overview.ranks.length ? Math.max(...overview.ranks.map((rank) => rank.step)) + 1 : 0;
@@ -136,6 +137,7 @@ function showOverview() {
   at("tile-progress").value = Math.min(trained, overview.total_steps);
   at("tile-phase").textContent = phase ? `${count(phase.index)}, ${phase.kind}` : "none yet";
   at("tile-phase-more").textContent = phase ? `steps ${count(phase.start)}–${count(phase.start + phase.length - 1)}` : "";
+  if (status.is_paused) at("tile-phase-more").textContent += ", the run is paused";
   at("tile-regime").textContent = phase?.regime ?? overview.regimes[0].name;
   const next = overview.regimes.find((regime) => regime.start >= overview.end && regime.start > 0);
   at("tile-regime-more").textContent = next ? `then ${next.name} at ${count(next.start)}` : "";
@@ -148,7 +150,7 @@ function showOverview() {
   at("tile-alarms-more").textContent = newest ? `${newest.source ?? "the run"} at step ${count(newest.step)}` : "";
   document.title = phase ? `${phase.regime} ${count(trained)} · Curriculum mixer` : "Curriculum mixer";
   sources.show(overview, state.positions);
-  ranks.show(overview);
+  ranks.show(overview, status);
   showAlarms(at("alarm-table"), overview.alarms);
   if (state.names.length) pivot.show(overview, state.names);
 }
@@ -303,14 +305,15 @@ function keepTheme(value) {
 
 async function readRuns() {
   const chosen = new URL(location.href).searchParams.get("run") ?? "";
-  let names = [];
+  let [names, first] = [[], "default"];
   try {
     const said = await new Api("").get("runs");
-    names = (said.runs ?? said).map((run) => run.name ?? run);
+    names = said.filter((run) => !run.is_default).map((run) => run.name);
+    first = said.find((run) => run.is_default)?.name ?? first;
   } catch {
     // without the list the default run is shown; what is wrong is told by the other requests
   }
-  const options = [make("option", { value: "" }, "default"), ...names.map((name) => make("option", { value: name }, name))];
+  const options = [make("option", { value: "" }, first), ...names.map((name) => make("option", { value: name }, name))];
   if (chosen && !names.includes(chosen)) options.push(make("option", { value: chosen }, chosen));
   at("run").replaceChildren(...options);
   at("run").value = chosen;
@@ -332,7 +335,7 @@ function choose(api) {
   });
   refresh();
   journal.setApi(api);
-  api.get("config").then((config) => { at("config-text").textContent = JSON.stringify(config, (_, value) => value ?? undefined, 2); }, showProblem);
+  api.get("config").then((config) => { at("config-text").textContent = JSON.stringify(config.curriculum, (_, value) => value ?? undefined, 2); }, showProblem);
 }
 
 function showConnection(what, text) {

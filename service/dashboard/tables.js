@@ -92,24 +92,32 @@ function bullet(source, most, colour) {
 
 export class RankTable {
   constructor(table, note) {
-    Object.assign(this, { table, note, moved: new Map() });
+    Object.assign(this, { table, note });
   }
 
-  show({ ranks }) {
-    const now = Date.now();
-    for (const { rank, step } of ranks) {
-      if (this.moved.get(rank)?.step !== step) this.moved.set(rank, { step, at: this.moved.has(rank) ? now : null });
-    }
+  show({ ranks }, { ranks: asking }) {
+    const reported = new Map(ranks.map((rank) => [rank.rank, rank]));
+    const asked = new Map(asking.map((rank) => [rank.rank, rank]));
+    const silent = asking.filter((rank) => !reported.has(rank.rank)).map((rank) => rank.rank);
     const most = Math.max(0, ...ranks.map((rank) => rank.lag));
-    this.note.textContent = ranks.length
-      ? `${count(ranks.length)} reporting; the last one is ${most ? `${count(most)} steps behind the first` : "level with the first"}.`
-      : "No rank has reported yet.";
-    fillTable(this.table, [["rank"], ["newest step"], ["steps behind"], ["reports"], ["last heard of"]], ranks.map((rank) => {
-      const at = this.moved.get(rank.rank).at;
-      const lag = rank.lag > 0 ? make("span", { className: rank.lag > 1 ? "behind" : "" }, count(rank.lag)) : "0";
-      return [`rank ${rank.rank}`, count(rank.step), lag, count(rank.reports), at ? `${duration((now - at) / 1000)} ago` : "before this page"];
-    }), "Ranks that report");
+    const told = most ? `the last one is ${count(most)} steps behind the first` : "all level";
+    this.note.textContent = ranks.length || silent.length
+      ? `${count(ranks.length)} reporting, ${told}${silent.length ? `; ${count(silent.length)} have not reported yet` : ""}.`
+      : "No rank has come yet.";
+    const numbers = [...ranks.map((rank) => rank.rank), ...silent];
+    fillTable(this.table, [["rank"], ["asked for"], ["reported"], ["behind"], ["reports"], ["last asked"]],
+      numbers.map((number) => row(number, reported.get(number), asked.get(number))), "Ranks");
   }
+}
+
+function row(number, reported, asked) {
+  const lag = reported?.lag ?? 0;
+  const when = asked?.asked_ago_s === undefined || asked.asked_ago_s === null ? "–" : `${duration(asked.asked_ago_s)} ago`;
+  return [
+    `rank ${number}`, asked?.asked_step === undefined || asked.asked_step === null ? "–" : count(asked.asked_step),
+    reported ? count(reported.step) : "–", lag > 1 ? make("span", { className: "behind" }, count(lag)) : count(lag),
+    count(reported?.reports ?? 0), asked?.is_absent ? make("span", { className: "behind" }, `${when}, absent`) : when,
+  ];
 }
 
 export function showAlarms(table, alarms) {
