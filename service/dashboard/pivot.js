@@ -162,11 +162,10 @@ export class PivotForm {
       this.say("bad", "Say at which step the pivot is to begin.");
       return;
     }
-    const told = { next: `At the next phase (step ${count(this.result.at_step)})`, now: "At once, in the middle of the phase", step: `At step ${step.value}` }[when];
+    const told = { next: `At the next phase (step ${count(this.result.at_step)})`, step: `At step ${step.value}` }[when];
     const text = `${told} the run goes on under “${name.value}”. ${verdict(this.result)} This is written into the journal and cannot be taken back, only redrawn again.`;
     if (!(await confirmed(text))) return;
     const body = { name: name.value, ...this.tables() };
-    if (when === "now") body.at = "now";
     if (when === "step") body.at = step.valueAsNumber;
     await this.send(body);
   }
