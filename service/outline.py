@@ -36,7 +36,7 @@ def outline(region: Region) -> Array:
     farthest = [region.best_vertex(places @ (math.cos(a), math.sin(a))) @ places for a in angles]
     points = np.round(np.array(farthest), 9)
     is_new = np.any(points != np.roll(points, 1, axis=0), axis=1)
-    return points[is_new] if is_new.any() else points[:1]
+    return np.asarray(points[is_new] if is_new.any() else points[:1], dtype=np.float64)
 
 
 def walk_on_paper(chronicle: Chronicle) -> dict[str, Any]:

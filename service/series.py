@@ -67,7 +67,8 @@ def series(
 
     Args:
         chronicle: of the run.
-        from_step, to_step: phases that meet this span are told; by default to the end.
+        from_step: phases that meet ``[from_step, to_step)`` are told.
+        to_step: by default the end.
         points: at most so many points; phases are brought together by powers of two to keep to it.
         per_point: keep to this many phases a point instead, to go on where an answer before ended.
         top: sources shown by name; the others are added up in a last row.

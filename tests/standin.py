@@ -175,7 +175,7 @@ def make_app(runs: dict[str, SimulatedRun], default: str) -> FastAPI:
 
     app.add_exception_handler(MixerError, refused)
     app.state.is_closing = False
-    routes.include_router(watching(get_run))
+    routes.include_router(watching(get_run))  # type: ignore[arg-type]  # of an engine they ask for its watch alone
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Any:
