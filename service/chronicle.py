@@ -192,7 +192,7 @@ class Chronicle:
         """Rows drawn of each source up to the end of the newest phase, [K]."""
         if not self.newest:
             return np.zeros(len(self.names))
-        return np.asarray(np.asarray(self.newest["drawn"], dtype=np.float64) + np.asarray(self.newest["counts"]), dtype=np.float64)
+        return np.array(self.newest["drawn"], dtype=np.float64) + np.array(self.newest["counts"], dtype=np.float64)
 
 
 class Watch:
