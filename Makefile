@@ -25,6 +25,9 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.region
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.delivery
+	$(BIN)/python -m benchmarks.record
+	$(BIN)/python -m benchmarks.streams
 
 $(VENV)/created.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -38,11 +41,11 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) --editable '.[torch,dev]'
+	$(PIP) --editable '.[torch,dev,examples]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(PIP) --editable '.[torch,dev,bench]'
+	$(PIP) --editable '.[torch,dev,examples,bench]'
 	touch $@
 
 clean:

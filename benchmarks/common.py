@@ -16,7 +16,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-COMPARED = ("numpy", "torch", "convolutionalfixedsum", "drs")  # packages whose version may change a figure
+COMPARED = (
+    "numpy",
+    "torch",
+    "convolutionalfixedsum",
+    "drs",
+    "datasets",
+    "torchdata",
+    "grain",
+)  # whose version may change a figure
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:

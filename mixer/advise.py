@@ -16,8 +16,8 @@ import numpy as np
 
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, StepError
-from mixer.inbox import Inbox, record_to_losses
-from mixer.lookup import live_records
+from mixer.inbox import Arrived, Inbox, record_to_losses
+from mixer.lookup import history
 from mixer.policies import Policy, make_policy
 from mixer.randomness import generator
 from mixer.region import Region
@@ -66,21 +66,22 @@ def advise(path: str | Path, policy: str, *, first: int = 0, last: int | None = 
         ConfigError: the policy cannot work on this curriculum.
         StepError: the walk has no phase in these steps.
     """
-    records = live_records(path)
-    header = next(records)
+    header, records = history(path)
     curriculum = other_curriculum(header["curriculum"], policy)
     adviser = _Adviser(curriculum, make_policy(curriculum))
-    end = None
+    end, newest = None, None  # the newest advice waits: a pivot may still undo its phase
     for record in records:
-        if record["type"] != "phase":
-            adviser.hear(record)
-            continue
-        end = record["start"] + record["length"]
-        advice = adviser.decide(record, is_wanted=end > first and (last is None or record["start"] <= last))
-        if advice is not None:
-            yield advice
-        if last is not None and end > last:
-            return
+        if record["type"] == "phase":
+            if newest is not None:
+                yield newest
+            if last is not None and record["start"] > last:
+                return
+            end = record["start"] + record["length"]
+            newest = adviser.decide(record, is_wanted=end > first)
+        elif adviser.hear(record):
+            newest = None
+    if newest is not None:
+        yield newest
     if end is None or end <= first:
         raise StepError(f"{path} has phases for steps 0 to {(end or 0) - 1}, none from {first} on; ask for fewer")
 
@@ -106,15 +107,21 @@ class _Adviser:
         self._pivots = {pivot.at_step for pivot in curriculum.pivots}
         self._region: Region | None = None
         self._since = 0
+        self._before: tuple[State, int, list[Arrived]] = (self._state, 0, [])  # what undoing the newest phase restores
 
-    def hear(self, record: dict[str, Any]) -> None:
-        """Take in a line that is not a phase."""
+    def hear(self, record: dict[str, Any]) -> bool:
+        """Take in a line that is not a phase; return whether it undoes the newest phase."""
         if record["type"] == "feedback":
             self._inbox.add(record["step"], record_to_losses(record, len(self._curriculum.names)))
         elif record["type"] == "pivot":
             self._pivots.add(record["at_step"])
+            if record["at_step"] < record["decided_before"] and record["at_step"] == self._since:
+                self._state, self._since, used = self._before
+                self._inbox.put_back(used)
+                return True
         elif record["type"] == "unique_tokens":
             self._unique[self._curriculum.names.index(record["source"])] = record["tokens"]
+        return False
 
     def decide(self, phase: dict[str, Any], *, is_wanted: bool) -> Advice | None:
         """Learn what the walk had learned by this phase; return what to do, if that is asked."""
@@ -124,6 +131,7 @@ class _Adviser:
         assert self._region is not None, "the first phase has a region"
         used = self._inbox.ready(start - self._curriculum.feedback_lag)
         by_step = [arrived.losses for arrived in used]
+        self._before = (self._state, self._since, used)
         self._state = self._policy.absorb(self._state, by_step, since=self._since, until=start)
         if start in self._pivots:
             self._state = self._policy.after_pivot(self._state)

@@ -36,11 +36,6 @@ class Answering:
         self._pid = os.getpid()
         _all.add(self)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether other processes may have been told where to ask."""
-        return self._address is not None
-
     def open(self) -> Address:
         """Listen, if that is not so yet, and return where; calls are answered once ``start`` was called."""
         if self._address is None:

@@ -30,6 +30,7 @@ CONFIG_VERSION = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
 Scalar = str | int | float | bool | None
+RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
 class SourceConfig(Frozen):
@@ -45,18 +46,40 @@ class SourceConfig(Frozen):
     text: str | None = Field(None, description="column with plain text (default: text)")
     messages: str | None = Field(None, description="column with a list of chat messages")
     template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
+    token_ids: str | None = Field(None, description="column with documents that are lists of token ids already")
+    rows: str | None = Field(
+        None, description="column with lists of exactly sequence_length + 1 token ids, as they are"
+    )
     where: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="keep rows whose columns equal these values")
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
     tokens: int | None = Field(None, gt=0, description="number of distinct tokens, where known")
 
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
         if self.local is not None and (self.path is not None or self.data_files is not None):
             raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
-        given = [key for key in ("text", "messages", "template") if getattr(self, key) is not None]
+        given = [key for key in RENDERINGS if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"source {self.name}: give one of text, messages and template, not {' and '.join(given)}")
+            raise ValueError(
+                f"source {self.name}: give one of {', '.join(RENDERINGS[:-1])} and {RENDERINGS[-1]}, "
+                f"not {' and '.join(given)}"
+            )
         return self
+
+    @property
+    def token_column(self) -> str | None:
+        """The column of token ids of a source that is tokenised already; None if it is text."""
+        return self.rows if self.token_ids is None else self.token_ids
+
+
+class RetriesConfig(Frozen):
+    """What to do when a network or server fails while a source is read."""
+
+    attempts: int = Field(8, ge=1, description="calls altogether before the source counts as unavailable")
+    wait_s: float = Field(1.0, gt=0, description="seconds before the second call; doubles each time, plus jitter")
+    max_wait_s: float = Field(300.0, gt=0, description="longest wait; a server that asks for more is given up")
+    timeout_s: float = Field(20.0, gt=0, description="longest silence of a server within one call")
 
 
 class TokenizerConfig(Frozen):
@@ -128,7 +151,7 @@ class Curriculum(Frozen):
     vocab_size: int | None = Field(None, gt=0, description="the model's vocabulary; the tokenizer must fit in it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     prepared: str | None = Field(None, description="folder that `mixer prepare` made, relative to the config file")
-    holdout: float = Field(0.0, ge=0, lt=1, description="share of each source's documents that is never trained on")
+    holdout: float = Field(0.0, ge=0, le=0.5, description="share of each source's documents that is never trained on")
     floors: dict[str, Weight] = Field({}, description="smallest weight by source")
     caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
@@ -139,6 +162,7 @@ class Curriculum(Frozen):
     policy: PolicyConfig = UcbConfig()
     feedback_lag: int = Field(0, ge=0, description="a phase from step s is decided on losses of steps < s - lag")
     draws: Literal["systematic", "multinomial"] = "systematic"
+    retries: RetriesConfig = RetriesConfig()
     _base_dir: Path = PrivateAttr(default=Path())  # where the file lies: relative paths start here
 
     def __init__(self, **data: Any) -> None:
@@ -334,11 +358,20 @@ class Curriculum(Frozen):
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 
-        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places: the
-        folder that the file lies in and ``prepared``.
+        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places (the
+        folder that the file lies in and ``prepared``) and what is done about faults of a network. Fields that are newer
+        than the first release count only where they are set, so that older runs keep their fingerprint.
         """
         is_planned = isinstance(self.policy, UnimaxConfig)
-        data = self.model_dump(mode="json", exclude={"prepared"} if is_planned else {"prepared", "total_steps"})
+        left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
+        data = self.model_dump(mode="json", exclude=left_out)
+        if not self.holdout:
+            del data["holdout"]
+        for source in data["sources"]:
+            del source["on_failure"]
+            for key in ("token_ids", "rows"):
+                if source[key] is None:
+                    del source[key]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -7,6 +7,7 @@ ahead and ask this process for each phase (``channel``), so that a change arrive
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,21 +22,25 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.batches import BatchReader, RowBatch
 from mixer.channel import Address, Answering, Asking
 from mixer.config import Curriculum
-from mixer.delivery import STATE_VERSION, Decider, Desk, Rows
-from mixer.errors import ConfigError, StateMismatchError, TopologyError
+from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
+from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.phases import Phase
 from mixer.ranks import Claim, default_ranks, summed_over_ranks
+from mixer.records import check_state
 from mixer.sources import Progress
 from mixer.sources.rows import EndOfSource
+from mixer.suspension import Suspension
 from mixer.tokenizer import TextTokenizer
-from mixer.walk import Walk, check_state
+from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
 
 Batch = dict[str, Any]
+
+_copies = itertools.count(1)
 
 
 class MixtureDataset(IterableDataset[Batch]):
@@ -46,7 +51,8 @@ class MixtureDataset(IterableDataset[Batch]):
     goes on where it stopped; stopped at any step and restored, the rest of the batches are bit-identical.
 
     With DataLoader workers this process hears of a batch when it is reported: ``state_dict`` is then the state after
-    the newest reported step, and a trainer that reports nothing begins again where the data set stood.
+    the newest reported step; a trainer that reports nothing says which batches it trained on with ``delivered``, or
+    begins again where the data set stood.
 
     Args:
         curriculum: the run.
@@ -92,12 +98,20 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.batch_rows // self.world_size)
-        self._desk: Desk | None = Desk(walk or Walk(curriculum, journal=_opened(journal)), self._rows)  # None in copies
+        self._desk: Desk | None = Desk(
+            walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
+        )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
+        is_any = any(source.on_failure == "suspend" for source in curriculum.sources)
+        self._suspension = Suspension(curriculum, self._desk.walk) if is_any else None
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._reader: BatchReader = self._open_reader(0, 1)
         self._is_placed = True  # whether the reader stands at ``_step``
+        self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
+        self._num_iterations = 0  # in a copy: begun so far
+        self._copy = 0  # number of a copy among those of its process
+        self._iteration: tuple[Any, ...] = ()  # in a copy: which loader's iteration this is
 
     @property
     def walk(self) -> Any:
@@ -120,16 +134,32 @@ class MixtureDataset(IterableDataset[Batch]):
             self._begin_in_copy(worker, num_workers)
         else:
             self._begin_here(self._desk)
+        return self._iterate(num_workers)
+
+    def _iterate(self, num_workers: int) -> Iterator[Batch]:
         for step in range(self._step, self.curriculum.total_steps, num_workers):
             if not self._batches:
                 self._before = self._reader.state_dict()
             try:
-                rows = self._reader.read(step)
+                rows = self._read(step)
             except EndOfSource:
                 return
             if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
-                self._phases.call("stand", step % num_workers, step + 1, self._reader.state_dict())
+                self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
             yield from self._yielded(rows, step, step + num_workers)
+
+    def _read(self, step: int) -> RowBatch:
+        """Read a batch; what cannot be reached is suspended, if it is to be and this process alone reads."""
+        is_alone = self._desk is not None and self.world_size == 1 and not self._rows.is_prepared
+        if is_alone and self._suspension is not None and self._main.walk.phase_at(step).start == step:
+            self._suspension.take_back(step, self._reader.probe)
+        while True:
+            try:
+                return self._reader.read(step)
+            except SourceUnavailableError as error:
+                if not is_alone or self._suspension is None:
+                    raise
+                self._suspension.suspend(error, step)
 
     def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
         """Yield a batch, or its rows one by one, noting before each where the next one is."""
@@ -186,6 +216,11 @@ class MixtureDataset(IterableDataset[Batch]):
                 desk.delivered(step)
         return was_new
 
+    def delivered(self, batch: Mapping[str, Any]) -> None:
+        """Note that a batch was trained on, where no losses are reported but batches are composed ahead."""
+        if self._main.has_workers:
+            self._main.delivered(int(torch.as_tensor(batch["step"]).max()))
+
     def progress(self) -> dict[str, Progress]:
         """Return what each source has given so far: rows, tokens, documents, epochs.
 
@@ -199,12 +234,13 @@ class MixtureDataset(IterableDataset[Batch]):
         In a DataLoader worker, which is where torchdata's StatefulDataLoader asks, that is this worker's place alone:
         save ``dataset.state_dict()`` of the training process beside the loader's state.
         """
-        self._enter()
-        place = self._before if self._row else self._reader.state_dict()
-        if self._desk is None:
-            return self._state_of_copy(place)
-        is_read_here = self._is_placed and not self._desk.has_workers and not self._rows.is_prepared
-        return self._desk.state_dict(place if is_read_here and (self._step, self._row) != (0, 0) else None)
+        worker, num_workers = self._enter()
+        if self._desk is not None:
+            return self._desk.state_dict(self._own_place(self._desk))
+        if self._reader is None:
+            self._begin_in_copy(worker, num_workers)
+            self._is_placed = True
+        return self._state_of_copy()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; raise StateMismatchError for one of another run, naming both."""
@@ -230,6 +266,13 @@ class MixtureDataset(IterableDataset[Batch]):
             )
         return self._desk
 
+    def _own_place(self, desk: Desk) -> dict[str, Any] | None:
+        """Return where the streams that this process reads stand; None if it reads none, or is at the beginning."""
+        is_read_here = self._is_placed and not desk.has_workers and not self._rows.is_prepared
+        if not is_read_here or (self._step, self._row) == (0, 0):
+            return None
+        return self._before if self._row else self._reader.state_dict()
+
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
         phases = self._phases
         return self._rows.open(
@@ -239,7 +282,7 @@ class MixtureDataset(IterableDataset[Batch]):
     def _begin_here(self, desk: Desk) -> None:
         """Bring the reader to where the run stands."""
         if desk.has_workers or not self._is_placed:
-            state = desk.read_here()
+            state = desk.read_here().of_reader(0, 1)
             self._step, self._row = desk.step, desk.row
             if state is None:
                 self._reader = self._open_reader(0, 1)
@@ -254,33 +297,44 @@ class MixtureDataset(IterableDataset[Batch]):
         info = get_worker_info()
         if (info is not None or self._desk is None) and not isinstance(self._phases, RemotePhases):
             if self._desk is not None:  # forked
+                self._beginning = self._desk.beginning(self._own_place(self._desk))
                 self._desk.leave_to_parent()
-                os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not here, and it would wait for them
-            self._desk = None
-            self._phases = RemotePhases(self._address or self._answering.open())
+                self._address = self._answering.open()
+            self._desk = self._reader = None  # type: ignore[assignment]
+            assert self._address is not None
+            self._phases = RemotePhases(self._address)
             self._is_placed = False
+            self._copy = next(_copies)
         return (0, 1) if info is None else (info.id, info.num_workers)
 
     def _begin_in_copy(self, worker: int, num_workers: int) -> None:
-        """Begin where a state was loaded, or where the process that decides says."""
+        """Begin where a state was loaded, else where the run stood when this copy was made, or stands now."""
         if self._is_placed:
-            self._is_placed = False  # the next iteration asks
+            self._is_placed = False  # the next iteration begins anew
             return
         assert isinstance(self._phases, RemotePhases)
-        step, row, state = self._phases.call("begin", worker, num_workers)
-        self._step, self._row = step + worker, row if worker == 0 else 0
+        info = get_worker_info()
+        # the same for all workers of a loader, and another for every copy in a process of its own
+        loader = ("workers", info.seed - info.id) if info is not None else (os.getpid(), self._copy)
+        self._iteration = (*loader, self._num_iterations)
+        at_its_making = self._beginning if info is not None else None  # any other copy begins where the run stands now
+        beginning = self._phases.call("begin", self._iteration, num_workers, at_its_making)
+        self._num_iterations, self._beginning = self._num_iterations + 1, None
+        self._step, self._row = beginning.step + worker, beginning.row if worker == 0 else 0
         self._reader = self._open_reader(self._step % num_workers, num_workers)
+        state = beginning.of_reader(self._step % num_workers, num_workers)
         if state is not None:
             self._reader.load_state_dict(state)
+            self._before = state
 
-    def _state_of_copy(self, place: dict[str, Any]) -> dict[str, Any]:
+    def _state_of_copy(self) -> dict[str, Any]:
         phase = self._phases.phase_at(self._step - 1) if self._step else None
         return {
             "version": STATE_VERSION,
             "fingerprint": self._rows.fingerprint,
             "step": self._step,
             "row": self._row,
-            "reader": place,
+            "reader": self._before if self._row else self._reader.state_dict(),
             "phase": None if phase is None else [phase.start, Claim.of(phase.start, phase, "").digest],
         }
 
@@ -301,10 +355,20 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs, in a spawned worker for example; it will ask this process."""
-        address = self._address or self._answering.open()
-        self._answering.start()
-        absent = {"_desk": None, "_phases": None, "_reader": None, "_answering": None, "_group": None}
-        return {**self.__dict__, **absent, "_address": address, "_is_placed": False, "_before": {}}
+        address, beginning = self._address, self._beginning
+        if self._desk is not None:
+            address, beginning = self._answering.open(), self._desk.beginning(self._own_place(self._desk))
+            self._answering.start()
+        absent = {
+            "_desk": None,
+            "_phases": None,
+            "_reader": None,
+            "_answering": None,
+            "_group": None,
+            "_suspension": None,
+        }
+        own = {"_address": address, "_beginning": beginning, "_num_iterations": 0, "_is_placed": False}
+        return {**self.__dict__, **absent, **own}
 
 
 class RemotePhases:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixer.batches import BatchReader, Planner, PreparedReader, StreamedReader
 from mixer.config import Curriculum
 from mixer.errors import StateMismatchError, TopologyError
 from mixer.phases import Phase
+from mixer.records import check_state
 from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
 from mixer.tokenizer import TextTokenizer, load_tokenizer
-from mixer.walk import check_state
 
 if TYPE_CHECKING:
     import datasets
@@ -101,11 +102,19 @@ class Rows:
             )
         return self._tokenizer
 
-    @property
+    @cached_property  # every report of a rank proves it
     def fingerprint(self) -> str:
         """Digest of the run and of the rows it reads."""
+        return self.fingerprint_under(self.curriculum.fingerprint)
+
+    def fingerprint_under(self, curriculum: str) -> str:
+        """Return the digest of these rows under the curriculum of that fingerprint."""
         rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
-        return f"{self.curriculum.fingerprint} with {rows}"
+        return f"{curriculum} with {rows}"
+
+    def known(self) -> dict[str, str]:
+        """Return the digest of each source's rows, where it is known before they are read: for a journal's header."""
+        return {} if self._prepared is None else {n: rows.fingerprint for n, rows in self._prepared.sources.items()}
 
     def epoch_tokens(self) -> dict[str, int]:
         """Return the tokens of one epoch of each source, where they are known beforehand."""
@@ -144,7 +153,8 @@ class Rows:
             curriculum,
             self.tokenizer,
             self._streams,
-            **({"reader": self.rank * num_workers + worker, "num_readers": num_readers} if num_readers > 1 else {}),
+            reader=self.rank * num_workers + worker,
+            num_readers=num_readers,
         )
         tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
         return StreamedReader(streams, planner, every=num_workers, on_read_through=tell)
@@ -166,6 +176,31 @@ class _Stand:
             self.states.popleft()
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where an iteration begins: step and row of the run, and where each of a rank's readers stands.
+
+    Worker w composes every N-th step from the w-th on. Streams belong to steps, not to workers: reader r of N gives
+    the steps that leave r when divided by N, whichever worker composes them. ``readers`` is empty at the beginning of
+    the run, and over prepared rows, where the step says it all.
+    """
+
+    step: int
+    row: int
+    readers: list[dict[str, Any]]
+
+    def of_reader(self, reader: int, num_readers: int) -> dict[str, Any] | None:
+        """Return where one reader's streams are to go on; None at the beginning."""
+        if self.readers and len(self.readers) != num_readers:
+            known = len(self.readers)
+            raise TopologyError(
+                f"the saved state is of streams read by {known} readers a rank, and now there are {num_readers}; "
+                f"use num_workers={known}{' or 0' if known == 1 else ''}, or prepare the sources "
+                "(`mixer prepare`), which any number of workers and ranks can go on with"
+            )
+        return (self.readers[reader] or None) if self.readers else None
+
+
 class Desk:
     """The place where one rank's run is known: its walk, the next step, and where every reader stands.
 
@@ -182,7 +217,9 @@ class Desk:
         self._lock = threading.RLock()
         self._loaded: list[dict[str, Any]] = []  # of each reader, at ``step``; empty is the beginning
         self._stands: dict[int, _Stand] = {}
-        self._num_readers = 0  # in workers, which have asked where to begin
+        self._num_readers = 0  # in workers
+        self._iteration: Hashable = None  # of the loader whose workers read
+        self._beginning = Beginning(0, 0, [])  # of that iteration
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """Return what DataLoader workers may call."""
@@ -209,25 +246,39 @@ class Desk:
         """Note the length of one epoch of a source."""
         self.walk.learn_unique_tokens(name, tokens)
 
-    def begin(self, worker: int, num_workers: int) -> tuple[int, int, dict[str, Any] | None]:
-        """Return where workers are to begin: step and row of the run, and the state of this one's streams, if any.
+    def beginning(self, own: dict[str, Any] | None = None) -> Beginning:
+        """Return where the run stands now.
 
-        Worker w composes every ``num_workers``-th step from the w-th on. Streams belong to steps, not to workers:
-        reader r of N gives the steps that leave r when divided by N, whichever worker composes them.
+        Args:
+            own: where the streams of this process stand, if it reads them itself.
+        """
+        readers = [own] if own is not None else self._reader_states()
+        return Beginning(self.step, self.row, [] if self._rows.is_prepared else readers)
+
+    def begin(self, iteration: Hashable, num_readers: int, beginning: Beginning | None) -> Beginning:
+        """Return where a loader's iteration begins: what its first worker says, the same for all.
+
+        Args:
+            iteration: which one; workers ask one after the other, while batches of the first may be trained on.
+            num_readers: workers of the loader.
+            beginning: where the run stood when the worker was made; None asks where it stands now.
         """
         with self._lock:
-            state = self._reader_state((self.step + worker) % num_workers, num_workers)
-            self._num_readers = num_workers
-            return self.step, self.row, state
+            if self._iteration != iteration:
+                self._beginning = beginning or self.beginning()
+                self._iteration, self._num_readers = iteration, num_readers
+                self._loaded = self._beginning.readers
+                self._stands.clear()
+            return self._beginning
 
-    def read_here(self) -> dict[str, Any] | None:
-        """Return where the streams of this process are to go on, now that no workers read."""
+    def read_here(self) -> Beginning:
+        """Return where this process is to go on with reading, now that no workers do."""
         with self._lock:
-            state = self._reader_state(0, 1)
-            self._loaded = [] if state is None else [state]
+            beginning = self.beginning()
+            self._loaded = beginning.readers
             self._stands.clear()
-            self._num_readers = 0
-            return state
+            self._num_readers, self._iteration = 0, None
+            return beginning
 
     def leave_to_parent(self) -> None:
         """Let go of what a forked copy must not hold: the journal's lock belongs to the process that decides."""
@@ -235,20 +286,11 @@ class Desk:
         if close is not None:
             close()
 
-    def _reader_state(self, reader: int, num_readers: int) -> dict[str, Any] | None:
-        """Return where one of this rank's readers is to go on; None at the beginning, or if the step says it all."""
-        known = [] if self._rows.is_prepared else self._reader_states()
-        if known and len(known) != num_readers:
-            raise TopologyError(
-                f"the saved state is of streams read by {len(known)} readers a rank, and now there are {num_readers}; "
-                f"use num_workers={len(known)}{' or 0' if len(known) == 1 else ''}, or prepare the sources "
-                "(`mixer prepare`), which any number of workers and ranks can go on with"
-            )
-        return (known[reader] or None) if known else None
-
-    def stand(self, reader: int, end: int, state: dict[str, Any]) -> None:
-        """Note where a reader's streams stand after the step before ``end``."""
+    def stand(self, iteration: Hashable, reader: int, end: int, state: dict[str, Any]) -> None:
+        """Note where a reader's streams stand after the step before ``end``, if its iteration is the newest."""
         with self._lock:
+            if iteration != self._iteration:
+                return
             stand = self._stands.setdefault(reader, _Stand())
             stand.states.append((end, state))
             stand.forget_before(self.step)
@@ -268,6 +310,11 @@ class Desk:
         loaded = self._loaded or [{}] * self._num_readers
         stands = [self._stands.get(reader, _Stand()) for reader in range(self._num_readers)]
         return [stand.at(self.step) or before for stand, before in zip(stands, loaded, strict=True)]
+
+    def _fingerprint_of_parent(self) -> str | None:
+        """Return the fingerprint of a state of the run that this one was forked from; None if it is no fork."""
+        forked_from: str | None = getattr(self.walk, "forked_from", None)
+        return None if forked_from is None else self._rows.fingerprint_under(forked_from)
 
     def state_dict(self, own: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return plain data from which the rest of the run follows exactly.
@@ -290,10 +337,25 @@ class Desk:
     def load_state_dict(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Go on from a state, and return where each of its readers stood.
 
+        A fork takes its parent's state of the step where it begins: where the sources stood, not what the walk knew.
+
         Raises:
             StateMismatchError: a state of another run, or of streams read by another number of ranks.
         """
-        check_state(state, version=STATE_VERSION, fingerprint=self._rows.fingerprint, what="data set state")
+        expected, parents = self._rows.fingerprint, self._fingerprint_of_parent()
+        is_parents = parents is not None and state.get("fingerprint") == parents != expected
+        check_state(
+            state,
+            version=STATE_VERSION,
+            fingerprint=parents if is_parents and parents is not None else expected,
+            what="data set state",
+        )
+        forked_at = getattr(self.walk, "forked_at", None)
+        if is_parents and (state["step"], state["row"]) != (forked_at, 0):
+            raise StateMismatchError(
+                f"the state is of step {state['step']} of the run that this one was forked from at step {forked_at}; "
+                f"load its state of step {forked_at}, or fork it at step {state['step']}"
+            )
         if state["readers"] and state["world_size"] != self._rows.world_size:
             raise StateMismatchError(
                 f"the saved state is of streams read by {state['world_size']} ranks, and now there are "
@@ -301,9 +363,10 @@ class Desk:
                 "any number of ranks can go on with"
             )
         with self._lock:
-            self.walk.load_state_dict(state["walk"])
+            if not is_parents:
+                self.walk.load_state_dict(state["walk"])
             self.step, self.row = state["step"], state["row"]
             self._loaded = list(state["readers"])
             self._stands.clear()
-            self._num_readers = 0
+            self._num_readers, self._iteration = 0, None
         return self._loaded

@@ -148,6 +148,16 @@ class SourceExhaustedError(SourceError):
     code = "source-exhausted"
 
 
+class SourceUnavailableError(SourceError):
+    """A source that cannot be reached after every retry; ``name`` is the source's. Everything read so far is kept."""
+
+    code = "source-unavailable"
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class TokenizerError(MixerError):
     """A tokenizer that is missing, broken, or does not fit the vocabulary."""
 

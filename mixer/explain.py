@@ -25,7 +25,7 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
     with Lookup(path) as journal:
         phase = journal.phase_at(step)
         before, opening = journal.before(phase), journal.first_of_regime(phase)
-        curriculum = journal.header["curriculum"]
+        curriculum = deciding_curriculum(journal.header, phase["start"])
     names = [source["name"] for source in curriculum["sources"]]
     answer: dict[str, Any] = {
         "step": step,
@@ -46,6 +46,14 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
     }
     answer["words"] = _words(answer)
     return answer
+
+
+def deciding_curriculum(header: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the curriculum that decided the phase from ``step``: in a fork, its first phases are the parent's."""
+    curriculum, parent = header["curriculum"], header.get("parent")
+    while parent is not None and step < parent["step"]:
+        curriculum, parent = parent["curriculum"], parent["parent"]
+    return dict(curriculum)
 
 
 def _regime(phase: dict[str, Any], opening: dict[str, Any], curriculum: dict[str, Any]) -> dict[str, Any]:

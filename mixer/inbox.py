@@ -65,7 +65,7 @@ class Inbox:
             losses: on the grid.
             together: spans of steps that decisions to come cannot tell apart.
         """
-        new = Arrived(step, step, 1, replace(losses, rank=0))
+        new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0))
         i = bisect.bisect_left(self._pending, step, key=lambda arrived: arrived.first_step)
         self._pending.insert(i, new)
         self._join(together)
@@ -100,24 +100,37 @@ class Inbox:
         gone = set(map(id, used))
         self._pending = [arrived for arrived in self._pending if id(arrived) not in gone]
 
+    def put_back(self, used: Sequence[Arrived]) -> None:
+        """Take back what ``drop`` forgot: the decision that used it is undone."""
+        self._pending = sorted([*used, *self._pending], key=lambda arrived: arrived.first_step)
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that any rank reported; None if there was no report."""
+        return max((intervals[-1][1] for intervals in self._had.values()), default=None)
+
     def state_dict(self) -> dict[str, Any]:
         """Return pending reports and the steps had, as plain data."""
-        pending = [
-            [arrived.first_step, arrived.last_step, arrived.reports, *_packed(arrived.losses)]
-            for arrived in self._pending
-        ]
         return {
-            "pending": pending,
+            "pending": [arrived_to_state(arrived) for arrived in self._pending],
             "had": {str(rank): [[*pair] for pair in self._had[rank]] for rank in sorted(self._had)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the inbox that gave ``state``."""
         self._had = {int(rank): [list(map(int, pair)) for pair in pairs] for rank, pairs in state["had"].items()}
-        self._pending = [
-            Arrived(first, last, reports, _unpacked(packed, self._num_sources))
-            for first, last, reports, *packed in state["pending"]
-        ]
+        self._pending = [state_to_arrived(arrived, self._num_sources) for arrived in state["pending"]]
+
+
+def arrived_to_state(arrived: Arrived) -> list[Any]:
+    """Return plain data, packed: the form in states."""
+    return [arrived.first_step, arrived.last_step, arrived.reports, *_packed(arrived.losses)]
+
+
+def state_to_arrived(state: list[Any], num_sources: int) -> Arrived:
+    """Return what ``arrived_to_state`` was given."""
+    first_step, last_step, reports, *packed = state
+    return Arrived(first_step, last_step, reports, _unpacked(packed, num_sources))
 
 
 _GRIDS = (1.0, 1.0, SUM_GRID, SQUARE_GRID)  # of rows, tokens, loss_sums, square_sums

@@ -1,46 +1,45 @@
 """The durable record of a walk: one JSON line per decision, report and pivot, each chained to the one before.
 
 The file is only ever appended to. A run that restarts from an older snapshot writes a ``resume`` line that names the
-line it goes on from; what lies between is superseded, not erased. ``docs/journal.md`` describes every line.
+line it goes on from; what lies between is superseded, not erased. ``docs/journal.md`` describes every line. Every line
+says its own number, so that opening a journal and finding a line in it cost the same whatever its length: opening
+checks the first line and the last mebibyte, and reading checks every line that it passes.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import orjson
 
 from mixer.errors import JournalError, StateMismatchError
+from mixer.scan import FIRST, MAX_LINE_BYTES, Line, Position, chained, ending, find_line, last_lines, scan
 
-JOURNAL_VERSION = 1
-_FIRST = "0" * 32  # what the first line is chained to
+JOURNAL_VERSION = 2
+Fsync = Literal["never", "phase", "always"]
 
 log = logging.getLogger(__name__)
-
-
-class Position(NamedTuple):
-    """The end of a line: how many lines there are up to it, and its digest."""
-
-    line: int
-    digest: str
 
 
 class Journal:
     """An open journal. ``Journal.create(path)`` begins one, ``Journal.open(path)`` goes on with one.
 
-    Every line is handed to the operating system before ``append`` returns, so a killed process loses nothing;
-    ``fsync="always"`` also survives a power cut, at the cost of a disk flush per line. A second writer is refused.
+    Every line is handed to the operating system before ``append`` returns, so a killed process loses nothing. What a
+    power cut may take is a setting, ``fsync``: "phase", the default, flushes the disk after every line but reports, and
+    before a snapshot of the walk is handed out, so that decisions and all that they rest on survive, as does every
+    line that a snapshot names; "always" flushes after every line, "never" leaves it to the operating system, which is
+    for runs that can be made again. A second writer is refused.
     """
 
-    def __init__(self, path: Path, flags: int, *, fsync: Literal["never", "always"]) -> None:
+    def __init__(self, path: Path, flags: int, *, fsync: Fsync) -> None:
         self.path = path
         self._fsync = fsync
+        self._is_synced = True
         try:
             self._file = os.open(path, flags | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -52,22 +51,29 @@ class Journal:
         except OSError as error:
             os.close(self._file)
             raise JournalError(f"{path}: another process writes this journal; stop it, or use another file") from error
-        self.position = Position(0, _FIRST)
+        self.position = Position(0, FIRST)
         self._size = 0
 
     @classmethod
-    def create(cls, path: str | Path, *, fsync: Literal["never", "always"] = "never") -> Self:
+    def create(cls, path: str | Path, *, fsync: Fsync = "phase") -> Self:
         """Begin a journal in a file that does not exist yet."""
-        return cls(Path(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, fsync=fsync)
+        journal = cls(Path(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, fsync=fsync)
+        if fsync != "never":
+            _sync_folder(Path(path).parent)
+        return journal
 
     @classmethod
-    def open(cls, path: str | Path, *, fsync: Literal["never", "always"] = "never") -> Self:
-        """Go on with an existing journal; a last line cut short by a crash is dropped with a notice."""
+    def open(cls, path: str | Path, *, fsync: Fsync = "phase") -> Self:
+        """Go on with an existing journal; a last line cut short by a crash is dropped with a notice.
+
+        The first line and the last mebibyte are checked; damage in between is found by whoever reads it.
+
+        Raises:
+            JournalError: no such file, a second writer, or damage; the message names the first damaged line.
+        """
         journal = cls(Path(path), os.O_RDWR, fsync=fsync)
         try:
-            for position, line, _ in _scan(journal.path):
-                journal.position = position
-                journal._size += len(line)
+            journal.position, journal._size = last_lines(journal.path)
         except JournalError:
             journal.close()
             raise
@@ -80,15 +86,19 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line; on failure the file is as before and JournalError says why."""
-        body = orjson.dumps(dict(record), option=orjson.OPT_SERIALIZE_NUMPY)
-        digest = _chained(self.position.digest, body)
-        line = body[:-1] + _ending(digest)
+        number = self.position.line + 1
+        body = orjson.dumps({**record, "number": number}, option=orjson.OPT_SERIALIZE_NUMPY)
+        digest = chained(self.position.digest, body)
+        line = body[:-1] + ending(digest)
+        if len(line) > MAX_LINE_BYTES:
+            raise JournalError(f"{self.path}: a line of {len(line)} bytes; lines hold at most {MAX_LINE_BYTES}")
         written = 0
         try:
             while written < len(line):
                 written += os.write(self._file, line[written:])
-            if self._fsync == "always":
-                os.fsync(self._file)
+            self._is_synced = False
+            if self._fsync == "always" or (self._fsync == "phase" and record.get("type") != "feedback"):
+                self._flush()
         except OSError as error:
             if written:
                 os.ftruncate(self._file, self._size)
@@ -98,7 +108,20 @@ class Journal:
                 "make room and call again"
             ) from error
         self._size += len(line)
-        self.position = Position(self.position.line + 1, digest)
+        self.position = Position(number, digest)
+
+    def sync(self) -> None:
+        """Make sure that what was appended survives a power cut, unless ``fsync`` is "never"."""
+        if self._fsync == "never" or self._is_synced:
+            return
+        try:
+            self._flush()
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be flushed to disk: {error.strerror}") from error
+
+    def _flush(self) -> None:
+        os.fsync(self._file)
+        self._is_synced = True
 
     def resume_from(self, position: Position) -> None:
         """Go on from an earlier line of this file: what was written after it is superseded by a ``resume`` line."""
@@ -117,9 +140,15 @@ class Journal:
         """Yield every line so far."""
         return read_journal(self.path)
 
+    def record_at(self, line: int) -> dict[str, Any] | None:
+        """Return line number ``line``, counted from 1, without reading those before it; None if there are fewer."""
+        found = find_line(self.path, line)
+        return None if found is None else found.record()
+
     def position_of(self, line: int) -> Position | None:
         """Return the end of line number ``line``, counted from 1; None if there are fewer lines."""
-        return next((at for at, _, _ in _scan(self.path) if at.line == line), None)
+        found = find_line(self.path, line)
+        return None if found is None else found.position
 
     def close(self) -> None:
         """Release the file and its lock."""
@@ -134,45 +163,79 @@ class Journal:
         self.close()
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name survive a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # some systems open no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        log.info("%s: this file system does not flush folders", folder)
+    finally:
+        os.close(handle)
+
+
 def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield every whole line of a journal as a dict, in file order and constant memory, checking the chain.
 
     Raises:
         JournalError: naming the first line that is damaged; a torn last line is left out.
     """
-    for _, _, record in _scan(Path(path)):
-        yield record
+    for line in scan(Path(path)):
+        yield line.record()
 
 
-def _chained(previous: str, body: bytes) -> str:
-    return hashlib.blake2b(previous.encode() + body, digest_size=16).hexdigest()
+def read_history(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the run as it stands at the journal's end: those that no ``resume`` line superseded.
+
+    In file order and constant memory; every line is checked, also those left out. ``resume`` lines are left out too.
+    """
+    for line in scan_history(Path(path)):
+        yield line.record()
 
 
-def _ending(digest: str) -> bytes:
-    return b',"chain":"' + digest.encode() + b'"}\n'
+def scan_history(path: Path) -> Iterator[Line]:
+    """Yield the lines of ``read_history`` without parsing them."""
+    spans = history_spans(path)
+    at = 0
+    for line in scan(path):
+        while at < len(spans) and line.number > spans[at][1]:
+            at += 1
+        if at == len(spans):  # what was written since the spans were read
+            return
+        if line.number >= spans[at][0]:
+            yield line
 
 
-_ENDING_BYTES = len(_ending(_FIRST))
+def history_spans(path: Path) -> list[tuple[int, int]]:
+    """Return the closed intervals of line numbers that the run, as it stands at the end, is made of, in order.
+
+    A ``resume`` line leads from the line it names: the run is the way back from the last line to the first.
+    """
+    last, resumes = resume_lines(path)
+    spans: list[tuple[int, int]] = []
+    end = last
+    for number, target in reversed(resumes):
+        if number <= end:
+            spans.append((number + 1, end))
+            end = target
+    spans.append((1, end))
+    return [span for span in reversed(spans) if span[0] <= span[1]]
 
 
-def _scan(path: Path) -> Iterator[tuple[Position, bytes, dict[str, Any]]]:
-    """Yield (position after the line, the line, its record); stop before a torn last line."""
-    position = Position(0, _FIRST)
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                body = line[:-_ENDING_BYTES] + b"}"
-                digest = _chained(position.digest, body)
-                if line[-_ENDING_BYTES:] != _ending(digest):
-                    raise JournalError(
-                        f"{path}: line {position.line + 1} is damaged or does not follow the line before it; "
-                        f"lines 1 to {position.line} are sound"
-                    )
-                position = Position(position.line + 1, digest)
-                yield position, line, orjson.loads(body)
-    except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise JournalError(f"{path}: line {position.line} is not JSON: {error}") from error
+def resume_lines(path: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Return the number of lines, and of each ``resume`` line its own number and that of the line it goes on from."""
+    last, resumes = 0, []
+    for line in scan(path):
+        last = line.number
+        if line.kind == "resume":
+            target = line.record().get("line")
+            if not isinstance(target, int) or not 1 <= target < last:
+                raise JournalError(
+                    f"{path}: line {last} goes on from line {target!r}, which is not a line before it; "
+                    "the file was not written by this program"
+                )
+            resumes.append((last, target))
+    return last, resumes

@@ -1,6 +1,6 @@
 """Reading parts of a journal: the lines that still hold, and the few that one question needs.
 
-A run that was restored from an older snapshot leaves lines behind that a later ``resume`` supersedes. ``live_records``
+A run that was restored from an older snapshot leaves lines behind that a later ``resume`` supersedes. ``history``
 streams what still holds, in constant memory, the whole chain checked. ``Lookup`` maps the file, finds phase lines by
 their first bytes, skips over all else, and checks each line that it returns against the line before it. It does not
 check the whole chain: ``mixer replay`` does.
@@ -17,55 +17,27 @@ from typing import Any
 import orjson
 
 from mixer.errors import JournalError, StepError
-from mixer.journal import _chained, read_journal
+from mixer.journal import read_history
+from mixer.records import cut_phases
+from mixer.scan import chained
 
-_PHASE, _RESUME, _LINE = b'\n{"type":"phase"', b'\n{"type":"resume"', b'"chain":"'
+_PHASE, _PIVOT, _RESUME = b'\n{"type":"phase"', b'\n{"type":"pivot"', b'\n{"type":"resume"'
+_LINE = b'"chain":"'
 _CHAIN_BYTES = len(',"chain":""}\n') + 32
 
 
-def live_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a journal that no ``resume`` superseded, in order; ``resume`` lines themselves are left out.
+def history(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """Return a journal's header and its other lines as the run stands at its end, streamed, the chain checked.
 
     Raises:
-        JournalError: as ``read_journal``; also a file without any line.
+        JournalError: as ``read_history``; also a file that does not begin with a header.
     """
-    spans = live_spans(_resumes(Path(path)))
-    number = 0
-    for number, record in enumerate(read_journal(path), start=1):
-        if record["type"] != "resume" and any(first <= number <= last for first, last in spans):
-            yield record
-    if number == 0:
-        raise JournalError(f"{path}: there is no whole line in this file; a journal begins with a header")
-
-
-def live_spans(resumes: list[tuple[int, int]]) -> list[tuple[int, float]]:
-    """Return the spans of line numbers that still hold, first and last included, the last one open.
-
-    Args:
-        resumes: (number of the ``resume`` line, number of the line that it goes on from), in file order.
-    """
-    spans: list[tuple[int, float]] = []
-    last: float = float("inf")
-    for number, named in reversed(resumes):
-        if number <= last:
-            spans.append((number + 1, last))
-            last = named
-    return [*reversed([*spans, (1, last)])]
-
-
-def _resumes(path: Path) -> list[tuple[int, int]]:
-    found = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.startswith(_RESUME[1:]) and line.endswith(b"\n"):
-                    try:
-                        found.append((number, int(orjson.loads(line)["line"])))
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise JournalError(f"{path}: line {number} is damaged: {error}") from error
-    except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
-    return found
+    records = read_history(path)
+    header = next(records, None)
+    if header is None or header.get("type") != "header":
+        what = "there is no whole line in this file" if header is None else "the first line is not a header"
+        raise JournalError(f"{path}: {what}; a journal begins with a header")
+    return header, records
 
 
 class Lookup:
@@ -87,6 +59,7 @@ class Lookup:
         self.header = self._record(0)
         if self.header.get("type") != "header":
             raise JournalError(f"{self.path}: the first line is not a header; is this a journal?")
+        self._cuts: dict[int, dict[str, Any]] = {}  # first byte of a phase line -> the pivot that cut it
         self._phases = self._live_phases()
 
     def __enter__(self) -> Lookup:
@@ -100,16 +73,16 @@ class Lookup:
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
         at = bisect.bisect_right(self._phases, step, key=lambda start: self._record(start)["start"]) - 1
-        newest = self._record(self._phases[-1]) if self._phases else None
+        newest = self._phase(self._phases[-1]) if self._phases else None
         end = newest["start"] + newest["length"] if newest else 0
         if at < 0 or step >= end:
             there = f"{self.path} has phases for steps 0 to {end - 1}" if newest else f"{self.path} has no phase yet"
             raise StepError(f"step {step} is not decided: {there}")
-        return self._record(self._phases[at])
+        return self._phase(self._phases[at])
 
     def before(self, phase: dict[str, Any]) -> dict[str, Any] | None:
         """Return the phase line before ``phase``; None for the first."""
-        return self._record(self._phases[phase["index"] - 1]) if phase["index"] else None
+        return self._phase(self._phases[phase["index"] - 1]) if phase["index"] else None
 
     def first_of_regime(self, phase: dict[str, Any]) -> dict[str, Any]:
         """Return the phase line in which the regime of ``phase`` begins: the newest up to it that has a region."""
@@ -121,15 +94,40 @@ class Lookup:
     def _line(self, start: int) -> bytes:
         return self._map[start : self._map.find(b"\n", start, self._end) + 1]
 
+    def _phase(self, start: int) -> dict[str, Any]:
+        """Return the phase line that begins at byte ``start``, as far as no pivot cut it."""
+        phases = [self._record(start)]
+        if start in self._cuts:
+            cut_phases(phases, self._cuts[start], self.header["curriculum"])
+        return phases[0]
+
     def _live_phases(self) -> list[int]:
-        """Return the bytes at which the phase lines that still hold begin."""
-        found = []
+        """Return the bytes at which the phase lines that still hold begin; note which of them were cut."""
+        found: list[int] = []
         for start, end in self._live_spans():
-            at = self._map.find(_PHASE, max(start - 1, 0), end)
-            while at >= 0:
-                found.append(at + 1)
-                at = self._map.find(_PHASE, at + 1, end)
+            pivots = iter([*self._places(_PIVOT, start, end), end])
+            pivot = next(pivots)
+            for place in [*self._places(_PHASE, start, end), end]:
+                while pivot < place:
+                    self._note_cut(found, self._record(pivot))
+                    pivot = next(pivots)
+                found.append(place)
+            found.pop()  # the end
         return found
+
+    def _places(self, what: bytes, start: int, end: int) -> Iterator[int]:
+        """Yield the bytes at which lines of a type begin."""
+        at = self._map.find(what, max(start - 1, 0), end)
+        while at >= 0:
+            yield at + 1
+            at = self._map.find(what, at + 1, end)
+
+    def _note_cut(self, phases: list[int], pivot: dict[str, Any]) -> None:
+        if pivot["at_step"] < pivot["decided_before"]:
+            if self._record(phases[-1])["start"] == pivot["at_step"]:
+                phases.pop()
+            else:
+                self._cuts[phases[-1]] = pivot
 
     def _record(self, start: int) -> dict[str, Any]:
         """Return the line that begins at byte ``start``, checked against the line before it."""
@@ -138,7 +136,7 @@ class Lookup:
         body = line[:-_CHAIN_BYTES] + b"}"
         try:
             record: dict[str, Any] = orjson.loads(line)
-            is_sound = record["chain"] == _chained(previous, body)
+            is_sound = record["chain"] == chained(previous, body)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             is_sound = False
         if not is_sound:

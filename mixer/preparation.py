@@ -129,8 +129,12 @@ def prepare(
 
 
 def default_jobs() -> int:
-    """Return how many sources to read at once on this machine: one per core."""
-    return os.cpu_count() or 1
+    """Return how many sources to read at once on this machine: one for every 4 cores.
+
+    The tokenizer uses every core for one source; a second process pays where parsing, on one core, cannot keep up with
+    it. With 2 cores it only costs its start (benchmarks/README.md).
+    """
+    return max(1, (os.cpu_count() or 1) // 4)
 
 
 class _Preparation:
@@ -298,7 +302,14 @@ def _prepare_source(
     from mixer.sources.huggingface import open_stream
 
     resolve = task.curriculum.resolve
-    stream = open_stream(task.source, resolve=resolve, dataset=dataset)
+    stream = open_stream(
+        task.source,
+        resolve=resolve,
+        dataset=dataset,
+        retries=task.curriculum.retries,
+        row_length=task.curriculum.sequence_length + 1,
+        vocab_size=tokenizer.vocab_size,
+    )
     SourcePreparation(
         task.source,
         stream,

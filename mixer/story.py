@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer.lookup import live_records
+from mixer.lookup import history
+from mixer.records import cut_phases
 from mixer.types import Array
 
 
@@ -44,10 +45,18 @@ class Story:
             self._sums.append(np.zeros((2, len(record["weights"]))))
         elif record["type"] == "pivot":
             self.pivots.append(record)
+            self._cut(record)
         elif record["type"] == "feedback" and self._starts:
             sums = self._sums[bisect.bisect_right(self._starts, record["step"]) - 1]
             sums[0, record["sources"]] += record["loss_sums"]
             sums[1, record["sources"]] += record["tokens"]
+
+    def _cut(self, pivot: dict[str, Any]) -> None:
+        """Leave of the newest phase what a pivot left of it."""
+        cut_phases(self.phases, pivot, self.header["curriculum"])
+        if len(self.phases) < len(self._starts):  # undone: nothing was reported on it
+            self._starts.pop()
+            self._sums.pop()
 
     def weights(self) -> Array:
         """Weights of each phase, [P, K]."""
@@ -90,8 +99,8 @@ class Story:
 
 def read_story(path: str | Path) -> Story:
     """Read a journal; lines that a ``resume`` superseded are left out."""
-    records = live_records(path)
-    story = Story(header=next(records))
+    header, records = history(path)
+    story = Story(header=header)
     for record in records:
         story.add(record)
     return story

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,18 @@ from mixer.types import TokenArray
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+
+_PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded
+
+
+def _encode_alone_in_child() -> None:
+    """The threads are not in a forked child, and where TOKENIZERS_PARALLELISM is on it would wait for them for ever."""
+    if _PARENT_HAS_THREADS:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_encode_alone_in_child)
 
 SAMPLE_CHARACTERS = 2_000_000  # per source: 16 sources train in about half a minute, and more text moves few merges
 
@@ -56,6 +69,8 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
         """Return the token ids of each text, without a separator, uint32 [number of tokens] each."""
+        global _PARENT_HAS_THREADS  # the threads are the process's too
+        _PARENT_HAS_THREADS = True
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
@@ -111,15 +126,30 @@ def read_tokenizer(path: Path, separator: str) -> TextTokenizer:
 
 
 def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:
-    """Return the beginning of every source in declared order, at most about 2 million characters of each."""
+    """Return the beginning of every source of text in declared order, at most about 2 million characters of each.
+
+    What is held out is left out here too.
+    """
     from mixer.sources.huggingface import open_stream  # `datasets` takes seconds to import; a file needs none of it
+    from mixer.sources.streams import Share
 
     texts: list[str] = []
-    for source in curriculum.sources:
-        stream = open_stream(source, resolve=curriculum.resolve, dataset=(streams or {}).get(source.name))
+    of_text = [source for source in curriculum.sources if source.token_column is None]
+    if not of_text:
+        raise TokenizerError(
+            "tokenizer: every source holds token ids already, so there is no text to train on; give file"
+        )
+    for source in of_text:
+        stream = open_stream(
+            source,
+            resolve=curriculum.resolve,
+            dataset=(streams or {}).get(source.name),
+            retries=curriculum.retries,
+            share=Share(holdout=curriculum.holdout),
+        )
         taken = 0
-        while taken < SAMPLE_CHARACTERS and (group := stream.next_group()):
-            kept = [text[:SAMPLE_CHARACTERS] for text in group]
+        while taken < SAMPLE_CHARACTERS and len(group := stream.next_group()):
+            kept = [str(text)[:SAMPLE_CHARACTERS] for text in group]
             texts += kept
             taken += sum(map(len, kept))
     return texts

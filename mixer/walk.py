@@ -2,19 +2,18 @@
 
 ``phase_at(step)`` decides phases one after the other up to the one that covers ``step``. A phase that starts at step s
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
-first, journalled second and kept third, so a full disk leaves the walk where it was.
+first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
+short, or undo its decision: what it had learned from is kept until the next one.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import operator
-import platform
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -25,22 +24,37 @@ from mixer.errors import (
     ConfigError,
     FeedbackError,
     FutureFeedbackError,
+    JournalError,
     PivotError,
     StateMismatchError,
     StepError,
     UnknownSourceError,
 )
-from mixer.inbox import Arrived, Inbox, losses_to_record
-from mixer.journal import JOURNAL_VERSION, Journal, Position
+from mixer.inbox import Arrived, Inbox, arrived_to_state, losses_to_record, state_to_arrived
+from mixer.journal import JOURNAL_VERSION, Journal
 from mixer.packed import pack, unpack
 from mixer.phases import Kind, Phase
-from mixer.policies import Choice, make_policy
+from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import generator
-from mixer.regimes import Bounds, Regime, plan_regimes
+from mixer.records import (
+    check_state,
+    feedback_summary,
+    header_record,
+    phase_to_record,
+    phase_to_state,
+    planned_regimes,
+    region_record,
+    state_to_phase,
+)
+from mixer.regimes import Regime
+from mixer.region import Region
 from mixer.rewards import SourceLosses, State, check_losses
+from mixer.scan import Position
 from mixer.types import Array, IntArray
 
-STATE_VERSION = 2
+__all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
+
+STATE_VERSION = 3
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -68,22 +82,46 @@ class _Decision:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What the newest decision found, so that a pivot can undo it: the policy's memory and the reports it used."""
+
+    policy_state: State
+    used: list[Arrived]
+
+
 class Walk:
     """The sequence of phases of one run; one authority per run.
 
     Args:
         curriculum: the run.
-        journal: where every decision, report and pivot is recorded; None keeps no record.
+        journal: where every decision, report and pivot is recorded; None keeps no record. The journal of a fork
+            makes the walk begin where it left its parent.
+        sources: for a new journal's header, what is known of the data: by source, a digest of files or a commit.
+        policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
+
+    Attributes:
+        forked_at: the first step that this walk decided on its own, if it is a fork; else None.
+        forked_from: fingerprint of the curriculum that decided the steps before; None unless the journal is a fork's.
 
     Raises:
         StateMismatchError: the journal belongs to another curriculum.
     """
 
-    def __init__(self, curriculum: Curriculum, *, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        journal: Journal | None = None,
+        sources: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.curriculum = curriculum
         self.names = curriculum.names
+        self.forked_at: int | None = None
+        self.forked_from: str | None = None
         self._lock = threading.RLock()
-        self._policy = make_policy(curriculum)
+        self._policy = policy or make_policy(curriculum)
         self._live_pivots: list[ScheduledPivot] = []
         self._regimes = curriculum.regimes
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
@@ -92,10 +130,11 @@ class Walk:
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
+        self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._journal = journal
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
-            self._open_journal(journal)
+            self._open_journal(journal, sources or {})
 
     @property
     def regimes(self) -> tuple[Regime, ...]:
@@ -111,13 +150,19 @@ class Walk:
         """Return the regime that ``step`` lies in."""
         return next(regime for regime in reversed(self._regimes) if regime.start <= step)
 
-    @_one_at_a_time
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, deciding it (and those before it) if need be.
 
         Raises:
             StepError: a negative step, or one whose phase is over for so long that only the journal has it.
         """
+        newest = self._phases[-1] if self._phases else None
+        if newest is not None and newest.start <= step < newest.end:  # nearly always
+            return newest
+        return self._older_or_next(step)
+
+    @_one_at_a_time
+    def _older_or_next(self, step: int) -> Phase:
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
         while step >= self.frontier:
@@ -158,42 +203,77 @@ class Walk:
                 )
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
-        settled, min_steps = self.frontier - self.curriculum.feedback_lag, self.curriculum.phases.min_steps
-        self._inbox.add(step, losses, together=(range(settled), range(settled, settled + min_steps)))
+        next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
+        self._inbox.add(step, losses, together=(range(next_decision - self.curriculum.feedback_lag),))
         return True
 
     @_one_at_a_time
-    def pivot(self, pivot: Pivot, at_step: int | None = None) -> int:
+    def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
         """Redraw the region from ``at_step`` (default: the end of the newest phase) and return that step.
 
+        Args:
+            pivot: the new bounds.
+            at_step: the first step under them.
+            cut: allow a step that the newest phase covers. That phase then ends there, perhaps sooner than
+                ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
+
         Raises:
-            PivotError: the step is decided already, no whole phases reach it, or the name is taken.
+            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
+                phases reach it, or the name is taken.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
         """
-        step = self.frontier if at_step is None else at_step
-        if pivot.name in {regime.name for regime in self._regimes}:
-            raise PivotError(f"there is a regime named {pivot.name} already; give the pivot another name")
-        if step < self.frontier:
-            raise PivotError(
-                f"pivot {pivot.name} at step {step}: phases are decided up to step {self.frontier - 1}; "
-                f"ask for step {self.frontier} or later"
-            )
-        new = ScheduledPivot(at_step=max(step, 1), **pivot.model_dump(exclude={"at_step"}))
-        if step == 0:
-            raise PivotError(f"pivot {pivot.name} at step 0: write its bounds into the curriculum instead")
-        regimes = self._planned([*self._live_pivots, new])
-        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > self.frontier]
-        origin = f"the end of the newest phase at step {self.frontier}"
-        problems = self.curriculum.phase_law.boundary_problems(boundaries, since=self.frontier, origin=origin)
+        step = self.frontier if at_step is None else operator.index(at_step)
+        self._check_pivot_step(pivot.name, step, cut=cut)
+        new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
+        regimes = planned_regimes(self.curriculum, [*self._live_pivots, new])
+        since = min(step, self.frontier)
+        what = "the cut" if step < self.frontier else "the end of the newest phase"
+        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > since]
+        problems = self.curriculum.phase_law.boundary_problems(
+            boundaries, since=since, origin=f"{what} at step {since}"
+        )
         if problems:
             raise PivotError(f"pivot {pivot.name}: {problems[0]}")
         for regime in regimes:  # a policy may have bounds of its own
             inside = regime.region.project(regime.region.lower)
             self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
         self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
+        if step < self.frontier:
+            self._cut(step)
         self._live_pivots.append(new)
         self._regimes = regimes
         return step
+
+    def _check_pivot_step(self, name: str, step: int, *, cut: bool) -> None:
+        if name in {regime.name for regime in self._regimes}:
+            raise PivotError(f"there is a regime named {name} already; give the pivot another name")
+        earliest = self.frontier
+        if cut and self._phases:
+            newest, reported = self._phases[-1], self._inbox.last_step
+            earliest = newest.start + (self._before is None)  # a second pivot may not undo what lies before
+            earliest = max(earliest, self.forked_at or 0)  # what is shared with the parent stays
+            if reported is not None and earliest <= step <= reported:
+                raise PivotError(
+                    f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
+                    f"was; ask for step {reported + 1} or later"
+                )
+        if step < earliest:
+            decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
+            hint = "" if cut or not self._phases else f", or cut the newest phase from step {self._phases[-1].start} on"
+            raise PivotError(f"pivot {name} at step {step}: {decided}; ask for step {earliest} or later{hint}")
+        if step == 0:
+            raise PivotError(f"pivot {name} at step 0: write its bounds into the curriculum instead")
+
+    def _cut(self, step: int) -> None:
+        """End the newest phase at ``step``; without a step left it was never decided."""
+        newest = self._phases.pop()
+        if step == newest.start:
+            assert self._before is not None, "checked before"
+            self._policy_state = self._before.policy_state
+            self._inbox.put_back(self._before.used)
+            self._drawn, self._owed, self._before = newest.drawn, newest.owed, None
+            return
+        self._keep(replace(newest, length=step - newest.start))
 
     @_one_at_a_time
     def learn_unique_tokens(self, name: str, tokens: int) -> None:
@@ -212,19 +292,29 @@ class Walk:
         """Return all that shapes the rest of the walk, as plain data.
 
         Args:
-            from_step: keep the phases that end after this step too; default: the newest alone.
+            from_step: keep the phases that end after this step; what a pivot would need to undo the newest decision is
+                left out, so that the state stays small. By default that is kept, and the newest two phases alone.
         """
-        kept = [p for p in self._phases if from_step is None or p.end > from_step] if from_step is not None else []
-        kept = kept or list(self._phases)[-1:]
+        newest = list(self._phases)[-2 if from_step is None else -1 :]  # two, for a pivot may undo the last
+        kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
+        if self._journal is not None:
+            self._journal.sync()  # a state must not name a line that a power cut may take
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
         return {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
-            "phases": [_phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
-            "policy": {name: pack(values) for name, values in self._policy_state.items()},
+            "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
+            "policy": _packed(self._policy_state),
             "inbox": self._inbox.state_dict(),
+            "before": None
+            if self._before is None or from_step is not None
+            else {
+                "policy": _packed(self._before.policy_state),
+                "used": [arrived_to_state(arrived) for arrived in self._before.used],
+            },
             "unique_tokens": pack(self._unique_tokens),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
+            "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
         }
 
@@ -244,15 +334,23 @@ class Walk:
                 )
             self._journal.resume_from(position)
             self._resume_at = None
+        self._stand_at(state)
+
+    def _stand_at(self, state: Mapping[str, Any]) -> None:
+        self.forked_at = state.get("forked_at")
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
-        self._regimes = self._planned(self._live_pivots)
-        self._policy_state = {name: unpack(values) for name, values in state["policy"].items()}
+        self._regimes = planned_regimes(self.curriculum, self._live_pivots)
+        self._policy_state = _unpacked(state["policy"])
         self._inbox.load_state_dict(state["inbox"])
+        before = state["before"]
+        self._before = before and _Before(
+            _unpacked(before["policy"]), [state_to_arrived(used, len(self.names)) for used in before["used"]]
+        )
         self._unique_tokens = unpack(state["unique_tokens"])
         self._phases.clear()
         self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
         for record in state["phases"]:
-            self._keep(self._phase_from(record))
+            self._keep(state_to_phase(record, self.names, self._drawn, self._owed))
 
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
@@ -262,16 +360,12 @@ class Walk:
     def _all_pivots(self, live_pivots: list[ScheduledPivot]) -> list[ScheduledPivot]:
         return sorted([*self.curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
 
-    def _planned(self, live_pivots: list[ScheduledPivot]) -> tuple[Regime, ...]:
-        pivots = self._all_pivots(live_pivots)
-        changes: list[tuple[int, str, Callable[[Bounds], Bounds]]] = [(p.at_step, p.name, p.apply) for p in pivots]
-        return plan_regimes(self.curriculum.bounds, warmup=self.curriculum.warmup, changes=changes)
-
     def _decide(self) -> None:
         """Decide the next phase: work it out, journal it, keep it."""
         decision = self._next_decision()
         self._write(decision.record)
         self._inbox.drop(decision.used)
+        self._before = _Before(self._policy_state, decision.used)
         self._policy_state = decision.policy_state
         self._keep(decision.phase)
 
@@ -280,9 +374,10 @@ class Walk:
         start, index = self.frontier, newest.index + 1 if newest else 0
         regime, law = self.regime_at(start), self.curriculum.phase_law
         seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
-        is_new_regime = newest is None or regime.start == start
+        is_new_regime = newest is None or start in (regime.start, self.forked_at)
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
-        landed = regime.region.project(before) if is_new_regime else before
+        is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
+        landed = regime.region.project(before) if is_new_regime and not is_inside else before
 
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
         steps = [arrived.losses for arrived in used]
@@ -306,7 +401,7 @@ class Walk:
         counts, _ = self._counts(phase)
         record = {
             "type": "phase",
-            **_phase_to_record(phase),
+            **phase_to_record(phase),
             "boundary": boundary,
             "probability_random": law.probability_random(index),
             "before": before,
@@ -314,10 +409,10 @@ class Walk:
             "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
             "vertex": choice.vertex,
             "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-            "region": _region_record(regime) if is_new_regime else None,
+            "region": region_record(regime) if is_new_regime else None,
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": _feedback_summary(used, start),
+            "feedback": feedback_summary(used, start),
         }
         return _Decision(phase, learned, used, record)
 
@@ -327,14 +422,6 @@ class Walk:
             point = regime.region.sample(generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
-
-    def _phase_from(self, record: Mapping[str, Any]) -> Phase:
-        """Return a saved phase; what was drawn before it follows from the one before, if that is there."""
-        first = {name: unpack(record[name]) for name in ("drawn", "owed") if name in record}
-        return Phase(
-            **{**record, "drawn": self._drawn, "owed": self._owed, **first, "weights": unpack(record["weights"])},
-            names=self.names,
-        )
 
     def _keep(self, phase: Phase) -> None:
         """Take a phase as the newest: the draws go on from its end."""
@@ -346,18 +433,28 @@ class Walk:
         curriculum = self.curriculum
         return phase_counts(phase, seed=curriculum.seed, method=curriculum.draws, batch_rows=curriculum.batch_rows)
 
-    def _open_journal(self, journal: Journal) -> None:
+    def _open_journal(self, journal: Journal, sources: Mapping[str, str]) -> None:
         if journal.position.line == 0:
-            journal.append(_header(self.curriculum))
+            journal.append(header_record(self.curriculum, sources))
             return
-        first = next(iter(journal.records()))
+        first = journal.record_at(1) or {}
         found = first.get("fingerprint")
         if first.get("version") != JOURNAL_VERSION or found != self.curriculum.fingerprint:
             raise StateMismatchError(
                 f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
                 f"{JOURNAL_VERSION} of curriculum {self.curriculum.fingerprint}; use a new file, or the old curriculum"
             )
-        self._resume_at = journal.position_of(1)  # until a state is loaded, the walk stands at its beginning
+        begin = 1  # until a state is loaded, the walk stands at its beginning
+        if first["parent"] is not None:
+            begin, self.forked_from = first["parent"]["shared"] + 2, first["parent"]["fingerprint"]
+            record = journal.record_at(begin)
+            if record is None or record["type"] != "fork":
+                raise JournalError(
+                    f"{journal.path}: the fork of step {first['parent']['step']} has no line {begin} to begin from; "
+                    "make it again with `mixer fork`"
+                )
+            self._stand_at(record["state"])
+        self._resume_at = journal.position_of(begin)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._journal is None:
@@ -368,84 +465,13 @@ class Walk:
         self._journal.append(record)
 
 
-def check_state(state: Mapping[str, Any], *, version: int, fingerprint: str, what: str) -> None:
-    """Raise StateMismatchError, naming both sides, unless ``state`` is of this version and curriculum."""
-    if state.get("version") != version:
-        raise StateMismatchError(
-            f"{what} has version {state.get('version')!r}, this curriculum-mixer reads version {version}; "
-            "restore it with the release that saved it"
-        )
-    if state.get("fingerprint") != fingerprint:
-        raise StateMismatchError(
-            f"{what} belongs to curriculum {state.get('fingerprint')}, but this one is {fingerprint}; "
-            "restore it with the config file that it was saved under (total_steps alone may differ)"
-        )
+def _is_inside(weights: Array, region: Region) -> bool:
+    return bool(((weights >= region.lower) & (weights <= region.upper)).all())
 
 
-def _header(curriculum: Curriculum) -> dict[str, Any]:
-    packages = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")
-    return {
-        "type": "header",
-        "version": JOURNAL_VERSION,
-        "fingerprint": curriculum.fingerprint,
-        "curriculum": curriculum.model_dump(mode="json"),
-        "libraries": {name: _version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+def _packed(state: State) -> dict[str, str]:
+    return {name: pack(values) for name, values in state.items()}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _phase_to_record(phase: Phase) -> dict[str, Any]:
-    return {
-        "index": phase.index,
-        "start": phase.start,
-        "length": phase.length,
-        "kind": phase.kind,
-        "regime": phase.regime,
-        "weights": phase.weights.tolist(),
-        "drawn": phase.drawn.tolist(),
-        "owed": phase.owed.tolist(),
-    }
-
-
-def _phase_to_state(phase: Phase, *, is_first: bool) -> dict[str, Any]:
-    record = _phase_to_record(phase)
-    arrays = ("weights", "drawn", "owed") if is_first else ("weights",)
-    return {
-        **{key: record[key] for key in ("index", "start", "length", "kind", "regime")},
-        **{name: pack(getattr(phase, name)) for name in arrays},
-    }
-
-
-def _region_record(regime: Regime) -> dict[str, Any]:
-    region = regime.region
-    return {
-        "regime": regime.name,
-        "floors": region.floors,
-        "caps": region.caps,
-        "lower": region.lower,
-        "upper": region.upper,
-    }
-
-
-def _feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
-    """What a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
-    if not used:
-        return None
-    total = functools.reduce(Arrived.joined, used)
-    summary = losses_to_record(total.losses)
-    del summary["rank"]
-    return {
-        "reports": total.reports,
-        "first_step": total.first_step,
-        "last_step": total.last_step,
-        "delay": start - total.last_step,
-        **summary,
-    }
+def _unpacked(record: Mapping[str, str]) -> State:
+    return {name: unpack(values) for name, values in record.items()}

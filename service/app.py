@@ -31,7 +31,6 @@ from service.settings import Settings
 from service.store import Store
 
 _HTTP = {
-    400: ("request", "send JSON as /openapi.json describes it"),
     404: ("unknown-route", "/openapi.json lists the routes"),
     405: ("method", "/openapi.json lists the methods of each route; the header Allow those of this one"),
 }
@@ -100,6 +99,10 @@ async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, MixerError):  # raised while the body was read, and wrapped
+        return await _mixer_error(_request, error.__cause__)
+    if error.status_code == 400:  # a body that is no JSON is as wrong as JSON of another shape
+        return JSONResponse(error_body(RequestError.code, str(error.detail), RequestError.hint), RequestError.status)
     code, hint = _HTTP.get(error.status_code, ("request", RequestError.hint))
     return JSONResponse(error_body(code, str(error.detail), hint), error.status_code, headers=error.headers)
 

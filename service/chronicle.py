@@ -1,7 +1,7 @@
 """What a page shows of a journal, kept up to date line by line.
 
 Reports are added up by phase as they come, so memory grows with phases (about 8,000 in a run of 200,000 steps), not
-with steps or ranks. A line that supersedes others (``resume``) makes the whole be read again: it is rare.
+with steps or ranks. It is told each line once, those of before a restart too; a service's journal has no ``resume``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import copy
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from mixer.config import Curriculum, ScheduledPivot
-from mixer.lookup import live_spans
-from mixer.regimes import Regime, plan_regimes
+from mixer.records import cut_phases, planned_regimes
+from mixer.regimes import Regime
 from mixer.types import Array
 
-Records = Callable[[int], Iterable[Mapping[str, Any]]]  # how many lines to skip -> the lines after them
 NOTED = ("phase", "pivot", "unique_tokens", "alarm")  # lines that are listed one by one; feedback is added up
 
 
@@ -79,6 +78,7 @@ class Chronicle:
     kinds: list[str] = field(default_factory=list)
     regime_names: list[str] = field(default_factory=list)
     newest: dict[str, Any] = field(default_factory=dict)  # the newest phase's line
+    before: dict[str, Any] = field(default_factory=dict)  # the one before, if a pivot may undo the newest
     entries: list[Entry] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
@@ -108,7 +108,7 @@ class Chronicle:
     @property
     def regimes(self) -> tuple[Regime, ...]:
         """The regimes planned now, pivots asked for on the way included, in order of their first step."""
-        return planned(self.curriculum, self.pivots)
+        return planned_regimes(self.curriculum, self.pivots)
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
@@ -131,6 +131,7 @@ class Chronicle:
         elif kind == "feedback":
             self._add_feedback(record)
         elif kind == "pivot":
+            self._cut(record)
             self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
         elif kind == "alarm":
             self.alarms.append(dict(record))
@@ -155,7 +156,29 @@ class Chronicle:
             row = self.tables[name].rows[-1]
             self.now[name] = np.where(np.isnan(row), self.now[name], row)
         self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
-        self.newest = dict(record)
+        self.before, self.newest = self.newest, dict(record)
+
+    def _cut(self, pivot: Mapping[str, Any]) -> None:
+        """Leave of the newest phase what a pivot left of it: fewer steps, or nothing at all.
+
+        No step from there on was reported (the walk refuses), so losses stay as they are.
+        """
+        if pivot["at_step"] >= pivot["decided_before"]:
+            return
+        left = [self.newest]
+        cut_phases(left, pivot, self.header["curriculum"])
+        lost = self.newest["length"] - sum(phase["length"] for phase in left)
+        self.weight_steps = self.weight_steps - np.asarray(self.newest["weights"]) * lost
+        if left:
+            self.newest = left[0]
+            self.lengths[-1] = left[0]["length"]
+            self.tables["counts"].rows[-1] = left[0]["counts"]
+            return
+        for column in (self.starts, self.lengths, self.kinds, self.regime_names):
+            column.pop()
+        for table in self.tables.values():
+            table.size -= 1
+        self.newest, self.before = self.before, {}
 
     def _add_feedback(self, record: Mapping[str, Any]) -> None:
         rank = self.ranks.setdefault(record["rank"], Rank())
@@ -196,62 +219,21 @@ class Chronicle:
 
 
 class Watch:
-    """A chronicle that follows a journal, read or told.
+    """A chronicle that whoever writes the journal tells each line, read from other threads."""
 
-    ``watch.chronicle()`` reads what has come since. Whoever writes the journal may tell each line to ``add`` instead,
-    the first included; then nothing is read but after a ``resume``.
-
-    Args:
-        records: gives the lines of the journal after the first n.
-    """
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self) -> None:
         self._chronicle = Chronicle()
-        self._is_told = False
         self._lock = threading.Lock()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in the next line, once it is written."""
+        """Take in the next line, once it is written; the header first."""
         with self._lock:
-            self._is_told = True
-            self._take(record)
+            self._chronicle.add(record)
 
     def chronicle(self) -> Chronicle:
-        """Return the chronicle up to date; what is added later does not reach it."""
+        """Return the chronicle as it stands; what is added later does not reach it."""
         with self._lock:
-            if not self._is_told:
-                for record in self._records(self._chronicle.num_lines):
-                    if self._take(record):
-                        break
             return self._chronicle.snapshot()
-
-    def _take(self, record: Mapping[str, Any]) -> bool:
-        """Take in a line; True if the whole journal was read for it."""
-        if record["type"] == "resume":
-            self._chronicle = read_again(self._records)
-            return True
-        self._chronicle.add(record)
-        return False
-
-
-def read_again(records: Records) -> Chronicle:
-    """Return the chronicle of what still holds of a journal, its ``resume`` lines obeyed."""
-    resumes = [(n, record["line"]) for n, record in enumerate(records(0), start=1) if record["type"] == "resume"]
-    spans = live_spans(resumes)
-    chronicle = Chronicle()
-    for number, record in enumerate(records(0), start=1):
-        if record["type"] != "resume" and any(first <= number <= last for first, last in spans):
-            chronicle.add(record)
-        chronicle.num_lines = number
-    return chronicle
-
-
-def planned(curriculum: Curriculum, pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
-    """Return the regimes of a curriculum and the pivots asked for on the way, in order of their first step."""
-    ordered = sorted([*curriculum.pivots, *pivots], key=lambda pivot: pivot.at_step)
-    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in ordered]
-    return plan_regimes(curriculum.bounds, warmup=curriculum.warmup, changes=changes)
 
 
 def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -263,7 +245,9 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"phase {record['index']}, {record['length']} steps, {record['kind']}, {record['regime']}: {shares}"
     if record["type"] == "pivot":
         tables = [f"{key} {record[key]}" for key in ("floors", "caps", "exclude") if record[key] is not None]
-        return f"pivot {record['name']}: {'; '.join(tables) or 'the bounds stay'}"
+        cuts = record["at_step"] < record["decided_before"]
+        how = f" cuts the newest phase at step {record['at_step']}" if cuts else ""
+        return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
     if record["type"] == "unique_tokens":
         return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
     return f"{record.get('source', 'the run')}: {record.get('message') or record.get('kind', 'alarm')}"

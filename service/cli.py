@@ -12,7 +12,9 @@ from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, result
 
 FolderOption = Annotated[Path, typer.Option(help="Journals and the SQLite database.", file_okay=False)]
 DatabaseOption = Annotated[str | None, typer.Option(help="postgresql://…; default: SQLite in the folder.")]
-TokensOption = Annotated[Path | None, typer.Option(help="Hashed tokens in a file, not in the database.", dir_okay=False)]
+TokensOption = Annotated[
+    Path | None, typer.Option(help="Hashed tokens in a file, not in the database.", dir_okay=False)
+]
 FOLDER = Path("runs/service")
 
 token = typer.Typer(help="Make, list and revoke the tokens of the service.", no_args_is_help=True)
@@ -21,7 +23,9 @@ token = typer.Typer(help="Make, list and revoke the tokens of the service.", no_
 def serve(
     config: ConfigPath,
     *,
-    host: Annotated[str, typer.Option(help="Address to listen to; beyond this machine only with tokens.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen to; beyond this machine only with tokens.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8642,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: that of the file.")] = None,
     folder: FolderOption = FOLDER,
@@ -75,7 +79,7 @@ def create(
 
     if scope not in SCOPES:
         raise typer.BadParameter(f"{scope!r} is not a scope; there are {', '.join(SCOPES)}")
-    typer.echo(_book(folder, database, tokens_file).create(scope, name))  # type: ignore[arg-type]  # checked above
+    typer.echo(_book(folder, database, tokens_file).create(scope, name))
     talk.print("keep it where only its user can read it; it is not shown again", highlight=False)
 
 

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixer.batches import BatchReader
+from mixer.batches import BatchReader, Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError, StepError, TopologyError
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
+from mixer.sources import Progress
+from mixer.sources.manifest import smallest_dtype
 from mixer.sources.rows import EndOfSource
 from service.chronicle import Watch
 from service.errors import (
@@ -100,7 +101,7 @@ class Engine:
         self._store, self._settings, self._on_event = store, settings, on_event
         self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
         self._num_lines = self._snapshot_at = 0
-        self.watch = Watch(lambda skip: itertools.islice(self.journal.records(), skip, None))  # what a page is told
+        self.watch = Watch()  # what a page is told
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -203,7 +204,7 @@ class Engine:
         if built is None:
             built = await asyncio.to_thread(self._back.read, step)
         body = built.bodies.get((rank, world_size))
-        return body or await asyncio.to_thread(built.body, rank, world_size)
+        return body if body is not None else await asyncio.to_thread(built.body, rank, world_size)
 
     async def phase(self, step: int, wait_s: float, *, may_decide: bool) -> Phase:
         """Return the phase that covers a step, having it decided if that is due and ``may_decide``."""
@@ -218,6 +219,24 @@ class Engine:
         counters.batches_served += 1
         counters.bytes_served += len(body.data)
         counters.tokens_served += curriculum.batch_tokens // world_size
+
+    def progress(self, step: int) -> dict[str, Progress]:
+        """Return what each source has given to the batches before ``step``.
+
+        Raises:
+            NotReadyError, StepError: a step that is not decided yet, or whose phase is no longer held.
+        """
+        reader = self._reader
+        if reader is None or step > self.walk.frontier:
+            raise self._not_yet(step)
+        if self.rows.is_prepared:
+            return reader.progress(step)
+        rows = Planner(self.curriculum, self.walk.phase_at).drawn_before(step).tolist()
+        row_length = self.curriculum.sequence_length + 1
+        return {
+            name: replace(source, rows=num_rows, tokens=num_rows * row_length)
+            for (name, source), num_rows in zip(reader.progress(step).items(), rows, strict=True)
+        }
 
     def phases_from(self, step: int, limit: int) -> list[dict[str, Any]]:
         """Return the records of up to ``limit`` phases, that which covers ``step`` first."""
@@ -333,7 +352,7 @@ class Engine:
         if not self.rows.is_prepared and step and step % self._settings.place_steps == 0:
             self._store.save(self.name, "place", step, self._reader.state_dict(), forget_before=self.oldest)
         try:
-            built = Built(self._reader.read(step))
+            built = self.read(self._reader, step)
         except EndOfSource:
             self._end = step
             self._bell.ring()
@@ -346,6 +365,14 @@ class Engine:
         self.counters.batches_built += 1
         self._bell.ring()
         return True
+
+    def read(self, reader: BatchReader, step: int) -> Built:
+        """Read a global batch, its tokens in the smallest dtype that holds the vocabulary."""
+        batch = reader.read(step)
+        if not self.rows.is_prepared:  # prepared rows have it already
+            dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
+            batch = batch._replace(rows=batch.rows.astype(dtype, copy=False))
+        return Built(batch)
 
     def _batch_bytes(self) -> int:
         """At most, before the first batch says it: four bytes a token, twice."""
@@ -433,7 +460,7 @@ class _Back:
                 raise StepGoneError(f"step {step} is gone: {error}") from error
             reader = self._reader_at(step)
             while True:
-                built = Built(reader.read(self._next))
+                built = engine.read(reader, self._next)
                 self._window.make_room(built.num_bytes, below=step + 1)
                 self._window.add(built)
                 self._next += 1

@@ -141,6 +141,14 @@ class UnreachableError(ServiceError):
     hint = "start the server again: the run goes on where it was"
 
 
+class RefusedError(ServiceError):
+    """The server refused a request, with a code that this client does not know."""
+
+    code = "refused"
+    status = 400
+    hint = "the message has the server's own code and hint"
+
+
 class BatchDigestError(ServiceError):
     """A batch that does not have the digest that its header claims."""
 

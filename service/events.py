@@ -40,11 +40,6 @@ class Events:
         self._listeners: set[tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event | None]]] = set()
         self._is_closed = False
 
-    @property
-    def num_listeners(self) -> int:
-        """Connections that listen."""
-        return len(self._listeners)
-
     def publish(self, kind: str, record: dict[str, Any]) -> None:
         """Tell all who listen."""
         with self._lock:

@@ -33,7 +33,8 @@ class Patience:
 
     def last_reports(self) -> dict[int, int]:
         """Return the newest reported step of each rank that is known."""
-        return {rank: max(steps) for rank, steps in sorted(list(self._reported.items())) if steps}
+        known = list(self._reported.items())  # reports come in threads
+        return {rank: max(steps) for rank, steps in sorted(known) if steps}
 
     def asked(self, step: int, world_size: int) -> None:
         """Note that a world of this size asks for batches."""

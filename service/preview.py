@@ -9,7 +9,8 @@ import numpy as np
 
 from mixer.config import ScheduledPivot
 from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError
-from service.chronicle import Chronicle, planned
+from mixer.records import planned_regimes
+from service.chronicle import Chronicle
 from service.outline import corners, outline
 
 PROVISIONAL = "preview"  # the name of a pivot that has none yet
@@ -37,7 +38,7 @@ def preview(
     try:
         pivot = ScheduledPivot(name=PROVISIONAL, floors=floors, caps=caps, exclude=exclude, at_step=step)
         others = [other for other in chronicle.pivots if other.at_step != step]
-        regimes = planned(chronicle.curriculum, [*others, pivot])
+        regimes = planned_regimes(chronicle.curriculum, [*others, pivot])
     except (InfeasibleRegionError, UnknownSourceError, ConfigError) as error:
         return {"is_feasible": False, "at_step": step, **_problem(error)}
     region = next(regime.region for regime in reversed(regimes) if regime.start <= step)

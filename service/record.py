@@ -7,7 +7,6 @@ after the last line, new ones are appended. A restart therefore leaves no trace 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +19,13 @@ import sqlalchemy as sa
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.inbox import record_to_losses
-from mixer.journal import Journal, Position
+from mixer.journal import Journal
+from mixer.scan import FIRST, Position, chained, ending
 from mixer.walk import Walk
 from service import tables
 from service.errors import StoreError
 from service.store import Store
 
-FIRST = "0" * 32
 WRITE_ATTEMPTS = 5
 
 log = logging.getLogger(__name__)
@@ -65,9 +64,9 @@ class TableLines:
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line in a transaction of its own."""
         number = self.position.line + 1
-        body = orjson.dumps(dict(record), option=orjson.OPT_SERIALIZE_NUMPY)
-        digest = _chained(self.position.digest, body)
-        line = body[:-1] + b',"chain":"' + digest.encode() + b'"}\n'
+        body = orjson.dumps({**record, "number": number}, option=orjson.OPT_SERIALIZE_NUMPY)
+        digest = chained(self.position.digest, body)
+        line = body[:-1] + ending(digest)
         with self._lock:
             for attempt in range(WRITE_ATTEMPTS):
                 try:
@@ -122,15 +121,11 @@ class TableLines:
         """Nothing to let go of: the store has the connections."""
 
 
-def _chained(previous: str, body: bytes) -> str:
-    return hashlib.blake2b(previous.encode() + body, digest_size=16).hexdigest()
-
-
 def _follow(position: Position, line: bytes, run: str) -> Position:
     """Return the position after ``line``; raise JournalError if it does not follow the one before."""
-    body, _, ending = line.rpartition(b',"chain":"')
-    digest = _chained(position.digest, body + b"}")
-    if ending != digest.encode() + b'"}\n':
+    body, _, _ = line.rpartition(b',"chain":"')
+    digest = chained(position.digest, body + b"}")
+    if line != body + ending(digest):
         raise JournalError(f"the journal of run {run}: line {position.line + 1} does not follow the line before it")
     return Position(position.line + 1, digest)
 
@@ -143,7 +138,9 @@ class RunJournal:
         on_line: told each line, those of before a restart first, and whether it is new; new ones once durable.
     """
 
-    def __init__(self, lines: Lines, on_line: Callable[[dict[str, Any], bool], None] = lambda _record, _is_new: None) -> None:
+    def __init__(
+        self, lines: Lines, on_line: Callable[[dict[str, Any], bool], None] = lambda _record, _is_new: None
+    ) -> None:
         self.path = getattr(lines, "path", "the journal in the database")
         self._lines = lines
         self._on_line = on_line
@@ -283,7 +280,7 @@ def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
         walk.report(record["step"], record_to_losses(dict(record), len(walk.names)))
     elif kind == "pivot":
         tables_given = {key: record[key] for key in ("name", "floors", "caps", "exclude")}
-        walk.pivot(Pivot(**tables_given), at_step=record["at_step"])
+        walk.pivot(Pivot(**tables_given), at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])
     elif kind == "unique_tokens":
         walk.learn_unique_tokens(record["source"], record["tokens"])
     else:

@@ -167,6 +167,16 @@ class Rank(_Wire):
     is_absent: bool = Field(description="silent for so long that decisions do not wait for it")
 
 
+class SourceProgress(_Wire):
+    """How far a source was read; documents and epoch of streams are as of the newest batch built."""
+
+    rows: int
+    tokens: int
+    documents: int
+    epoch: int
+    unique_tokens: int | None
+
+
 class Status(_Wire):
     """How a run is doing just now."""
 

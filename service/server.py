@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
@@ -48,6 +50,8 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
             backlog=4096,
         )
     )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
+        signal.signal(number, lambda _number, _frame: None)
     server.run()
     store.close()
     if not server.started:
@@ -56,7 +60,7 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
 
 def set_up_logs() -> None:
     """Write JSON lines to stderr: ours and those of libraries."""
-    shared = [
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
@@ -66,7 +70,10 @@ def set_up_logs() -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
         )
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

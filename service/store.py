@@ -131,12 +131,6 @@ class Store:
             row = connection.execute(query.limit(1)).first()
         return None if row is None else (row.step, orjson.loads(zlib.decompress(row.state)))
 
-    def forget_after(self, run: str, kind: str, step: int) -> None:
-        """Drop the snapshots of steps after ``step``: they are of batches that a pivot cut off."""
-        at = tables.snapshots.c
-        with self.transaction() as connection:
-            connection.execute(sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step > step)))
-
     def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> None:
         """Write a line of the audit: who did what, when and from where."""
         values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}

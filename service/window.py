@@ -63,12 +63,6 @@ class Window:
                 self.num_bytes -= self._built.pop(oldest).num_bytes
             return True
 
-    def drop_from(self, step: int) -> None:
-        """Drop the batches of ``step`` and later."""
-        with self._lock:
-            for later in [held for held in self._built if held >= step]:
-                self.num_bytes -= self._built.pop(later).num_bytes
-
 
 class Bell:
     """Lets coroutines wait for what threads do."""
@@ -78,7 +72,7 @@ class Bell:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def ticket(self) -> asyncio.Future[None]:
-        """Return a future that the next ring resolves; take it before looking whether there is something to wait for."""
+        """Return a future that the next ring resolves; take it before looking what there is to wait for."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
             self._waiting.add(future)

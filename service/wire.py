@@ -31,7 +31,7 @@ class Body:
 
 
 def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
-    """Return rows ``rank::world_size`` of a global batch; the same bytes for the same rows, always."""
+    """Return rows ``rank::world_size`` of a global batch, in its dtype; the same bytes for the same rows, always."""
     mine = slice(rank, None, world_size)
     rows = np.ascontiguousarray(batch.rows[mine])
     row_length = rows.shape[1]

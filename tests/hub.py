@@ -1,5 +1,7 @@
 """A stand-in for the Hugging Face hub on this machine: real HTTP, one data set repository, a folder for each commit.
 
+Faults can be switched on for the next requests that match, as real hubs and the networks before them have them.
+
 It answers the few routes that `datasets` uses to stream a data set: what the repository is, which files it has, and
 the files themselves, with ranges. Everything else is 404 in the hub's way, with the reason in a header.
 """
@@ -8,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,6 +42,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes = b"") -> None:
         self.server.requests.append(f"{self.command} {self.path}")
+        if self.path.startswith("/switch/"):  # from the process that reads
+            self.server.faults[:] = [Fault("503", "/datasets/", times=1_000_000)] if self.path.endswith("down") else []
+            self.cut = False
+            self._json({})
+            return
+        fault = self.server.next_fault(self.path)
+        self.cut = fault is not None and fault.kind == "cut"
+        if fault is not None and not self.cut:
+            self._fail(fault)
+            return
         path = unquote(urlsplit(self.path).path)
         api, files = f"/api/datasets/{self.server.repository}", f"/datasets/{self.server.repository}/resolve/"
         if path.startswith(files):
@@ -54,6 +69,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._at(revision, routes.get(route, lambda: self._error("EntryNotFound")))
         else:
             self._error("RepoNotFound")
+
+    def _fail(self, fault: Fault) -> None:
+        if fault.kind == "stall":
+            self.server.released.wait(fault.seconds)
+        if fault.kind in ("stall", "reset"):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
+            self.connection.close()
+            self.close_connection = True
+            return
+        headers = {"Retry-After": f"{fault.seconds:g}"} if fault.kind == "429" else {}
+        self._send(int(fault.kind), b"", headers)
 
     def _at(self, revision: str, answer: Callable[[], None]) -> None:
         """Answer as of a commit, or of the newest one if asked for the branch."""
@@ -110,7 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, data[start : end + 1], headers)
 
     def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json", "X-Repo-Commit": self.commit})
+        headers = {"Content-Type": "application/json", "X-Repo-Commit": getattr(self, "commit", "")}
+        self._send(200, json.dumps(value).encode(), headers)
 
     def _error(self, code: str) -> None:
         self._send(404, b"", {"X-Error-Code": code, "X-Error-Message": f"{code} in the stand-in for the hub"})
@@ -122,7 +149,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if self.cut else data)
+            self.close_connection |= self.cut
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next ``times`` requests whose path has ``path`` in it, after ``after`` others have.
+
+    ``kind`` is a status ("500", "503", "429"), "reset" (the connection breaks), "stall" (nothing comes for ``seconds``)
+    or "cut" (half of the body comes). A 429 asks to wait for ``seconds``.
+    """
+
+    kind: str
+    path: str
+    times: int = 1
+    after: int = 0
+    seconds: float = 1.0
 
 
 class Hub(ThreadingHTTPServer):
@@ -139,6 +182,24 @@ class Hub(ThreadingHTTPServer):
         self.repository = repository
         self.newest = newest
         self.requests: list[str] = []
+        self.faults: list[Fault] = []
+        self.released = threading.Event()  # ends stalls
+        self._lock = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up."""
+
+    def next_fault(self, path: str) -> Fault | None:
+        """Return what goes wrong with this request, and count it."""
+        with self._lock:
+            for fault in self.faults:
+                if fault.path in path and fault.times:
+                    if fault.after:
+                        fault.after -= 1
+                    else:
+                        fault.times -= 1
+                        return fault
+            return None
 
     @property
     def url(self) -> str:
@@ -155,5 +216,6 @@ def serving(folder: Path, repository: str, newest: str) -> Iterator[Hub]:
         try:
             yield hub
         finally:
+            hub.released.set()
             hub.shutdown()
             thread.join()

@@ -39,7 +39,7 @@ class SimulatedRun:
     def __init__(self, curriculum: Curriculum, journal: Path | None = None, num_ranks: int = 1) -> None:
         self.curriculum, self.num_ranks, self.step = curriculum, num_ranks, 0
         self.lines: list[dict[str, Any]] = []
-        self.watch = Watch(lambda skip: self.lines[skip:])
+        self.watch = Watch()
         self.pivots: list[str] = []
         self.path = journal
         self._journal = None if journal is None else Journal.create(journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 from mixer.advise import Advice, advise
 from mixer.config import Curriculum, Pivot
 from mixer.errors import ConfigError, StepError
+from mixer.explain import explain
+from mixer.exporting import export_tables
 from mixer.journal import Journal
 from mixer.walk import Walk
+from mixer.watching import Follower
 from tests.curricula import curricula, curriculum, drive, on_time, ragged
 
 
 @given(curricula(), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_walks_own_policy_advises_exactly_what_it_did(
     tmp_path_factory: pytest.TempPathFactory, run: Curriculum, is_late: bool
 ) -> None:
@@ -34,6 +38,33 @@ def test_a_walks_own_policy_advises_exactly_what_it_did(
         if advice.kind == advice.advised_kind:
             assert advice.advised.tobytes() == advice.played.tobytes()
             assert advice.distance == 0
+
+
+def test_a_pivot_that_cuts_or_undoes_a_phase_is_followed(tmp_path: Path) -> None:
+    run = curriculum(3)
+    with Journal.create(tmp_path / "w") as journal:
+        walk = Walk(run, journal=journal)
+        phase = walk.phase_at(150)
+        drive(walk, phase.start)
+        undone = walk.phase_at(phase.start)
+        walk.pivot(Pivot(name="undo", floors={"source-0": 0.5}), at_step=undone.start, cut=True)
+        again = drive(walk, undone.start + 3, since=undone.start)[-1]
+        walk.pivot(Pivot(name="cut", floors={"source-1": 0.5}), at_step=again.start + 3, cut=True)
+        drive(walk, again.start + 100, since=again.start + 3)
+    found = list(advise(tmp_path / "w", "ucb"))
+    assert [advice.index for advice in found] == list(range(len(found)))
+    bandits = [advice for advice in found if advice.kind == "bandit"]
+    assert bandits
+    assert all(advice.distance == 0 for advice in bandits)
+    follower = Follower(tmp_path / "w")
+    follower.poll()
+    assert [name for _, name in follower.sight.regimes] == ["firehose", "undo", "cut"]
+    files = export_tables(tmp_path / "w", tmp_path / "out", "csv")
+    with files[0].open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == "source-0"]
+    ends = [int(row["start"]) + int(row["length"]) for row in rows]
+    assert ends[:-1] == [int(row["start"]) for row in rows[1:]]
+    assert explain(tmp_path / "w", again.start + 2)["phase"]["end"] == again.start + 3
 
 
 @pytest.fixture

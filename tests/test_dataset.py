@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from mixer.audit import audit
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts, plan_rows
@@ -21,9 +22,13 @@ from mixer.errors import (
     EmptySourceError,
     FeedbackError,
     SourceExhaustedError,
+    SourceUnavailableError,
     StateMismatchError,
 )
+from mixer.fork import fork
+from mixer.journal import read_journal
 from mixer.packed import unpack
+from mixer.replay import Replay
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 
@@ -238,3 +243,97 @@ def test_walk_and_journal_together_are_refused(folder: Path) -> None:
     curriculum = a_curriculum(folder)
     with pytest.raises(ConfigError, match="either walk or journal"):
         MixtureDataset(curriculum, walk=Walk(curriculum), journal=folder / "journal.jsonl")
+
+
+def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_yet(folder: Path) -> None:
+    run, out = a_curriculum(folder), folder / "fork.jsonl"
+    dataset = MixtureDataset(run, journal=folder / "walk.jsonl")
+    states, drawn = [dataset.state_dict()], [dict.fromkeys(run.names, 0)]
+    for batch in dataset:
+        dataset.report(batch, losses_of(batch))
+        states.append(dataset.state_dict())
+        drawn.append({name: progress.rows for name, progress in dataset.progress().items()})
+    new = a_curriculum(folder, floors={"s2": 0.5}, pivots=[], caps={}, policy="andrea")
+    step = Replay(folder / "walk.jsonl").phase_at(30).end
+    fork(folder / "walk.jsonl", step, new, out)
+    forked = MixtureDataset(new, journal=out, provenance=True)
+    with pytest.raises(StateMismatchError, match=f"forked from at step {step}; load its state of step {step}, or fork"):
+        forked.load_state_dict(states[step - 1])
+    forked.load_state_dict(states[step])
+    seen = drawn[step]
+    for batch in forked:
+        for k, name in enumerate(run.names):
+            numbers = batch["row_numbers"][batch["source_ids"] == k].tolist()
+            assert sorted(numbers) == list(range(seen[name], seen[name] + len(numbers)))
+            seen[name] += len(numbers)
+        assert batch["step"] >= step
+        forked.report(batch, losses_of(batch))
+    assert forked.step == run.total_steps
+    forked.load_state_dict(forked.state_dict())  # its own states are as any
+    again = MixtureDataset(new, walk=Replay(out))  # the shared history, then the fork
+    assert [batch["step"] for batch in again] == list(range(run.total_steps))
+    assert audit(out).difference is None
+
+
+class _Flaky:
+    """A source that cannot be reached for a while."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.is_down = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+    def take(self, num_rows: int) -> Any:
+        if self.is_down:
+            raise SourceUnavailableError("source s2: gone", name="s2")
+        return self._rows.take(num_rows)
+
+    def probe(self) -> bool:
+        return not self.is_down
+
+
+def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(folder: Path) -> None:
+    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
+    sources[2]["on_failure"] = "suspend"
+    curriculum = a_curriculum(
+        folder, sources=sources, total_steps=300, pivots=[], floors={"s0": 0.2, "s2": 0.1}, policy="static"
+    )
+    dataset = MixtureDataset(curriculum, provenance=True, journal=folder / "suspended.jsonl")
+    flaky = _Flaky(dataset._reader._sources[2])  # type: ignore[attr-defined]
+    dataset._reader._sources[2] = flaky  # type: ignore[attr-defined]
+    seen: dict[int, list[int]] = {}
+    drawn: list[set[int]] = []
+    for batch in Reporting(dataset):
+        assert len(batch["source_ids"]) == B
+        for source, number in zip(batch["source_ids"].tolist(), batch["row_numbers"].tolist(), strict=True):
+            seen.setdefault(source, []).append(number)
+        drawn.append(set(batch["source_ids"].tolist()))
+        flaky.is_down = 99 < batch["step"] < 180
+    for numbers in seen.values():
+        assert sorted(numbers) == list(range(len(numbers)))  # also of those that were read for the batch that failed
+    assert any(2 in sources for sources in drawn[21:100])
+    assert not any(2 in sources for sources in drawn[101:180])
+    assert any(2 in sources for sources in drawn[240:])
+    pivots = [line for line in read_journal(folder / "suspended.jsonl") if line["type"] == "pivot"]
+    assert [pivot["name"].split("-")[0] for pivot in pivots] == ["without", "with"]
+    assert pivots[0]["floors"] == {"s0": 0.2}
+    assert pivots[1]["floors"] == {"s0": 0.2, "s2": 0.1}
+
+
+def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder, pivots=[], policy="static"))
+    flaky = _Flaky(dataset._reader._sources[2])  # type: ignore[attr-defined]
+    dataset._reader._sources[2] = flaky  # type: ignore[attr-defined]
+    flaky.is_down = True
+    batches = []
+    with pytest.raises(SourceUnavailableError, match="source s2: gone"):
+        batches += [batch["input_ids"] for batch in iter(dataset)]
+    assert dataset.step >= 21
+    before = dataset.step
+    state = json.loads(json.dumps(dataset.state_dict()))
+    restored = MixtureDataset(a_curriculum(folder, pivots=[], policy="static"))
+    restored.load_state_dict(state)
+    whole = [batch["input_ids"] for batch in MixtureDataset(a_curriculum(folder, pivots=[], policy="static"))]
+    assert torch.equal(torch.cat(whole[before:]), torch.cat([batch["input_ids"] for batch in restored]))

@@ -15,27 +15,26 @@ from mixer.config import Curriculum
 from mixer.effects import Outcomes, effects, measured, one_phase_effects, random_against_bandit
 from mixer.errors import EvidenceError, UnknownSourceError
 from mixer.journal import Journal
+from mixer.randomness import generator
 from mixer.simulation import simulate
 from mixer.story import Story, read_story
 from mixer.types import Array
-from mixer.walk import Walk
 from tests.curricula import curriculum
 
 
 def walk_story(seed: int, num_phases: int = 120, chance: float = 0.5, num_sources: int = 3) -> Story:
-    """Return a walk without feedback: its kinds and weights are what a log of any run would hold."""
+    """Return phases as the law and the region give them; what bandit phases play is of no matter here."""
     run = curriculum(
         num_sources, seed=seed, phases={"random_probability": chance, "initial_random": 0}, caps={"source-0": 0.6}
     )
-    walk, story = Walk(run), Story(header={"curriculum": run.model_dump(mode="json")})
-    while len(story.phases) < num_phases:
-        phase = walk.phase_at(walk.frontier)
-        story.add(
-            {
-                "type": "phase", "index": phase.index, "start": phase.start, "length": phase.length, "kind": phase.kind,
-                "regime": phase.regime, "weights": phase.weights.tolist(), "probability_random": chance, "parts": {},
-            }
-        )  # fmt: skip
+    story, region, start = Story(header={"curriculum": run.model_dump(mode="json")}), run.regimes[0].region, 0
+    for index in range(num_phases):
+        kind = "random" if run.phase_law.is_random(index) else "bandit"
+        weights = region.sample(generator(seed, "phase.point", index)) if kind == "random" else region.lower
+        length = run.phase_law.length(index)
+        record = {"type": "phase", "index": index, "start": start, "length": length, "kind": kind, "parts": {}}
+        story.add({**record, "regime": "firehose", "weights": weights.tolist(), "probability_random": chance})
+        start += length
     return story
 
 
@@ -48,9 +47,10 @@ def noise(seed: int, num: int) -> Array:
 
 
 def test_without_an_effect_p_values_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NUM_DRAWS", 199)
+    monkeypatch.setattr(module, "NUM_DRAWS", 99)
+    monkeypatch.setattr(module, "MIN_WINDOWS", 2)
     singles, joint, coins = [], [], []
-    for seed in range(120):
+    for seed in range(60):
         story = walk_story(seed, 90)
         outcomes = as_outcomes(noise(seed, 90))
         found = one_phase_effects(story, outcomes)
@@ -59,12 +59,13 @@ def test_without_an_effect_p_values_are_uniform(monkeypatch: pytest.MonkeyPatch)
         coins.append(random_against_bandit(story, outcomes).p_value)
     for name, values in (("one source", singles), ("any source", joint), ("coins", coins)):
         assert scipy.stats.kstest(values, "uniform").pvalue > 1e-3, name
-        assert np.mean(np.array(values) <= 0.1) < 0.2, name
+        assert np.mean(np.array(values) <= 0.1) < 0.25, name
 
 
-def test_a_planted_effect_is_found_and_its_error_is_honest() -> None:
+def test_a_planted_effect_is_found_and_its_error_is_honest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUM_DRAWS", 99)
     z, contrasts = [], []
-    for seed in range(40):
+    for seed in range(25):
         story = walk_story(seed, 160)
         values = 0.5 * story.weights()[:, 0] + 0.1 * noise(seed, 160)
         found = one_phase_effects(story, as_outcomes(values))
@@ -75,7 +76,7 @@ def test_a_planted_effect_is_found_and_its_error_is_honest() -> None:
         contrasts.append(random_against_bandit(story, as_outcomes(2.0 * both + 0.1 * noise(seed, 160))).difference)
     assert abs(np.mean(z)) < 0.5
     assert 0.7 < np.std(z) < 1.4
-    assert np.mean(contrasts) == pytest.approx(2.0, abs=0.4)  # Horvitz-Thompson is unbiased, if wide
+    assert np.mean(contrasts) == pytest.approx(2.0, abs=0.6)  # Horvitz-Thompson is unbiased, if wide
 
 
 def test_the_slope_and_its_error_are_those_of_a_textbook_regression() -> None:

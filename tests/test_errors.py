@@ -7,9 +7,11 @@ from pathlib import Path
 
 from mixer import errors
 from mixer.errors import ConfigError, MixerError
+from service import errors as service_errors
 
 ROW = re.compile(r"^\| `([a-z-]+)` \| `(\w+)` \| (.+) \| (.+) \|$", re.MULTILINE)
-PAGE = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+WHOLE_PAGE = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+PAGE, SERVICE_PAGE = WHOLE_PAGE.split("## Of the service")
 
 
 def defined() -> dict[str, type[MixerError]]:
@@ -27,6 +29,15 @@ def test_every_error_has_a_code_of_its_own() -> None:
 def test_the_page_explains_exactly_the_errors_that_there_are_in_their_order() -> None:
     documented = [(code, name) for code, name, _, _ in ROW.findall(PAGE)]
     assert documented == [(error.code, name) for name, error in defined().items()]
+
+
+def test_the_page_explains_the_errors_of_the_service_with_the_hints_that_it_sends() -> None:
+    classes = [value for value in vars(service_errors).values() if isinstance(value, type)]
+    own = [found for found in classes if issubclass(found, service_errors.ServiceError)]
+    assert ROW.findall(SERVICE_PAGE) == [
+        (e.code, e.__name__, row[2], e.hint) for e, row in zip(own, ROW.findall(SERVICE_PAGE), strict=True)
+    ]
+    assert not {error.code for error in own} & {error.code for error in defined().values()}
 
 
 def test_no_error_is_defined_outside_the_tree() -> None:

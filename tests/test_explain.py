@@ -24,7 +24,7 @@ def walked(path: Path, run: Curriculum, steps: int = 200) -> Walk:
 
 
 @given(curricula())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_every_step_of_every_walk_has_an_explanation(tmp_path_factory: pytest.TempPathFactory, run: Curriculum) -> None:
     path = tmp_path_factory.mktemp("walk") / "w"
     walk = walked(path, run, 80)

@@ -26,8 +26,9 @@ from mixer.errors import (
     SourceError,
     StateMismatchError,
 )
-from mixer.sources import huggingface
-from mixer.sources.huggingface import TextStream, open_stream
+from mixer.sources import streams
+from mixer.sources.huggingface import open_stream
+from mixer.sources.streams import Stream
 
 ROWS = [
     {"text": f"document {i} " + "word " * (i % 7), "category": "abc"[i % 3], "number": i} if i % 11 else
@@ -71,16 +72,16 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> str:
     return f"part*.{kind}"
 
 
-def stream_of(folder: Path, dataset: datasets.IterableDataset | None = None, **fields: Any) -> TextStream:
+def stream_of(folder: Path, dataset: datasets.IterableDataset | None = None, **fields: Any) -> Stream[Any]:
     return open_stream(SourceConfig(name="web", **fields), resolve=lambda path: folder / path, dataset=dataset)
 
 
-def groups_of(stream: TextStream) -> Iterator[list[str]]:
+def groups_of(stream: Stream[Any]) -> Iterator[list[str]]:
     while group := stream.next_group():
         yield group
 
 
-def documents_of(stream: TextStream) -> list[str]:
+def documents_of(stream: Stream[Any]) -> list[str]:
     return [document for group in groups_of(stream) for document in group]
 
 
@@ -93,7 +94,7 @@ def test_a_stream_keeps_file_order_and_resumes_at_every_group(
 ) -> None:
     if kind == "txt" and where:
         pytest.skip("text files have no other column")
-    monkeypatch.setattr(huggingface, "GROUP_DOCUMENTS", 23)  # groups that do not end where batches do
+    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 23)  # groups that do not end where batches do
     pattern = write(tmp_path, kind, ROWS)
     expected = [row["text"] for row in ROWS if row["text"] and (not where or row["category"] in where["category"])]
     if kind == "txt":

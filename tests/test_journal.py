@@ -19,8 +19,12 @@ from hypothesis import strategies as st
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
-from mixer.journal import Journal, Position, read_journal
+from mixer.fork import fork
+from mixer.journal import Journal, read_journal
+from mixer.lines import ForkLine, Parent
 from mixer.phases import Phase
+from mixer.replay import Replay
+from mixer.scan import Position
 from mixer.walk import Walk
 from tests.curricula import POLICIES, batch_counts, curricula, curriculum, drive, noisy_losses, ragged, same_phases
 
@@ -35,11 +39,15 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "chain"} for record in read_journal(path)]
+    return [_without_number(record) for record in read_journal(path)]
+
+
+def _without_number(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "number"}
 
 
 plain = st.dictionaries(
-    st.text(max_size=5).filter(lambda key: key != "chain"),
+    st.text(max_size=5),
     st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False)),
     min_size=1,
     max_size=4,
@@ -59,7 +67,7 @@ def test_what_was_written_is_read_back_across_any_number_of_sessions(
     assert lines(path) == records
     with Journal.open(path) as journal:
         assert journal.position.line == len(records)
-        assert lines(path) == [{k: v for k, v in r.items() if k != "chain"} for r in journal.records()]
+        assert lines(path) == [_without_number(record) for record in journal.records()]
 
 
 @given(st.data())
@@ -89,7 +97,10 @@ def test_lines_that_were_dropped_swapped_or_repeated_break_the_chain(tmp_path: P
     whole = path.read_bytes().splitlines(keepends=True)
     for number, kept in ((2, [0, 2, 3]), (1, [1, 2, 3]), (2, [0, 2, 1, 3]), (3, [0, 1, 1, 2, 3])):
         path.write_bytes(b"".join(whole[i] for i in kept))
-        with pytest.raises(JournalError, match=f"line {number} is damaged .* lines 1 to {number - 1} are sound"):
+        with pytest.raises(
+            JournalError,
+            match=f"line {number} is damaged .* {'no line before it' if number == 1 else f'lines 1 to {number - 1} are sound'}",
+        ):
             list(read_journal(path))
         with pytest.raises(JournalError, match=f"line {number} is damaged"):
             Journal.open(path)
@@ -322,7 +333,7 @@ def test_the_feedback_of_a_phase_line_sums_what_it_learned_from(tmp_path: Path) 
 def test_the_header_holds_the_whole_curriculum_and_who_wrote_it(tmp_path: Path) -> None:
     header = recorded(tmp_path / "run.jsonl", seed=9)[0][0]
     assert header["type"] == "header"
-    assert header["version"] == 1
+    assert header["version"] == 2
     assert header["curriculum"]["seed"] == 9
     assert header["libraries"]["numpy"] == np.__version__
     assert Curriculum(**header["curriculum"]).fingerprint == header["fingerprint"]
@@ -415,15 +426,23 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
             walk.load_state_dict(state)
             walk.phase_at(0)
         for record in read_journal(path):
-            found.setdefault(record["type"], set()).update(set(record) - {"type", "chain"})
+            found.setdefault(record["type"], set()).update(set(record) - {"type", "number"})
             if record["type"] == "phase":
                 for name in ("parts", "region", "feedback"):
                     found.setdefault(f"phase.{name}", set()).update(record[name] or {})
+    run = curriculum(3)
+    with Journal.create(tmp_path / "parent.jsonl") as journal:
+        drive(Walk(run, journal=journal), 60)
+        fork(journal.path, Replay(journal.path).frontier, run, tmp_path / "fork.jsonl")
+    forked = lines(tmp_path / "fork.jsonl")
+    found["header.parent"], found["fork"] = set(forked[0]["parent"]), set(forked[-1]) - {"type"}
     with Journal.create(tmp_path / "sizes.jsonl") as journal:
         sources = [{"name": "a", "local": "topics"}]
         Walk(curriculum(1, sources=sources), journal=journal).learn_unique_tokens("a", 5)
     found["unique_tokens"] = set(lines(tmp_path / "sizes.jsonl")[-1]) - {"type"}
-    assert documented() == {**found, "Every line": {"type", "chain"}}
+    found["fork"] = set(ForkLine.model_fields) - {"type", "number"}  # tests/test_replay.py forks
+    found["header.parent"] = set(Parent.model_fields)
+    assert documented() == {**found, "Every line": {"type", "number", "chain"}}
 
 
 def test_reports_are_written_as_they_came(tmp_path: Path) -> None:

@@ -11,35 +11,9 @@ from hypothesis import strategies as st
 
 from mixer.errors import JournalError, StepError
 from mixer.journal import Journal
-from mixer.lookup import Lookup, live_records, live_spans
+from mixer.lookup import Lookup, history
 from mixer.walk import Walk
 from tests.curricula import curriculum, drive
-
-
-@st.composite
-def timelines(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[int]]:
-    """Draw the resume lines of a journal and the numbers of the lines that hold at its end, kept as a plain list."""
-    live: list[int] = [1]
-    saved: list[list[int]] = [list(live)]  # a snapshot may be taken anywhere, and outlive its own timeline
-    resumes, number = [], 1
-    for _ in range(draw(st.integers(0, 6))):
-        for _ in range(draw(st.integers(0, 4))):
-            number += 1
-            live.append(number)
-            saved.append(list(live))
-        number += 1
-        live = list(draw(st.sampled_from(saved)))
-        resumes.append((number, live[-1]))
-    return resumes, live
-
-
-@given(timelines())
-def test_the_lines_that_hold_are_those_of_the_last_timeline(timeline: tuple[list[tuple[int, int]], list[int]]) -> None:
-    resumes, live = timeline
-    spans = live_spans(resumes)
-    last = max([live[-1], *(number for number, _ in resumes)])
-    held = {n for n in range(1, last + 1) if any(a <= n <= b for a, b in spans)} - {n for n, _ in resumes}
-    assert held == set(live)
 
 
 @pytest.fixture
@@ -61,7 +35,7 @@ def resumed(tmp_path: Path) -> Path:
 
 
 def test_phases_are_found_across_resumes(resumed: Path) -> None:
-    phases = [record for record in live_records(resumed) if record["type"] == "phase"]
+    phases = [record for record in history(resumed)[1] if record["type"] == "phase"]
     assert [phase["index"] for phase in phases] == list(range(len(phases)))
     with Lookup(resumed) as journal:
         for step in range(0, 300, 7):

@@ -159,7 +159,7 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_jobs(folder: Pat
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 7 documents, the place saved after each."""
-    monkeypatch.setattr("mixer.sources.huggingface.GROUP_DOCUMENTS", 7)
+    monkeypatch.setattr("mixer.sources.streams.GROUP_DOCUMENTS", 7)
     monkeypatch.setattr(preparing, "CHUNK_DOCUMENTS", 7)
     monkeypatch.setattr(preparing, "SAVE_EVERY_S", -1.0)
 
@@ -203,8 +203,8 @@ def test_stopped_after_any_chunk_it_goes_on_to_the_same_bytes(
 SLOW = """
 import sys, time
 from mixer.config import Curriculum
-from mixer.sources import huggingface, preparing
-huggingface.GROUP_DOCUMENTS = preparing.CHUNK_DOCUMENTS = 7
+from mixer.sources import preparing, streams
+streams.GROUP_DOCUMENTS = preparing.CHUNK_DOCUMENTS = 7
 preparing.SAVE_EVERY_S = 0.0
 read = preparing.SourcePreparation._read_chunk
 def slowly(self):
@@ -540,3 +540,20 @@ def test_the_command_prepares_verifies_and_finds_a_changed_bit(folder: Path) -> 
     assert done.returncode == 1
     assert "malformed-data" in done.stderr
     assert subprocess.run([*run], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("kind", ["token_ids", "rows"])
+def test_sources_of_token_ids_are_prepared_as_they_stream(folder: Path, kind: str) -> None:
+    lengths = [T + 1] * 30 if kind == "rows" else range(1, 31)
+    rows = [[(i * 31 + j) % 290 for j in range(length)] for i, length in enumerate(lengths)]
+    datasets.Dataset.from_dict({"ids": rows}).to_parquet(str(folder / "ids.parquet"))
+    curriculum = config(folder, sources=[{"name": "ids", "data_files": "ids.parquet", kind: "ids"}])
+    prepare(curriculum, folder / "out")
+    source = curriculum.sources[0]
+    stream = open_stream(source, resolve=curriculum.resolve, row_length=T + 1, vocab_size=290)
+    tokenizer = read_tokenizer(folder / "tokenizer.json", SEPARATOR)
+    streaming = StreamedRows(stream, tokenizer, sequence_length=T, on_exhausted="stop")
+    found = rows_of(folder / "out", "ids")
+    np.testing.assert_array_equal(found, streaming.take(len(found)))
+    with pytest.raises(EndOfSource):
+        streaming.take(1)

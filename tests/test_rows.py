@@ -12,7 +12,7 @@ import pytest
 
 from mixer.config import Curriculum, SourceConfig
 from mixer.errors import EmptySourceError, SourceError, SourceExhaustedError, StateMismatchError, UnknownSourceError
-from mixer.sources import RowSource, check_sources, huggingface, open_sources
+from mixer.sources import RowSource, check_sources, open_sources, streams
 from mixer.sources.huggingface import open_stream
 from mixer.sources.rows import EndOfSource, StreamedRows
 from mixer.testing import assert_source_is_exact
@@ -50,7 +50,7 @@ def test_rows_are_the_tokens_of_every_epoch_without_a_gap(file: Path) -> None:
 def test_a_source_passes_the_check_that_users_run_over_an_epochs_end(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface, "GROUP_DOCUMENTS", 13)
+    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 13)
     epoch = len(TOKENS) // (T + 1)
     assert_source_is_exact(lambda: rows_of(file), epoch + 9)
 
@@ -127,7 +127,7 @@ def test_an_empty_source_is_an_error_and_not_an_endless_loop(tmp_path: Path) -> 
 
 
 def test_a_failed_take_loses_no_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface, "GROUP_DOCUMENTS", 13)
+    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 13)
     expected = rows_of(file).take(20)
     source = rows_of(file)
     first = source.take(3)

@@ -1,281 +1,138 @@
-"""What a page that watches a run is told: columns, state, outlines, previews; without a server."""
+"""Following a run: a file that is not there yet, that grows by halves of lines, that is restarted."""
 
 from __future__ import annotations
 
-import itertools
-import re
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
 
-from mixer.config import Curriculum, Pivot
-from mixer.journal import Journal, read_journal
-from mixer.region import Region
-from mixer.simulation import SyntheticLearner, simulate
+from mixer.cli import app
+from mixer.config import Pivot
+from mixer.errors import JournalError
+from mixer.journal import Journal
 from mixer.walk import Walk
-from service.chronicle import Chronicle, Watch
-from service.outline import corners, outline, walk_on_paper
-from service.overview import overview
-from service.preview import preview
-from service.series import COLUMNS, series, span_of
-from tests.standin import SimulatedRun
-from tests.strategies import Problem, problems
-
-NAMES = ["web", "code", "books", "chat"]
+from mixer.watching import Follower, frame
+from tests.curricula import curriculum, drive
 
 
-def curriculum(**fields: Any) -> Curriculum:
-    return Curriculum(
-        total_steps=2000, batch_rows=8, sequence_length=32, sources=[{"name": name} for name in NAMES],
-        **{"floors": {"web": 0.3}, "pivots": [{"name": "polish", "at_step": 105, "caps": {"code": 0.1}}], **fields},
-    )  # fmt: skip
+def shown(follower: Follower) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(frame(follower))
+    return console.export_text()
 
 
-@pytest.fixture(scope="module")
-def run() -> SimulatedRun:
-    run = SimulatedRun(curriculum())
-    run.advance(1200)
-    return run
+def test_a_run_is_followed_from_before_it_begins(tmp_path: Path) -> None:
+    clock = iter([1.0, 2.0, 12.0])
+    follower = Follower(tmp_path / "w", clock=lambda: next(clock))
+    assert not follower.poll()
+    assert "waiting for" in shown(follower)
+    run = curriculum(3, floors={"source-0": 0.4}, pivots=[{"name": "polish", "at_step": 400}])
+    with Journal.create(tmp_path / "w") as journal:
+        walk = Walk(run, journal=journal)
+        assert follower.poll()
+        assert "no phase is decided yet" in shown(follower)
+        drive(walk, 100)
+        follower.poll()
+        assert follower.sight.last_step == 99
+        walk.pivot(Pivot(name="urgent", caps={"source-1": 0.1}))
+        drive(walk, 200, since=100)
+        follower.poll()
+    assert follower.steps_per_s == pytest.approx(200 / 11)  # steps 0 to 199 since the look at second 1
+    text = shown(follower)
+    phase = walk.phase_at(walk.frontier - 1)
+    for words in (f"phase {phase.index}", phase.kind, "urgent from step", "polish at step 400", "steps/s"):
+        assert words in text
+    assert all(f"{weight:.3f}" in text for weight in phase.weights)
 
 
-@pytest.fixture(scope="module")
-def chronicle(run: SimulatedRun) -> Chronicle:
-    return run.watch.chronicle()
+def test_half_a_line_is_left_for_later(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "w") as journal:
+        drive(Walk(curriculum(3), journal=journal), 50)
+    whole = (tmp_path / "w").read_bytes()
+    cut = whole.rindex(b"\n", 0, -1) + 20
+    (tmp_path / "part").write_bytes(whole[:cut])
+    follower = Follower(tmp_path / "part")
+    follower.poll()
+    assert follower.sight.last_step == 48
+    (tmp_path / "part").write_bytes(whole)
+    follower.poll()
+    assert follower.sight.last_step == 49
 
 
-@given(points=st.integers(1, 100), from_step=st.integers(0, 1300), width=st.integers(1, 1300), top=st.integers(2, 6))
-def test_columns_of_any_window_keep_to_their_points_and_stack_to_one(
-    chronicle: Chronicle, points: int, from_step: int, width: int, top: int
-) -> None:
-    found = series(chronicle, points=points, from_step=from_step, to_step=from_step + width, top=top)
-    size = len(found["steps"])
-    assert 1 <= size <= points + 1  # a window that begins within a point has its rest too
-    for name in COLUMNS:
-        assert [len(row) for row in found[name]] == [size] * (len(found["names"]) + (found["num_others"] > 0))
-    assert np.sum(found["weights"], axis=0) == pytest.approx(1, abs=1e-4)
-    assert np.sum(found["proportions"], axis=0) == pytest.approx(1, abs=1e-4)
-    assert found["steps"][0] <= min(from_step, found["end"])
-    assert found["until"] >= min(from_step + width, found["end"])
+def test_a_restart_from_a_snapshot_takes_back_what_it_superseded(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "w") as journal:
+        walk, follower = Walk(curriculum(3), journal=journal), Follower(tmp_path / "w")
+        drive(walk, 60)
+        state = json.loads(json.dumps(walk.state_dict()))
+        drive(walk, 300, since=60)
+        follower.poll()
+        assert follower.sight.last_step == 299
+        walk.load_state_dict(state)
+        drive(walk, 70, since=60)
+        follower.poll()
+        assert follower.sight.last_step == 69
+        drive(walk, 90, since=70)
+        follower.poll()
+        assert follower.sight.last_step == 89
+        assert follower.sight.phase is not None
+        assert follower.sight.phase["start"] == walk.phase_at(walk.frontier - 1).start
 
 
-def test_points_of_single_phases_are_what_the_journal_says(run: SimulatedRun, chronicle: Chronicle) -> None:
-    found = series(chronicle)
-    phases = [line for line in run.lines if line["type"] == "phase"]
-    assert found["per_point"] == 1
-    assert list(found["steps"]) == [phase["start"] for phase in phases]
-    assert np.transpose(found["weights"]) == pytest.approx(np.array([phase["weights"] for phase in phases]), abs=1e-5)
-    counts = np.array([phase["counts"] for phase in phases])
-    assert np.transpose(found["proportions"]) == pytest.approx(counts / counts.sum(axis=1, keepdims=True), abs=1e-5)
-    assert sum(found["num_random"]) == sum(phase["kind"] == "random" for phase in phases)
-    for name in ("index", "width"):
-        said = [phase["parts"].get(name) or [None] * 4 for phase in phases]
-        np.testing.assert_allclose(np.transpose(found[name]), np.array(said, dtype=np.float64), rtol=1e-5)
+def test_another_file_in_its_place_is_read_from_the_start_and_rubbish_is_refused(tmp_path: Path) -> None:
+    for name, steps in (("long", 200), ("short", 30)):
+        with Journal.create(tmp_path / name) as journal:
+            drive(Walk(curriculum(3), journal=journal), steps)
+    follower = Follower(tmp_path / "long")
+    follower.poll()
+    (tmp_path / "short").replace(tmp_path / "long")
+    follower.poll()
+    assert follower.sight.last_step == 29
+    (tmp_path / "rubbish").write_bytes(b"\x00\xff\n")
+    with pytest.raises(JournalError, match="no journal line"):
+        Follower(tmp_path / "rubbish").poll()
 
 
-def test_points_of_several_phases_average_over_steps(chronicle: Chronicle) -> None:
-    fine, coarse = series(chronicle), series(chronicle, per_point=4)
-    lengths = np.diff([*fine["steps"], fine["until"]])
-    for k, first in enumerate(range(0, len(lengths), 4)):
-        part = slice(first, first + 4)
-        mean = np.average(np.array(fine["weights"])[:, part], axis=1, weights=lengths[part])
-        assert np.array(coarse["weights"])[:, k] == pytest.approx(mean, abs=1e-5)
-        tail = np.array(fine["index"])[:, part]
-        for i, row in enumerate(tail):
-            known = row[~np.isnan(row)]
-            assert coarse["index"][i][k] == pytest.approx(known[-1], rel=1e-5) if known.size else True
+def test_one_frame_is_printed_on_request(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "w") as journal:
+        drive(Walk(curriculum(3), journal=journal), 50)
+    done = CliRunner().invoke(app, ["watch", str(tmp_path / "w"), "--once"])
+    assert done.exit_code == 0
+    assert "source-2" in done.output
+    waiting = CliRunner().invoke(app, ["watch", str(tmp_path / "none"), "--once"])
+    assert (waiting.exit_code, "waiting for" in waiting.output) == (0, True)
 
 
-def test_losses_are_those_reported_in_the_phases_of_a_point(tmp_path: Path) -> None:
-    with Journal.create(tmp_path / "walk.jsonl") as journal:
-        for _ in simulate(curriculum(), 400, journal=journal):
-            pass
-    watch = Watch(lambda skip: itertools.islice(read_journal(tmp_path / "walk.jsonl"), skip, None))
-    found = series(watch.chronicle(), per_point=2)
-    edges = [*found["steps"], found["until"]]
-    sums, tokens = np.zeros((2, 4, len(found["steps"])))
-    for record in read_journal(tmp_path / "walk.jsonl"):
-        if record["type"] == "feedback":
-            k = int(np.searchsorted(edges, record["step"], side="right")) - 1
-            sums[record["sources"], k] += record["loss_sums"]
-            tokens[record["sources"], k] += record["tokens"]
-    expected = np.divide(sums, tokens, out=np.full_like(sums, np.nan), where=tokens > 0)
-    np.testing.assert_allclose(np.array(found["losses"]), expected, rtol=1e-5)
-    now = {source["name"]: source for source in overview(watch.chronicle())["sources"]}
-    assert sum(source["tokens"] for source in now.values()) == tokens.sum()
-    assert now["web"]["loss"] is not None
+def _hears_ctrl_c() -> None:
+    """Undo what a job in the background inherits, where Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_the_last_points_asked_for_again_join_those_there(run: SimulatedRun) -> None:
-    growing = SimulatedRun(curriculum())
-    growing.advance(500)
-    before = series(growing.watch.chronicle(), points=10)
-    growing.advance(500)
-    tail = series(growing.watch.chronicle(), from_step=before["steps"][-1], per_point=before["per_point"])
-    whole = series(growing.watch.chronicle(), per_point=before["per_point"])
-    assert [*before["steps"][:-1], *tail["steps"]] == list(whole["steps"])
-    for name in COLUMNS:
-        joined = np.concatenate([np.array(before[name])[:, :-1], np.array(tail[name])], axis=1)
-        settled = slice(0, -2) if name == "losses" else slice(None)  # reports of the newest phase were still to come
-        np.testing.assert_array_equal(joined[:, settled], np.array(whole[name])[:, settled])
-
-
-def test_small_sources_are_added_up_without_losing_rows(chronicle: Chronicle) -> None:
-    whole, folded = series(chronicle), series(chronicle, top=2)
-    assert folded["num_others"] == 3
-    kept = whole["names"].index(folded["names"][0])
-    others = [i for i in range(4) if i != kept]
-    assert folded["weights"][1] == pytest.approx(np.array(whole["weights"])[others].sum(axis=0), abs=1e-5)
-
-
-def test_nothing_decided_yet_is_told_as_nothing() -> None:
-    run = SimulatedRun(curriculum())
-    found = series(run.watch.chronicle())
-    assert found["steps"] == []
-    state = overview(run.watch.chronicle())
-    assert state["phase"] is None
-    assert [source["weight"] for source in state["sources"]] == [0, 0, 0, 0]
-    assert walk_on_paper(run.watch.chronicle())["points"] == []
-    assert preview(run.watch.chronicle(), floors={"web": 0.9}, caps=None, exclude=None)["landed"][0] == 0.9
-
-
-def test_a_snapshot_does_not_move_while_the_run_goes_on() -> None:
-    run = SimulatedRun(curriculum())
-    run.advance(300)
-    snapshot = run.watch.chronicle()
-    before = series(snapshot), overview(snapshot)["sources"], len(snapshot.entries)
-    run.advance(900)
-    after = series(snapshot), overview(snapshot)["sources"], len(snapshot.entries)
-    assert list(after[0]["steps"]) == list(before[0]["steps"])
-    assert after[2] == before[2]
-    for was, now in zip(before[1], after[1], strict=True):
-        assert was["weight"] == now["weight"]
-        assert was["tokens"] == now["tokens"]
-
-
-def test_lines_that_a_resume_supersedes_are_forgotten(tmp_path: Path) -> None:
-    path, plan = tmp_path / "walk.jsonl", curriculum()
-    learner = SyntheticLearner(4, seed=0, sequence_length=32)
-    with Journal.create(path) as journal:
-        walk = Walk(plan, journal=journal)
-        states = []
-        for step in range(0, 600, 40):
-            walk.phase_at(step)
-            walk.report(step, learner.learn(step, np.array([8, 0, 0, 0])))
-            states.append(walk.state_dict())
-        read = Watch(lambda skip: itertools.islice(read_journal(path), skip, None))
-        read.chronicle()
-        for back in (9, 3, 5):  # the last goes on from a line of the newest branch
-            walk.load_state_dict(states[back])
-            del states[back + 1 :]
-            for step in range(back * 40 + 40, 520, 40):
-                walk.phase_at(step)
-                walk.report(step, learner.learn(step, np.array([8, 0, 0, 0])))
-                states.append(walk.state_dict())
-    found = read.chronicle()
-    assert found.starts == sorted(set(found.starts))
-    assert np.add(found.starts, found.lengths).tolist()[:-1] == found.starts[1:]
-    assert found.end == walk.frontier
-    assert found.num_lines == journal.position.line
-    again = Watch(lambda skip: itertools.islice(read_journal(path), skip, None)).chronicle()
-    np.testing.assert_array_equal(again.tables["tokens"].rows, found.tables["tokens"].rows)
-    assert {rank.reports for rank in found.ranks.values()} == {int(found.tables["tokens"].rows.sum() / 256)}
-
-
-def test_ranks_that_lag_come_first() -> None:
-    run = SimulatedRun(curriculum(), num_ranks=3)
-    run.advance(50, (0, 7, 2))
-    assert [(rank["rank"], rank["step"], rank["lag"]) for rank in overview(run.watch.chronicle())["ranks"]] == [
-        (1, 42, 7), (2, 47, 2), (0, 49, 0),
-    ]  # fmt: skip
-
-
-def test_sources_are_found_by_name_and_the_largest_come_first(chronicle: Chronicle) -> None:
-    weights = [source["weight"] for source in overview(chronicle)["sources"]]
-    assert weights == sorted(weights, reverse=True)
-    assert [source["name"] for source in overview(chronicle, query="OO")["sources"]] == ["books"]
-    assert len(overview(chronicle, limit=2)["sources"]) == 2
-
-
-def test_proportions_and_averaged_weights_agree(chronicle: Chronicle) -> None:
-    for source in overview(chronicle)["sources"]:
-        assert source["proportion"] == pytest.approx(source["mean_weight"], abs=2 / (8 * 1200))
-
-
-@settings(max_examples=50)
-@given(problem=problems(), seed=st.integers(0, 2**32 - 1))
-def test_no_mixture_of_a_region_lies_outside_its_outline(problem: Problem, seed: int) -> None:
-    hull, places = outline(problem.region), corners(len(problem.names))
-    points = problem.region.sample(np.random.default_rng(seed), 20) @ places
-    angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
-    directions = np.stack([np.cos(angles), np.sin(angles)])
-    slack = 1e-3  # between two of the directions tried the outline cuts a corner
-    assert ((points @ directions).max(axis=0) <= (hull @ directions).max(axis=0) + slack).all()
-
-
-def test_the_outline_of_three_sources_has_exactly_its_vertices() -> None:
-    region = Region(["a", "b", "c"], floors={"a": 0.2}, caps={"b": 0.5, "c": 0.6})
-    expected = {tuple(point) for point in np.round(region.vertices() @ corners(3), 6)}
-    assert {tuple(point) for point in np.round(outline(region), 6)} == expected
-
-
-def test_an_outline_goes_round_once() -> None:
-    hull = outline(Region([f"s{i}" for i in range(9)], floors={"s1": 0.2}, caps={"s4": 0.3}))
-    edges = np.roll(hull, -1, axis=0) - hull
-    turns = edges[:, 0] * np.roll(edges, -1, axis=0)[:, 1] - edges[:, 1] * np.roll(edges, -1, axis=0)[:, 0]
-    assert (turns > -1e-9).all()
-    assert np.arctan2(*(hull - hull.mean(axis=0)).T[::-1]).size == len({tuple(point) for point in hull.tolist()})
-
-
-def test_a_preview_is_what_the_pivot_then_does() -> None:
-    run = SimulatedRun(curriculum())
-    run.advance(300)
-    bounds: dict[str, Any] = {"floors": {"code": 0.2, "chat": 0.35}, "caps": {"web": 0.25}, "exclude": ("books",)}
-    said = preview(run.watch.chronicle(), **bounds)
-    step = run.walk.pivot(Pivot(name="new", **bounds))
-    run.walk.phase_at(step)
-    landed = run.lines[-1]
-    assert said["at_step"] == step == landed["start"]
-    assert said["landed"] == landed["landed"]
-    assert said["distance"] == pytest.approx(landed["distance"])
-    assert said["log_volume"] == landed["log_volume"]
-    assert said["lower"] == landed["region"]["lower"]
-    assert said["upper"] == landed["region"]["upper"]
-
-
-def test_tables_left_out_of_a_preview_stay_in_force(chronicle: Chronicle) -> None:
-    said = preview(chronicle, floors=None, caps=None, exclude=["chat"])
-    assert said["upper"][1] == 0.1  # of the polish
-    assert said["lower"][0] >= 0.3
-    assert said["upper"][3] == 0
-
-
-@pytest.mark.parametrize(
-    ("bounds", "code", "problem"),
-    [
-        (
-            {"floors": {"web": 0.7, "chat": 0.5}},
-            "infeasible-region",
-            "^floors sum to 1.2, .*lower them by 0.2 in total",
-        ),
-        ({"floors": {"wob": 0.7}}, "unknown-source", "unknown source 'wob'; did you mean 'web'"),
-        ({"exclude": ["web"]}, "infeasible-region", "web is excluded but has a floor of 0.3"),
-    ],
-)
-def test_a_pivot_that_cannot_be_is_told_why(
-    chronicle: Chronicle, bounds: dict[str, Any], code: str, problem: str
-) -> None:
-    said = preview(chronicle, **{"floors": None, "caps": None, "exclude": None, **bounds})
-    assert not said["is_feasible"]
-    assert said["code"] == code
-    assert re.search(problem, said["problem"])
-    assert "preview" not in said["problem"]
-
-
-def test_a_span_begins_where_its_points_do(chronicle: Chronicle) -> None:
-    span = span_of(chronicle, points=1000, from_step=500, to_step=None, per_point=8)
-    assert span.first % 8 == 0
-    assert span.edges[0] == span.first
+def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from mixer.cli import main; main()",
+        "watch",
+        str(tmp_path / "w"),
+        "--every",
+        "0.1",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c
+    )
+    time.sleep(0.1)
+    with Journal.create(tmp_path / "w") as journal:
+        drive(Walk(curriculum(3), journal=journal), 30)
+    time.sleep(4.0)  # interpreters start slowly on a busy machine
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "source-2" in out

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mixer.cli import planning, preparing, questions, showing
+from mixer.cli import planning, preparing, questions, record, showing
 from mixer.cli.output import talk
 from mixer.errors import MixerError
 
@@ -33,6 +33,11 @@ for _command in (
     questions.advise,
     questions.effects,
     showing.plot,
+    showing.watch,
+    showing.export,
+    record.replay,
+    record.fork,
+    record.diff,
 ):
     app.command()(_command)
 

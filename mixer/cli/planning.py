@@ -11,10 +11,6 @@ from rich.progress import track
 from rich.table import Table
 
 from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, results, talk
-from mixer.config import Curriculum
-from mixer.journal import Journal
-from mixer.simulation import simulate as simulate_walk
-from mixer.story import read_story
 
 
 def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
@@ -24,6 +20,7 @@ def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
     Prints all problems, not the first alone. Exit code 1 if there are any.
     """
     from mixer.checking import check as check_curriculum  # reads sources: `mixer --help` should not wait for that
+    from mixer.config import Curriculum
 
     report = check_curriculum(Curriculum.from_yaml(config))
     if as_json:
@@ -50,7 +47,11 @@ def simulate(
 
     The learner's losses are power laws with noise. They show how the walk behaves, not how well a model would learn.
     """
-    from mixer.plots import write_page  # the plotting library takes a while to import
+    from mixer.config import Curriculum  # what other commands need not wait for
+    from mixer.journal import Journal
+    from mixer.plots import write_page
+    from mixer.simulation import simulate as simulate_walk
+    from mixer.story import read_story
 
     curriculum = Curriculum.from_yaml(config)
     num_steps = steps or curriculum.total_steps

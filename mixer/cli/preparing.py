@@ -25,7 +25,7 @@ def prepare(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the rows; default: the config's `prepared`.", file_okay=False)
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Sources to read at once; default: one per core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Sources to read at once; default: cores / 4.")] = None,
     sources: Annotated[str | None, typer.Option(help="Names, with commas between; default: all.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace rows that are not those of the config.")] = False,
     verify: Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from mixer.cli.output import AsJson, print_json, print_table, results
@@ -64,6 +63,8 @@ def advise(
 
     Decisions only: what would have come of them cannot be read off a log.
     """
+    import numpy as np
+
     from mixer.advise import CAVEAT
     from mixer.advise import advise as ask
     from mixer.lookup import Lookup

@@ -102,7 +102,9 @@ def _weights_figure(view: View) -> go.Figure:
         colorscale=[[0, low], [1, KIND_COLOURS["random"]]], hovertemplate="random %{z:.0%}<extra></extra>",
     )  # fmt: skip
     _mark_regimes(figure, view, labelled=True)
-    figure.update_layout(title="Weights of each phase (below: random phases in red)", hovermode="x unified", **_LAYOUT)
+    figure.update_layout(
+        title="Weights of each phase (below: random phases in red)", hovermode="x unified", **{**_LAYOUT, "xaxis": {}}
+    )
     figure.update_yaxes(range=[0, 1], title="weight", row=1, col=1)
     figure.update_yaxes(showticklabels=False, showgrid=False, row=2, col=1)
     figure.update_xaxes(range=[int(view.edges[0]), int(view.edges[-1])])
@@ -156,8 +158,10 @@ def _region_figure(view: View) -> go.Figure:
         )  # fmt: skip
     exact = "exact" if len(names) == 3 else "a shadow: different mixtures may fall on one point"
     figure.update_layout(title=f"The walk inside its region ({exact})", **{**_LAYOUT, "height": 620, "xaxis": {}})
-    figure.update_xaxes(visible=False, range=[-1.6, 1.6])
-    figure.update_yaxes(visible=False, range=[-1.25, 1.25], scaleanchor="x")
+    figure.update_xaxes(visible=False, range=[float(at[:, 0].min()) - 0.4, float(at[:, 0].max()) + 0.4])
+    figure.update_yaxes(
+        visible=False, range=[float(at[:, 1].min()) - 0.15, float(at[:, 1].max()) + 0.15], scaleanchor="x"
+    )
     return figure
 
 
@@ -215,10 +219,9 @@ def _add_lines(
         known = ~np.isnan(values[:, i])
         if known.any():
             figure.add_scatter(
-                x=middles[known], y=_short(values[known, i]), name=html.escape(name),
-                line={"color": colour, "width": 1.5},
-                mode="lines", hovertemplate=f"%{{y:{form}}}", showlegend=showlegend, legendgroup=name, row=row,
-                col=None if row is None else 1,
+                x=middles[known], y=_short(values[known, i]), name=html.escape(name), mode="lines",
+                line={"color": colour, "width": 1.5}, hovertemplate=f"%{{y:{form}}}", showlegend=showlegend,
+                legendgroup=name, row=row, col=None if row is None else 1,
             )  # fmt: skip
 
 
@@ -238,7 +241,7 @@ _LAYOUT: dict[str, Any] = {
     "margin": {"l": 70, "r": 20, "t": 80, "b": 45},
     "xaxis": {"title": "step"},
     "colorway": ["#1f77b4", "#ff7f0e"],
-    "legend": {"font": {"size": 12}},
+    "legend": {"font": {"size": 12}, "tracegroupgap": 0},
 }
 
 

@@ -5,7 +5,6 @@ matplotlib draws it without a screen or a browser; plotly's own way to a still p
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ def write_picture(journal: str | Path, output: str | Path, *, title: str = "Curr
     with rc_context({"svg.hashsalt": "mixer", "font.size": 9}):  # the same journal gives the same file
         metadata = {"Date": None} if output.suffix == ".svg" else None
         draw(make_view(story), title).savefig(partial, dpi=130, metadata=metadata)
-    os.replace(partial, output)  # noqa: PTH105 - Path.replace follows no link either; both are atomic
+    partial.replace(output)
     return output
 
 
@@ -55,23 +54,18 @@ def draw(view: View, title: str) -> Figure:
     """Return the whole picture."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 10.5), layout="constrained")
+    figure = Figure(figsize=(16, 10.5), layout="constrained")
     figure.suptitle(title, fontsize=13)
-    has_index = not np.isnan(view.index).all()
-    layout = [["weights", "weights", "region"], ["kinds", "kinds", "region"], ["losses", "index", "shares"]]
-    axes: dict[str, Axes] = figure.subplot_mosaic(
-        layout, height_ratios=[1, 0.05, 1], width_ratios=[1, 1, 1.05]
-    )  # fmt: skip
+    top, strip = [*["weights"] * 8, *["region"] * 4], [*["kinds"] * 8, *["region"] * 4]
+    bottom = [name for name in ("losses", "index", "width", "shares") for _ in range(3)]
+    layout: list[Any] = [top, strip, bottom]
+    axes: dict[str, Axes] = figure.subplot_mosaic(layout, height_ratios=[1, 0.05, 0.85])
     _weights(axes["weights"], view)
     _kinds(axes["kinds"], view)
     _region(axes["region"], view)
     _lines(axes["losses"], view, view.losses, "loss of each source, nats per token")
-    if has_index:
-        _lines(axes["index"], view, np.where(view.index > 0, view.index, np.nan), "index (dashed: its width)")
-        _widths(axes["index"], view)
-        axes["index"].set_yscale("log")
-    else:
-        axes["index"].axis("off")
+    _positive_lines(axes["index"], view, view.index, "index of each source")
+    _positive_lines(axes["width"], view, view.width, "width (optimism) in it")
     _shares(axes["shares"], view)
     handles, labels = axes["weights"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
@@ -136,9 +130,9 @@ def _region(ax: Axes, view: View) -> None:
         side = "left" if x > 0.1 else "right" if x < -0.1 else "center"
         level = "bottom" if y > 0.3 else "top" if y < -0.3 else "center"
         ax.annotate(name, (1.05 * x, 1.05 * y), ha=side, va=level, fontsize=8)
-    ax.set(xlim=(-1.55, 1.55), ylim=(-1.3, 1.3))
+    ax.set(xlim=(at[:, 0].min() - 0.3, at[:, 0].max() + 0.3), ylim=(at[:, 1].min() - 0.15, at[:, 1].max() + 0.15))
     ax.set_aspect("equal")
-    ax.legend(loc="upper left", fontsize=8, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
     ax.set_title("the walk in its region" + ("" if len(names) == 3 else " (a shadow)"), fontsize=10)
 
 
@@ -151,21 +145,20 @@ def _lines(ax: Axes, view: View, values: Any, title: str) -> None:
     _mark_regimes(ax, view)
 
 
-def _widths(ax: Axes, view: View) -> None:
-    """Draw widths where they share the index's unit: rewards of a bounded bandit, not learnability per token."""
-    if "mean" not in next((phase["parts"] for phase in view.story.phases if phase["parts"]), {}):
-        ax.set_title("index of each source", fontsize=10)
+def _positive_lines(ax: Axes, view: View, values: Any, title: str) -> None:
+    """Draw lines on a logarithmic axis, or nothing if no value is above 0."""
+    values = np.where(values > 0, values, np.nan)
+    if np.isnan(values).all():
+        ax.axis("off")
         return
-    for colour, i in zip(view.colours, view.shown, strict=True):
-        known = view.width[:, i] > 0
-        ax.plot(view.middles[known], view.width[known, i], color=colour, linewidth=0.8, linestyle="--")
+    _lines(ax, view, values, title)
+    ax.set_yscale("log")
 
 
 def _shares(ax: Axes, view: View) -> None:
     places = np.arange(len(view.names))
-    ax.barh(places - 0.2, view.story.mean_weights()[view.shown], height=0.38, label="weights, mean over steps")
-    ax.barh(places + 0.2, view.story.proportions()[view.shown], height=0.38, label="proportions drawn")
+    ax.barh(places - 0.2, view.story.mean_weights()[view.shown], height=0.38)
+    ax.barh(places + 0.2, view.story.proportions()[view.shown], height=0.38)
     ax.set_yticks(places, view.names, fontsize=8)
     ax.invert_yaxis()
-    ax.legend(fontsize=8, frameon=False)
-    ax.set_title("asked for and drawn", fontsize=10)
+    ax.set_title("asked for (blue), drawn (orange)", fontsize=10)

@@ -29,7 +29,7 @@ def outline(region: Region, at: Array) -> Array:
         region: of K sources.
         at: the corners, [K, 2].
 
-    The farthest point of the shadow in a direction d is that of the vertex which is best for the scores ``at @ d``.
+    The farthest point of the shadow in direction d is that of the vertex that is best for the scores ``at @ d``.
     """
     if len(region.names) <= EXACT_SOURCES:
         points = region.vertices() @ at

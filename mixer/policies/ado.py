@@ -39,7 +39,7 @@ class AdoPolicy:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "never"
-    is_by_step = False
+    is_by_step = True
 
     def __init__(self, config: AdoConfig, *, prior: Array) -> None:
         self._config = config

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mixer.config import Curriculum
+from mixer.config import Curriculum, SourceConfig
 from mixer.config_errors import suggestion
 from mixer.errors import ConfigError, MixerError, UnknownSourceError
 from mixer.types import IntArray, RowArray, TokenArray
@@ -19,6 +20,7 @@ from mixer.types import IntArray, RowArray, TokenArray
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
+    from mixer.sources.streams import Stream
     from mixer.tokenizer import TextTokenizer
 
 __all__ = ["PreparedSource", "Progress", "RowSource", "check_sources", "open_sources"]
@@ -92,25 +94,40 @@ def open_sources(
     curriculum: Curriculum,
     tokenizer: TextTokenizer,
     streams: Mapping[str, IterableDataset] | None = None,
+    *,
+    reader: int = 0,
+    num_readers: int = 1,
+    held_out: bool = False,
 ) -> list[RowSource]:
     """Open every source in declared order.
 
+    Several readers divide each source: by its files if their number divides by that of the readers, else document by
+    document, so that every reader parses all and tokenises its own. No two give the same document and together they
+    give all; a reader's ``progress`` counts its own. Its state fits the same ``reader`` of the same ``num_readers``.
+
     Args:
-        curriculum: the run; its ``sources`` and ``sequence_length`` count here.
+        curriculum: the run; its ``sources``, ``sequence_length``, ``holdout`` and ``retries`` count here.
         tokenizer: what ``mixer.tokenizer.load_tokenizer`` gave.
         streams: data sets by source name, for sources that the program passes instead of naming files.
+        reader: which of the readers this is, from 0.
+        num_readers: how many there are.
+        held_out: give only the documents that ``holdout`` keeps from the training stream, to evaluate on.
 
     Raises:
         UnknownSourceError: a stream for a source that is not declared.
         ConfigError, SourceError: a source that cannot be opened.
     """
-    from mixer.sources.huggingface import open_stream
     from mixer.sources.rows import StreamedRows
 
+    if not 0 <= reader < num_readers:
+        raise ConfigError(f"reader {reader} of {num_readers}: readers are numbered from 0 to num_readers - 1")
+    if held_out and not curriculum.holdout:
+        raise ConfigError("held_out: the curriculum holds nothing out; set holdout, as in `holdout: 0.01`")
     streams = _known_streams(curriculum, streams)
+    opened = partial(_opened, curriculum, streams, vocab_size=tokenizer.vocab_size)
     return [
         StreamedRows(
-            open_stream(source, resolve=curriculum.resolve, dataset=streams.get(source.name)),
+            opened(source, holdout=curriculum.holdout, held_out=held_out, reader=reader, num_readers=num_readers),
             tokenizer,
             sequence_length=curriculum.sequence_length,
             on_exhausted=source.on_exhausted,
@@ -121,18 +138,38 @@ def open_sources(
 
 def check_sources(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:
     """Return a sentence for every source that would not start, in declared order; needs no tokenizer."""
-    from mixer.sources.huggingface import open_stream
-
     streams = _known_streams(curriculum, streams)
     problems: list[str] = []
     for source in curriculum.sources:
         try:
-            open_stream(source, resolve=curriculum.resolve, dataset=streams.get(source.name)).check()
+            _opened(curriculum, streams, source, vocab_size=curriculum.vocab_size, holdout=curriculum.holdout).check()
         except ConfigError as error:
             problems += error.problems
         except MixerError as error:
             problems.append(str(error))
     return problems
+
+
+def _opened(
+    curriculum: Curriculum,
+    streams: Mapping[str, IterableDataset],
+    source: SourceConfig,
+    *,
+    vocab_size: int | None,
+    **share: Any,
+) -> Stream[Any]:
+    from mixer.sources.huggingface import open_stream
+    from mixer.sources.streams import Share
+
+    return open_stream(
+        source,
+        resolve=curriculum.resolve,
+        dataset=streams.get(source.name),
+        retries=curriculum.retries,
+        share=Share(**share),
+        row_length=curriculum.sequence_length + 1,
+        vocab_size=vocab_size,
+    )
 
 
 def _known_streams(

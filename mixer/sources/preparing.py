@@ -24,7 +24,7 @@ from mixer.cache import written_whole
 from mixer.config import SourceConfig
 from mixer.errors import EmptySourceError, PreparationError, SourceError, StateMismatchError
 from mixer.packing import Packer
-from mixer.sources.holdout import is_held_out, text_bytes
+from mixer.sources.holdout import is_held_out, text_bytes, token_bytes
 from mixer.sources.manifest import (
     RECORD,
     InputFile,
@@ -42,7 +42,7 @@ from mixer.sources.shards import write_shard, write_split_files, write_splits_fi
 from mixer.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from mixer.sources.huggingface import TextStream
+    from mixer.sources.streams import Stream
 
 CHUNK_CHARACTERS = 1 << 20  # tokenised at once: enough to keep every core busy, some 100 MB at most
 CHUNK_DOCUMENTS = 4096
@@ -106,7 +106,7 @@ class _Split:
 class _Chunk:
     """Documents read together, and the place in the text after them."""
 
-    texts: list[str]
+    documents: list[Any]  # texts, or token ids if the source has those
     place: dict[str, Any]
 
 
@@ -116,7 +116,7 @@ class SourcePreparation:
     def __init__(
         self,
         source: SourceConfig,
-        stream: TextStream,
+        stream: Stream[Any],
         tokenizer: TextTokenizer,
         folder: Path,
         *,
@@ -186,33 +186,37 @@ class SourcePreparation:
         """Read ahead by one chunk, so that parsing overlaps with tokenising, which needs no interpreter's lock."""
         with ThreadPoolExecutor(1) as reader:
             following = reader.submit(self._read_chunk)
-            while (chunk := following.result()).texts:
+            while (chunk := following.result()).documents:
                 following = reader.submit(self._read_chunk)
                 yield chunk
 
     def _read_chunk(self) -> _Chunk:
-        texts: list[str] = []
-        num_characters = 0
-        while len(texts) < CHUNK_DOCUMENTS and num_characters < CHUNK_CHARACTERS:
+        documents: list[Any] = []
+        size = 0
+        while len(documents) < CHUNK_DOCUMENTS and size < CHUNK_CHARACTERS:
             group = self._stream.next_group()
-            if not group:
+            if not len(group):
                 break
-            texts += group
-            num_characters += sum(map(len, group))
-        return _Chunk(texts, self._stream.state_dict())
+            documents += list(group)
+            size += sum(map(len, group))
+        return _Chunk(documents, self._stream.state_dict())
 
     def _append(self, chunk: _Chunk) -> None:
-        encoded = self._tokenizer.encode(chunk.texts)
+        is_text = self._source.token_column is None
+        encoded = self._tokenizer.encode(chunk.documents) if is_text else chunk.documents
+        hashed = text_bytes if is_text else token_bytes
         fraction = self._format.holdout
-        is_out = [fraction > 0 and is_held_out(text_bytes(text), fraction) for text in chunk.texts]
+        is_out = [fraction > 0 and is_held_out(hashed(document), fraction) for document in chunk.documents]
         for split in SPLITS:
             documents = [ids for ids, out in zip(encoded, is_out, strict=True) if out == (split == "held_out")]
             if not documents:
                 continue
             growing = self._splits[split]
-            rows = growing.packer.push(documents).astype(self._format.dtype)
+            are_rows = self._source.rows is not None
+            rows = np.stack(documents) if are_rows else growing.packer.push(documents)
+            rows = rows.astype(self._format.dtype)
             growing.documents += len(documents)
-            growing.tokens += sum(map(len, documents)) + len(documents)
+            growing.tokens += sum(map(len, documents)) + (0 if are_rows else len(documents))
             with self._explained():
                 self._write(split, rows)
 

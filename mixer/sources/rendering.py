@@ -1,5 +1,7 @@
 """Rows to text: which rows count (``where``) and how one becomes a document (``text``, ``messages``, ``template``).
 
+Columns of token ids (``token_ids``, ``rows``) are read in ``tokens.py``; here they are only columns that must exist.
+
 A row that cannot be rendered is an error, never an empty document: a wrong column name would train on silence.
 """
 
@@ -10,7 +12,7 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixer.config import Scalar, SourceConfig
+from mixer.config import RENDERINGS, Scalar, SourceConfig
 from mixer.config_errors import suggestion
 from mixer.errors import ConfigError, MalformedDataError, MissingDataError
 
@@ -28,7 +30,9 @@ class Renderer:
         self._template = source.template
         self._messages = source.messages
         self._text = source.text or "text"
-        if source.template is not None:
+        if source.token_column is not None:
+            rendered = [source.token_column]
+        elif source.template is not None:
             rendered = _fields(source.name, source.template)
         else:
             rendered = [self._text if source.messages is None else source.messages]
@@ -41,7 +45,7 @@ class Renderer:
             if column not in known:
                 raise MissingDataError(
                     f"source {self.name}: no column {column!r}{suggestion(column, known)}; "
-                    f"columns: {', '.join(known) or 'none'}; set text, messages, template or where to one of them"
+                    f"columns: {', '.join(known) or 'none'}; set {', '.join(RENDERINGS)} or where to one of them"
                 )
 
     def matches(self, row: Row) -> bool:

@@ -1,7 +1,8 @@
 """Token rows of one source: documents in, tokenised and packed, rows out, exact at every row.
 
-The state is the place where the current group of documents began, what the packer held there, and how many rows of
-the group have been taken. Restoring reads and tokenises that one group again, at most 64 documents.
+Documents that are token ids already are packed as they are, and whole rows of them are given as they are. The state is
+the place where the current group of documents began, what the packer held there, and how many rows of the group have
+been taken. Restoring reads and tokenises that one group again, at most 64 documents of text.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import copy
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.packing import Packer
 from mixer.sources import Progress
+from mixer.sources.ahead import Encoded, ReadAhead
+from mixer.sources.faults import NetworkFault
+from mixer.sources.streams import Documents, Stream, TextStream
 from mixer.tokenizer import TextTokenizer
 from mixer.types import TokenArray
 
-if TYPE_CHECKING:
-    from mixer.sources.huggingface import TextStream
-
-STATE_VERSION = 1
+STATE_VERSION = 2
+MAX_AHEAD = 4  # groups, so that a source holds about 5 MB at most
 
 
 class EndOfSource(Exception):  # noqa: N818  # a signal, like StopIteration
@@ -50,10 +52,19 @@ class _Counts:
 
 
 @dataclass(frozen=True)
+class _Start:
+    """The state between two groups; made plain when somebody asks for it."""
+
+    place: dict[str, Any]  # the stream's state, shared and never changed
+    remainder: TokenArray
+    counts: _Counts
+
+
+@dataclass(frozen=True)
 class _Group:
     """Rows that became complete with one group of documents, and the state in which it was read."""
 
-    start: dict[str, Any]
+    start: _Start
     rows: TokenArray
     counts: _Counts  # as of its end
 
@@ -62,26 +73,37 @@ class StreamedRows:
     """Rows of one source, read in file order and repeated, stopped or refused when it runs dry.
 
     With ``repeat`` the remainder of one epoch is the beginning of the next, so that every token is delivered; with
-    ``stop`` and ``error`` the last tokens that do not fill a row stay in the packer.
+    ``stop`` and ``error`` the last tokens that do not fill a row stay in the packer. After the first ``take`` the next
+    groups are read in the background: about 4 times as many rows as are taken at once, and half a group at least.
+
+    A source that stays out of reach raises SourceUnavailableError, with its name, at the ``take`` whose rows cannot be
+    read; those before are given, and every later ``take`` tries again. A delivery whose config says
+    ``on_failure: suspend`` goes on without it and asks ``probe`` from time to time, which costs one attempt.
     """
 
     def __init__(
         self,
-        stream: TextStream,
+        stream: Stream[Any],
         tokenizer: TextTokenizer,
         *,
         sequence_length: int,
         on_exhausted: Literal["repeat", "stop", "error"] = "repeat",
     ) -> None:
         self.name = stream.name
-        self._stream = stream
         self._tokenizer = tokenizer
+        self._is_text = isinstance(stream, TextStream)
+        self._ahead = ReadAhead(
+            stream, self._encode if self._is_text else _as_they_are, repeat=on_exhausted == "repeat"
+        )
         self._packer = Packer(sequence_length, tokenizer.separator_id)
         self._on_exhausted = on_exhausted
         self._groups: deque[_Group] = deque()  # read, and not yet taken in full
         self._taken = 0  # rows taken of the first of them
-        self._read = _Counts()  # as of the end of the last of them
-        self._end_seen = _Counts()  # as of the last row taken
+        self._num_ready = 0  # rows of all of them that are not taken
+        self._group_rows = 1  # of the last one read
+        self._low = 0  # rows ready below which more are read ahead
+        self._looks_ahead = False
+        self._read = self._end_seen = _Counts()  # as of the end of the last of them; as of the last row taken
 
     @property
     def row_length(self) -> int:
@@ -107,12 +129,74 @@ class StreamedRows:
         Raises:
             EndOfSource: fewer rows are left and the source is to ``stop``.
             SourceExhaustedError: fewer rows are left and that is to be an error.
+            SourceUnavailableError: a network or server failed, and went on failing after all retries.
             SourceError: the source cannot be read on.
 
         Whatever it raises, nothing is taken: the state is unchanged and the rows already read wait for the next call.
         """
-        while self._num_ready() < num_rows:
+        while self._num_ready < num_rows:
             self._read_group(num_rows)
+        if not self._looks_ahead and self._num_ready - num_rows < max(4 * num_rows, self._low):
+            self._look_ahead(num_rows)
+        if self._groups and self._taken + num_rows < len(self._groups[0].rows):  # nearly always
+            rows = self._groups[0].rows[self._taken : self._taken + num_rows].copy()
+            self._taken += num_rows
+            self._num_ready -= num_rows
+            return rows
+        return self._take_over_borders(num_rows)
+
+    def probe(self) -> bool:
+        """Return whether the next group can be read now, in one attempt; what it reads waits for the next ``take``.
+
+        Raises:
+            SourceError: it is there again, but cannot be read.
+        """
+        try:
+            self._ahead.peek(persist=False)
+        except NetworkFault:
+            return False
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place after the last row taken as plain data, a few kB: the remainder is most of it."""
+        start = self._groups[0].start if self._groups else self._here()
+        return {
+            **self._identity(),
+            "stream": copy.deepcopy(start.place),
+            "packer": {"remainder": start.remainder.tolist()},
+            "counts": asdict(start.counts),
+            "taken": self._taken,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last row taken.
+
+        Raises:
+            StateMismatchError: the state of another source, version, reader, tokenizer or row length, or of text that
+                has changed since.
+            SourceError: the group that was being taken cannot be read again.
+        """
+        for key, value in self._identity().items():
+            if state.get(key) != value:
+                raise StateMismatchError(
+                    f"source {self.name}: the saved state has {key} {state.get(key)!r}, but this run has {value!r}"
+                )
+        self._ahead.move(copy.deepcopy(state["stream"]))
+        self._packer.load_state_dict(state["packer"])
+        self._groups.clear()
+        self._taken = self._num_ready = 0
+        self._read = self._end_seen = _Counts(**state["counts"])
+        if state["taken"]:
+            self._read_group(state["taken"])
+            if self._num_ready <= state["taken"]:
+                raise StateMismatchError(
+                    f"source {self.name}: the saved state has taken {state['taken']} rows of a group that now gives "
+                    f"{self._num_ready}; its text has changed since"
+                )
+            self._taken = state["taken"]
+            self._num_ready -= self._taken
+
+    def _take_over_borders(self, num_rows: int) -> TokenArray:
         pieces = [np.empty((0, self.row_length), dtype=np.uint32)]
         missing = num_rows
         while missing:
@@ -121,58 +205,32 @@ class StreamedRows:
             pieces.append(piece)
             missing -= len(piece)
             self._taken += len(piece)
+            self._num_ready -= len(piece)
             if self._taken == len(group.rows):
                 self._groups.popleft()
                 self._taken = 0
                 self._end_seen = group.counts
         return np.concatenate(pieces)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place after the last row taken as plain data, a few kB: the remainder is most of it."""
-        start = self._groups[0].start if self._groups else self._here()
-        return {**copy.deepcopy(start), "taken": self._taken}
+    def _look_ahead(self, num_rows: int) -> None:
+        self._looks_ahead = True  # until the next group has come
+        missing = max(4 * num_rows, self._group_rows) - self._num_ready + num_rows
+        self._ahead.want(min(MAX_AHEAD, max(1, -(-missing // self._group_rows))) if self._is_text else MAX_AHEAD)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the last row taken.
-
-        Raises:
-            StateMismatchError: the state of another source, version, tokenizer or row length, or of text that has
-                changed since.
-            SourceError: the group that was being taken cannot be read again.
-        """
-        expected = {key: value for key, value in self._here().items() if key in ("version", "tokenizer", "row_length")}
-        for key, value in expected.items():
-            if state.get(key) != value:
-                raise StateMismatchError(
-                    f"source {self.name}: the saved state has {key} {state.get(key)!r}, but this run has {value!r}"
-                )
-        self._stream.load_state_dict(state["stream"])
-        self._packer.load_state_dict(state["packer"])
-        self._groups.clear()
-        self._taken = 0
-        self._read = self._end_seen = _Counts(**state["counts"])
-        if state["taken"]:
-            self._read_group(state["taken"])
-            if self._num_ready() <= state["taken"]:
-                raise StateMismatchError(
-                    f"source {self.name}: the saved state has taken {state['taken']} rows of a group that now gives "
-                    f"{self._num_ready()}; its text has changed since"
-                )
-            self._taken = state["taken"]
-
-    def _num_ready(self) -> int:
-        return sum(len(group.rows) for group in self._groups) - self._taken
-
-    def _here(self) -> dict[str, Any]:
-        """The state between two groups."""
+    def _identity(self) -> dict[str, Any]:
+        """What a state must have in common with this object."""
         return {
             "version": STATE_VERSION,
             "tokenizer": self._tokenizer.fingerprint,
             "row_length": self.row_length,
-            "stream": self._stream.state_dict(),
-            "packer": self._packer.state_dict(),
-            "counts": asdict(self._read),
         }
+
+    def _here(self) -> _Start:
+        """The state between two groups."""
+        return _Start(self._ahead.place, self._packer.remainder, self._read)
+
+    def _encode(self, documents: Documents) -> Encoded:
+        return self._tokenizer.encode(documents)  # type: ignore[arg-type]  # a TextStream gives text
 
     def _read_group(self, num_wanted: int) -> None:
         """Read documents until at least one more row is complete."""
@@ -181,35 +239,48 @@ class StreamedRows:
         counts = self._read
         try:
             while not len(rows):
-                documents = self._stream.next_group()
-                if not documents:
+                read = self._ahead.peek()
+                if read.num_documents:
+                    rows, num_tokens = self._packed(read.encoded.result())
+                    counts = replace(
+                        counts,
+                        rows=counts.rows + len(rows),
+                        documents=counts.documents + read.num_documents,
+                        epoch_tokens=counts.epoch_tokens + num_tokens,
+                    )
+                else:
                     counts = self._next_epoch(counts, num_wanted)
-                    continue
-                encoded = self._tokenizer.encode(documents)
-                rows = self._packer.push(encoded)
-                num_tokens = sum(map(len, encoded)) + len(encoded)
-                counts = replace(
-                    counts,
-                    rows=counts.rows + len(rows),
-                    documents=counts.documents + len(documents),
-                    epoch_tokens=counts.epoch_tokens + num_tokens,
-                )
+                self._ahead.pop()
         except BaseException:  # Ctrl-C too must not lose documents
-            self._stream.load_state_dict(start["stream"])
-            self._packer.load_state_dict(start["packer"])
+            if self._ahead.place is not start.place:
+                self._ahead.move(start.place)
+            self._packer.load_state_dict({"remainder": start.remainder})
             raise
         self._groups.append(_Group(start, rows, counts))
         self._read = counts
+        self._num_ready += len(rows)
+        self._group_rows = len(rows)
+        self._low = len(rows) // 2 if self._is_text else len(rows)  # Arrow reads a thousand rows or more at once
+        self._looks_ahead = False
+
+    def _packed(self, encoded: Encoded) -> tuple[TokenArray, int]:
+        """Return the rows that are complete with these documents, and how many tokens were added."""
+        if isinstance(encoded, np.ndarray):
+            return encoded, encoded.size  # rows already
+        return self._packer.push(encoded), sum(map(len, encoded)) + len(encoded)
 
     def _next_epoch(self, counts: _Counts, num_wanted: int) -> _Counts:
         if self._on_exhausted == "stop":
-            raise EndOfSource(self.name, self._num_ready())
+            raise EndOfSource(self.name, self._num_ready)
         if self._on_exhausted == "error":
             rows = self.progress.rows
             raise SourceExhaustedError(
                 f"source {self.name} ran dry after {rows} rows ({rows * self.row_length} tokens): {num_wanted} more "
-                f"were asked for and {self._num_ready()} are left; set on_exhausted to repeat or stop, cap the "
+                f"were asked for and {self._num_ready} are left; set on_exhausted to repeat or stop, cap the "
                 "source's weight, or give it more text"
             )
-        self._stream.restart()
         return replace(counts, epoch=counts.epoch + 1, epoch_tokens=0, unique_tokens=counts.epoch_tokens)
+
+
+def _as_they_are(documents: Documents) -> Encoded:
+    return documents  # type: ignore[return-value]  # a TokenStream gives token ids

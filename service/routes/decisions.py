@@ -15,7 +15,7 @@ from service.schemas import Phases, PivotRequest, PivotTaken, Step, Weights
 
 def decisions(engine_of: EngineOf) -> APIRouter:
     """Return the routes of one way to name the run."""
-    router = APIRouter(tags=["decisions"], responses=errors())
+    router = APIRouter(tags=["decisions"], responses=errors(410))
     Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
 
     @router.get("/weights", dependencies=[needs("read")], summary="Weights of the phase that covers a step")
@@ -26,7 +26,7 @@ def decisions(engine_of: EngineOf) -> APIRouter:
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a decision that is due")] = 10,
     ) -> Weights:
         if step is None:
-            step, wait_s = max(engine.walk.frontier - 1, 0), 0
+            step = max(engine.walk.frontier - 1, 0)
         may_decide = identity_of(request).scope != "read"
         phase = await engine.phase(step, wait_s, may_decide=may_decide)
         region = engine.walk.regime_at(phase.start).region

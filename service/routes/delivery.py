@@ -1,7 +1,8 @@
 """Batches and losses: what trainers live on."""
 
 import time
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -9,10 +10,10 @@ from starlette.responses import Response
 
 from service.engine import Engine
 from service.routes.common import EngineOf, errors, needs
-from service.schemas import Feedback, FeedbackTaken, Rank, Status, Step
+from service.schemas import Feedback, FeedbackTaken, Rank, SourceProgress, Status, Step
 from service.wire import DIGEST_HEADER, MEDIA_TYPE, PHASE_HEADER, STEP_HEADER, Body
 
-_BATCH = {
+_BATCH: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "an Arrow IPC stream: rows (token ids, fixed-size lists of T + 1), source_ids, row_numbers",
         "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
@@ -52,6 +53,11 @@ def delivery(engine_of: EngineOf) -> APIRouter:
     async def feedback(engine: Run, body: Feedback) -> FeedbackTaken:
         losses = body.losses(engine.walk.names)
         return FeedbackTaken(is_new=await run_in_threadpool(engine.report, body.step, losses))
+
+    @router.get("/progress", dependencies=[needs("read")], summary="What each source has given before a step")
+    async def progress(engine: Run, step: Annotated[Step, Query(examples=[0])]) -> dict[str, SourceProgress]:
+        found = await run_in_threadpool(engine.progress, step)
+        return {name: SourceProgress(**asdict(source)) for name, source in found.items()}
 
     @router.get("/status", dependencies=[needs("read")], summary="How the run is doing just now")
     async def status(engine: Run) -> Status:

@@ -90,7 +90,7 @@ def health_router() -> APIRouter:
             if engine.problem is not None:
                 raise StallError(f"run {engine.name} cannot go on: {engine.problem}", retry_after_s=1)
             if not engine.is_ready and not engine.is_paused:
-                raise _Starting(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
+                raise _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
         return {"status": "ready"}
 
     @router.get(
@@ -106,7 +106,7 @@ def health_router() -> APIRouter:
     return router
 
 
-class _Starting(NotReadyError):
+class _StartingError(NotReadyError):
     """Probes want 503."""
 
     code = NotReadyError.code

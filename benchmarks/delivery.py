@@ -1,0 +1,246 @@
+"""Claims: delivery of prepared rows beside its limit and its peers; restart, memory, many sources, rows off target.
+
+Each contender lives in a process of its own and is told in turn to run; all read the same rows, 16 x 1025 uint16
+tokens a batch from 16 sources. LitData and mosaicml-streaming get environments of their own, under the cache folder,
+because their requirements do not resolve beside the others'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import head, say
+from benchmarks.contenders.loaders import CONTENDERS, our_dataset
+from benchmarks.contenders.rows import BATCH, ROW, make_prepared, make_rows
+from mixer.cache import cache_root
+from mixer.config import Curriculum
+from mixer.draws import phase_counts
+from mixer.walk import Walk
+
+LITDATA = ["litdata==0.2.76", "boto3", "botocore", "s3transfer", "jmespath", "urllib3", "requests"]
+LITDATA += ["charset-normalizer", "certifi", "tifffile", "obstore", "lightning-utilities", "torchvision", "pillow"]
+MOSAIC = ["mosaicml-streaming==0.13.0", "Brotli", "python-snappy", "zstd", "cramjam", "catalogue"]
+OWN_ENVIRONMENT = {"LitData": LITDATA, "mosaicml-streaming": MOSAIC}
+LIMIT, OURS = "numpy gather, 16 files", "ours, prepared"
+ROUNDS, SECONDS = 5, 0.5
+
+
+def python_of(name: str) -> str:
+    """Return the interpreter that a contender runs with; its environment is made when first needed."""
+    packages = OWN_ENVIRONMENT.get(name)
+    if packages is None:
+        return sys.executable
+    folder = cache_root() / "bench" / name
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        venv.create(folder, with_pip=True)
+        site = next(folder.glob("lib/python*/site-packages"))
+        (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # torch and numpy are those of all
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)
+        (folder / "made").touch()
+    return str(python)
+
+
+class Contender:
+    """A process that runs one contender."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        command = [python_of(name), "-m", "benchmarks.contenders.process", str(folder), name]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def ask(self, command: str) -> dict[str, float]:
+        """Return the answer to a command; empty if the process is gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(command, file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            return {}
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {}
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def throughput(folder: Path, names: list[str]) -> None:
+    """Tokens a second, first batch and memory of every contender, in turn."""
+    running, first, failed = [], {}, []
+    for name in names:
+        try:
+            contender = Contender(name, folder)
+        except (OSError, subprocess.CalledProcessError):
+            failed.append(name)
+            continue
+        if not contender.ask("first"):  # imports, and writes what the contender reads
+            failed.append(name)
+            contender.close()
+            continue
+        contender.close()
+        contender = Contender(name, folder)  # afresh: writing took memory that reading does not
+        contender.ask("first")  # imports
+        first[name] = statistics.median(contender.ask("first")["seconds"] for _ in range(3))
+        running.append(contender)
+    rates: dict[str, list[float]] = {contender.name: [] for contender in running}
+    for turn in range(ROUNDS + 1):
+        for contender in running:
+            answer = contender.ask(f"run {SECONDS}")
+            if turn:
+                rates[contender.name].append(answer["batches"] / answer["seconds"] * BATCH * ROW / 1e6)
+    memory = {contender.name: contender.ask("memory") for contender in running}
+    for contender in running:
+        contender.close()
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    rows: list[list[object]] = [
+        [n, rate, f"{min(rates[n]):.0f} to {max(rates[n]):.0f}", rate / median[LIMIT], median[OURS] / rate]
+        for n, rate in sorted(median.items(), key=lambda pair: -pair[1])
+    ]
+    columns = ["contender", "million tokens/s", "range", "of the gather", "ours is times as fast"]
+    say(f"Delivering {BATCH} x {ROW} tokens, median of {ROUNDS} turns of {SECONDS} s", columns, rows)
+    table: list[list[object]] = [
+        [n, first[n] * 1e3, memory[n]["peak_mb"], memory[n]["anon_mb"]] for n in sorted(first, key=lambda n: first[n])
+    ]
+    say("First batch (libraries imported), memory", ["contender", "ms", "peak MB", "MB without mapped files"], table)
+    if failed:
+        say("Did not run here", ["contender"], [[name] for name in failed])
+
+
+def growth(folder: Path) -> None:
+    """Memory of ours over 10,000 batches; what is mapped is the files, which the system takes back when it must."""
+    contender = Contender(OURS, folder)
+    contender.ask("first")
+    rows: list[list[object]] = []
+    for done in (1000, 4000, 7000, 10_000, 13_000):
+        answer = contender.ask(f"batches {1000 if done == 1000 else 3000}")
+        rows.append([done, answer["anon_mb"], answer["peak_mb"]])
+    contender.close()
+    say("Memory of ours", ["batches", "MB without mapped files", "peak MB"], rows)
+
+
+def restart(folder: Path) -> None:
+    """From a state to the first batch, at 1 % and 99 % of 200,000 steps."""
+    states = {}
+    for share in (0.01, 0.99):
+        dataset = our_dataset(folder)
+        desk, step = dataset._main, int(share * 200_000)
+        desk.phase_at(0)
+        desk.phase_at(step)
+        desk.step = step
+        states[share] = json.dumps(dataset.state_dict())
+    times: dict[float, list[float]] = {share: [] for share in states}
+    for _ in range(15):
+        for share, state in states.items():
+            begin = time.perf_counter()
+            dataset = our_dataset(folder)
+            dataset.load_state_dict(json.loads(state))
+            batch = next(iter(dataset))
+            times[share].append(time.perf_counter() - begin)
+            assert batch["step"] == int(share * 200_000)
+    rows = [[f"{share:.0%}", statistics.median(times[share]) * 1e3, len(states[share])] for share in states]
+    say("Restart of ours: open, load the state, first batch", ["at", "ms", "bytes of state"], rows)
+
+
+def many_sources(folder: Path) -> None:
+    """Cost of a step with more and more sources, all of them tiny and equally likely."""
+    from benchmarks.contenders import loaders
+    from benchmarks.contenders import rows as made
+
+    table: list[list[object]] = []
+    for num_sources in (16, 256, 4096):
+        names = [f"k{i}" for i in range(num_sources)]
+        small = folder / f"small-{num_sources}"
+        (small / "rows").mkdir(parents=True, exist_ok=True)
+        for name in names:
+            np.zeros((32, ROW), dtype=np.uint16).tofile(small / "rows" / f"{name}.bin")
+        loaders.NAMES, made.NAMES = names, names
+        loaders.WEIGHTS = np.full(num_sources, 1 / num_sources)
+        dataset = our_dataset(small)
+        batches = iter(dataset)
+        next(batches)
+        begin = time.perf_counter()
+        for _ in range(2000):
+            next(batches)
+        us = (time.perf_counter() - begin) / 2000 * 1e6
+        table.append([num_sources, us, us / num_sources])
+    say("A step of ours with K sources", ["K", "us per step", "us per step and source"], table)
+
+
+def off_target() -> None:
+    """Rows by which the count of any source misses the sum of its weights, over every prefix of 10,000 steps."""
+    names = [f"s{i}" for i in range(16)]
+    curriculum = Curriculum(
+        total_steps=10_000,
+        batch_rows=BATCH,
+        sequence_length=ROW - 1,
+        sources=[{"name": name} for name in names],
+        policy="random",
+    )
+    walk, rng = Walk(curriculum), np.random.default_rng(0)
+    weights, drawn = np.empty((10_000, 16)), np.empty((10_000, 16))
+    step = 0
+    while step < 10_000:
+        phase = walk.phase_at(step)
+        stop = min(phase.end, 10_000)
+        counts, _ = phase_counts(phase, seed=curriculum.seed, method="systematic", batch_rows=BATCH)
+        weights[step:stop], drawn[step:stop] = phase.weights, counts[: stop - step]
+        step = stop
+    at_random = np.array([rng.multinomial(BATCH, w / w.sum()) for w in weights])
+    rounded = np.floor(weights * BATCH)
+    order = np.argsort(rounded - weights * BATCH, axis=1)
+    for row, best, missing in zip(rounded, order, (BATCH - rounded.sum(axis=1)).astype(int), strict=True):
+        row[best[:missing]] += 1
+    rules = {
+        "ours": drawn,
+        "a draw per row (Hugging Face, torchdata.nodes, LitData)": at_random,
+        "largest remainders of each batch, never corrected": rounded,
+    }
+    rows: list[list[object]] = []
+    for name, counts_of in rules.items():
+        miss = np.abs((counts_of - weights * BATCH).cumsum(axis=0))
+        rows.append([name, float(miss.max()), float(np.median(miss.max(axis=1))), float(miss[-1].max())])
+    say(
+        "Rows off target, 10,000 steps, weights that change by the phase",
+        ["rule", "worst", "median", "at the end"],
+        rows,
+    )
+
+
+def main() -> None:
+    """Run everything, or the parts that are named: throughput growth restart many_sources off_target."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    named = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    folder = cache_root() / "bench" / "rows"
+    make_rows(folder)
+    for as_one in (False, True):
+        make_prepared(folder, as_one=as_one)
+    head()
+    parts = {
+        "throughput": lambda: throughput(folder, list(CONTENDERS)),
+        "growth": lambda: growth(folder),
+        "restart": lambda: restart(folder),
+        "off_target": off_target,
+        "many_sources": lambda: many_sources(folder),  # last: it replaces the sources
+    }
+    for name, part in parts.items():
+        if not named or name in named:
+            part()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A loader of the shape that torchtitan's trainer and checkpointer use, without importing torchtitan.
+
+Ranks that differ only in tensor, pipeline or context parallelism must see the same rows: give the data-parallel rank
+and size, not those of the world. torchtitan refuses another data-parallel size; over prepared rows this loader goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mixer.adapters.loading import MixtureLoader
+from mixer.dataset import Batch, MixtureDataset
+from mixer.errors import StateMismatchError
+
+STATE_VERSION = 1
+
+
+class ExhaustedError(RuntimeError):
+    """The run is over; raised in place of torchtitan's own error unless that is passed."""
+
+
+class TitanLoader:
+    """Yields ``({"input": ids [b, T]}, labels [b, T])``, and is saved and restored by torchtitan's checkpointer.
+
+    Args:
+        dataset: made with ``rank`` and ``world_size`` of data parallelism alone, and with its ``process_group``.
+        num_workers: processes that compose batches.
+        exhausted: what to raise when the run is over; torchtitan's ``DataloaderExhaustedError``.
+    """
+
+    def __init__(
+        self, dataset: MixtureDataset, *, num_workers: int = 0, exhausted: type[Exception] = ExhaustedError
+    ) -> None:
+        self.dataset = dataset
+        self.batch: Batch = {}  # the newest that was yielded
+        self._loader = MixtureLoader(dataset, num_workers=num_workers)
+        self._exhausted = exhausted
+
+    @property
+    def _key(self) -> str:
+        """Where the state lies in a checkpoint, which has no key for ranks that were not there when it was saved."""
+        is_prepared = self.dataset.curriculum.prepared is not None
+        return "every_dp_rank" if is_prepared else f"dp_rank_{self.dataset.rank}"
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Yield inputs and labels; every rank ends at the same step, with the exhausted error."""
+        for batch in self._loader:
+            self.batch = batch
+            yield {"input": batch["input_ids"]}, batch["labels"]
+        raise self._exhausted(f"all {self.dataset.curriculum.total_steps} steps were delivered; raise total_steps")
+
+    def report(self, token_losses: Tensor) -> bool:
+        """Report the losses of the newest batch, [b, T] nats; on every rank that is to decide alike."""
+        return self.dataset.report(self.batch, token_losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this rank's state, over prepared rows everybody's; bytes, since a checkpoint flattens nested data."""
+        state = json.dumps(self._loader.state_dict()).encode()
+        return {self._key: state, "world_size": self.dataset.world_size, "version": STATE_VERSION}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state; an empty one is the beginning.
+
+        Raises:
+            StateMismatchError: a state of another version or run, or of streams read at another data-parallel size.
+        """
+        if not state_dict:
+            return
+        if state_dict.get("version") != STATE_VERSION:
+            raise StateMismatchError(
+                f"the loader's state has version {state_dict.get('version')!r}, but this one reads version "
+                f"{STATE_VERSION}; load it with the release that saved it"
+            )
+        saved = state_dict.get(self._key)
+        if saved is None:
+            raise StateMismatchError(
+                f"the loader's state of {state_dict.get('world_size')} data-parallel ranks has no {self._key}; "
+                "use as many as it was saved with, or prepare the sources (`mixer prepare`), which any number can share"
+            )
+        self._loader.load_state_dict(json.loads(saved))

@@ -1,0 +1,171 @@
+"""What a walk writes into its journal and its state: plain data of phases, regions, feedback, and who wrote it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixer.config import Curriculum, ScheduledPivot
+from mixer.draws import phase_counts
+from mixer.errors import StateMismatchError
+from mixer.inbox import Arrived, losses_to_record
+from mixer.journal import JOURNAL_VERSION
+from mixer.packed import pack, unpack
+from mixer.phases import Phase
+from mixer.regimes import Regime, plan_regimes
+from mixer.rewards import add_losses
+from mixer.types import Array, IntArray
+
+PACKAGES = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")  # those that decide and read
+
+
+def check_state(state: Mapping[str, Any], *, version: int, fingerprint: str, what: str) -> None:
+    """Raise StateMismatchError, naming both sides, unless ``state`` is of this version and curriculum."""
+    if state.get("version") != version:
+        raise StateMismatchError(
+            f"{what} has version {state.get('version')!r}, this curriculum-mixer reads version {version}; "
+            "restore it with the release that saved it"
+        )
+    if state.get("fingerprint") != fingerprint:
+        raise StateMismatchError(
+            f"{what} belongs to curriculum {state.get('fingerprint')}, but this one is {fingerprint}; "
+            "restore it with the config file that it was saved under (total_steps alone may differ)"
+        )
+
+
+def planned_regimes(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
+    """Return the regimes that a curriculum and the pivots asked for since then plan; of one step, the last holds."""
+    pivots = sorted([*curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
+    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in pivots]
+    return plan_regimes(curriculum.bounds, warmup=curriculum.warmup, changes=changes)
+
+
+def header_record(
+    curriculum: Curriculum, sources: Mapping[str, str], parent: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a journal's first line: the run, its data as far as known, its parent, and who writes."""
+    return {
+        "type": "header",
+        "version": JOURNAL_VERSION,
+        "fingerprint": curriculum.fingerprint,
+        "curriculum": curriculum.model_dump(mode="json"),
+        "sources": dict(sources),
+        "parent": parent,
+        **conditions(),
+    }
+
+
+def conditions() -> dict[str, Any]:
+    """Return what decisions may depend on besides the journal: versions of packages and Python, the machine."""
+    return {
+        "libraries": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def phase_to_record(phase: Phase) -> dict[str, Any]:
+    """Return what makes a phase, the names of the sources left out."""
+    return {
+        "index": phase.index,
+        "start": phase.start,
+        "length": phase.length,
+        "kind": phase.kind,
+        "regime": phase.regime,
+        "weights": phase.weights.tolist(),
+        "drawn": phase.drawn.tolist(),
+        "owed": phase.owed.tolist(),
+    }
+
+
+def record_to_phase(record: Mapping[str, Any], names: tuple[str, ...]) -> Phase:
+    """Return the phase of a record, which may hold more than ``phase_to_record`` gives."""
+    return Phase(
+        index=record["index"],
+        start=record["start"],
+        length=record["length"],
+        kind=record["kind"],
+        regime=record["regime"],
+        names=names,
+        weights=np.array(record["weights"], dtype=np.float64),
+        drawn=np.array(record["drawn"], dtype=np.int64),
+        owed=np.array(record["owed"], dtype=np.float64),
+    )
+
+
+def phase_to_state(phase: Phase, *, is_first: bool) -> dict[str, Any]:
+    """Return a phase as states have it; what was drawn before it follows from the one before, but for the first."""
+    record = phase_to_record(phase)
+    arrays = ("weights", "drawn", "owed") if is_first else ("weights",)
+    return {
+        **{key: record[key] for key in ("index", "start", "length", "kind", "regime")},
+        **{name: pack(getattr(phase, name)) for name in arrays},
+    }
+
+
+def state_to_phase(state: Mapping[str, Any], names: tuple[str, ...], drawn: IntArray, owed: Array) -> Phase:
+    """Return a saved phase; ``drawn`` and ``owed`` are what the phase before it left, if that is there."""
+    first = {name: unpack(state[name]) for name in ("drawn", "owed") if name in state}
+    return Phase(**{**state, "drawn": drawn, "owed": owed, **first, "weights": unpack(state["weights"])}, names=names)
+
+
+def cut_phases(phases: list[dict[str, Any]], pivot: Mapping[str, Any], curriculum: Mapping[str, Any]) -> None:
+    """Bring the newest of some phase lines to what a pivot line left of it: fewer steps and rows, or nothing.
+
+    Args:
+        phases: phase lines in order, changed in place.
+        pivot: the line; one that cuts nothing changes nothing.
+        curriculum: as the header has it.
+    """
+    step = pivot["at_step"]
+    if step >= pivot["decided_before"]:
+        return
+    newest = phases.pop()
+    if newest["start"] < step:
+        shorter = {**newest, "length": step - newest["start"]}
+        counts, _ = phase_counts(
+            record_to_phase(shorter, ()),
+            seed=curriculum["seed"],
+            method=curriculum["draws"],
+            batch_rows=curriculum["batch_rows"],
+        )
+        phases.append({**shorter, "counts": counts.sum(axis=0).tolist()})
+
+
+def region_record(regime: Regime) -> dict[str, Any]:
+    """Return what a regime's region is, declared and really reached."""
+    region = regime.region
+    return {
+        "regime": regime.name,
+        "floors": region.floors,
+        "caps": region.caps,
+        "lower": region.lower,
+        "upper": region.upper,
+    }
+
+
+def feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
+    """Return what a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
+    if not used:
+        return None
+    summary = losses_to_record(add_losses([arrived.losses for arrived in used]))
+    del summary["rank"]
+    last_step = max(arrived.last_step for arrived in used)
+    return {
+        "reports": sum(arrived.reports for arrived in used),
+        "first_step": min(arrived.first_step for arrived in used),
+        "last_step": last_step,
+        "delay": start - last_step,
+        **summary,
+    }

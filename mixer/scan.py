@@ -1,0 +1,226 @@
+"""Lines of a journal as bytes: their ends, the chain that ties them, and how to find one without reading the rest.
+
+A journal of 200,000 steps has some 200 MB, nearly all of it reports. What is not needed is not parsed: a ``Line`` is
+checked when it is read, and its JSON is read when somebody asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from mixer.errors import JournalError
+
+FIRST = "0" * 32  # what the first line is chained to
+MAX_LINE_BYTES = 64 * 2**20  # 250,000 sources; a file without line feeds must not fill the memory
+TAIL_BYTES = 2**20  # what opening checks at the end of the file
+
+
+class Position(NamedTuple):
+    """The end of a line: how many lines there are up to it, and its digest."""
+
+    line: int
+    digest: str
+
+
+class Line(NamedTuple):
+    """A whole line: its number from 1, its digest, the byte at which it begins, and its text without the digest."""
+
+    number: int
+    digest: str
+    offset: int
+    body: bytes
+    path: Path
+
+    @property
+    def position(self) -> Position:
+        """The end of this line."""
+        return Position(self.number, self.digest)
+
+    @property
+    def kind(self) -> str:
+        """The line's ``type``, without parsing the rest; empty if it does not begin with one."""
+        return self.body[9 : self.body.find(b'"', 9)].decode(errors="replace") if self.body[:9] == _TYPE else ""
+
+    def record(self) -> dict[str, Any]:
+        """Return the line's fields."""
+        try:
+            record = orjson.loads(self.body)
+        except orjson.JSONDecodeError as error:
+            raise JournalError(f"{self.path}: line {self.number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise JournalError(f"{self.path}: line {self.number} is a {type(record).__name__}, not an object")
+        return record
+
+
+_TYPE = b'{"type":"'
+
+
+def chained(previous: str, body: bytes) -> str:
+    """Return a line's digest, hex [32], from the digest of the line before and its own text."""
+    return hashlib.blake2b(previous.encode() + body, digest_size=16).hexdigest()
+
+
+def ending(digest: str) -> bytes:
+    """Return what closes a line."""
+    return b',"chain":"' + digest.encode() + b'"}\n'
+
+
+_ENDING_BYTES = len(ending(FIRST))
+_ENDING = re.compile(rb',"number":(\d{1,18}),"chain":"([0-9a-f]{32})"\}\n\Z')
+_OLD_ENDING = re.compile(rb'^\{"type":"header","version":(\d+),.*,"chain":"[0-9a-f]{32}"\}\n\Z', re.DOTALL)
+_LONGEST_ENDING = 18 + len(b',"number":') + _ENDING_BYTES
+
+
+def _said(line: bytes) -> Position | None:
+    """Return the number and digest that a line says it has."""
+    match = _ENDING.search(line, max(0, len(line) - _LONGEST_ENDING))
+    return Position(int(match[1]), match[2].decode()) if match else None
+
+
+def scan(path: Path, *, after: Position | None = None, offset: int = 0) -> Iterator[Line]:
+    """Yield every whole line, checked against the one before; stop before a torn last line.
+
+    Args:
+        path: the journal.
+        after: the line that lies before ``offset``; None begins at the file's beginning.
+        offset: the byte to begin at.
+
+    Raises:
+        JournalError: naming the first damaged line and what is wrong with it.
+    """
+    number, digest = after or Position(0, FIRST)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if line[-1:] != b"\n":
+                    if len(line) > MAX_LINE_BYTES:
+                        raise JournalError(
+                            f"{path}: line {number + 1} is longer than {MAX_LINE_BYTES} bytes; this is not a journal"
+                        )
+                    return
+                body = line[:-_ENDING_BYTES] + b"}"
+                previous, digest = digest, chained(digest, body)
+                number += 1
+                if line[-_ENDING_BYTES:] != ending(digest) or not body.endswith(b',"number":%d}' % number):
+                    raise JournalError(_damage(path, line, Position(number - 1, previous)))
+                yield Line(number, digest, offset, body, path)
+                offset += len(line)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
+
+
+def _damage(path: Path, line: bytes, before: Position) -> str:
+    """Say what is wrong with a line that does not follow the one before, and what to do about it."""
+    number = before.line + 1
+    old = _OLD_ENDING.match(line) if number == 1 else None
+    if old is not None:
+        return (
+            f"{path}: a journal of version {int(old[1])}, which this release does not read; "
+            "read it with the release that wrote it, or begin a new file"
+        )
+    said = _said(line)
+    if number == 1 and said is None:
+        return f"{path}: line 1 is damaged or this is not a journal: no line of it is sound; give the path of a journal"
+    if said is None:
+        cause = "it does not end as lines do"
+    elif said.line != number:
+        cause = f"it says that it is line {said.line}: lines were lost, repeated or moved"
+    else:
+        cause = "its text is not what its digest was made of: it was changed, or belongs to another journal"
+    keep = f"lines 1 to {before.line} are sound" if before.line else "no line before it"
+    return (
+        f"{path}: line {number} is damaged or does not follow the line before it ({cause}); {keep}; "
+        f"take the journal from a backup, or keep what is sound with `head -n {before.line}` and restore a state of it"
+    )
+
+
+def last_lines(path: Path) -> tuple[Position, int]:
+    """Return the end of the last whole line and the size of the file up to it, after checking the file's two ends.
+
+    Costs the same for any length: the first line and the last mebibyte (or last two lines) are read.
+    """
+    size = path.stat().st_size
+    window, position, end = TAIL_BYTES, Position(0, FIRST), 0
+    lines: Iterator[Line] = scan(path)
+    if size > window:
+        next(scan(path), None)  # raises if this is no journal
+        while window < size:
+            if (found := _anchor(path, size - window)) is not None:
+                position, end = found
+                lines = scan(path, after=position, offset=end)
+                break
+            window *= 4
+    try:
+        for line in lines:
+            position, end = line.position, line.offset + len(line.body) - 1 + _ENDING_BYTES
+    except JournalError:
+        for _ in scan(path):  # names the very first damaged line
+            pass
+        raise
+    return position, end
+
+
+def _anchor(path: Path, at: int) -> tuple[Position, int] | None:
+    """Return the first line that begins after byte ``at``, and the byte after it, if another whole line follows."""
+    with path.open("rb") as file:
+        file.seek(at)
+        file.readline(MAX_LINE_BYTES)
+        line = file.readline(MAX_LINE_BYTES)
+        end = file.tell()
+        said = _said(line)
+        return (said, end) if said is not None and file.readline(MAX_LINE_BYTES).endswith(b"\n") else None
+
+
+def find_line(path: Path, number: int) -> Line | None:
+    """Return line ``number`` by bisection: every line says its own number; None if there is none.
+
+    The line is checked against the one before it, the rest of the file is not.
+    """
+    try:
+        with path.open("rb") as file:
+            place = _bisect(file, number)
+            if place is None:
+                return None
+            before = Position(0, FIRST) if number == 1 else _before(file, place)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
+    return None if before is None else next(scan(path, after=before, offset=place))
+
+
+def _bisect(file: IO[bytes], number: int) -> int | None:
+    low, high = 0, os.fstat(file.fileno()).st_size  # the line begins in [low, high)
+    while low < high:
+        middle = (low + high) // 2
+        start = 0
+        if middle:
+            file.seek(middle - 1)
+            start = middle - 1 + len(file.readline(MAX_LINE_BYTES))
+        line = file.readline(MAX_LINE_BYTES) if middle else _first_line(file)
+        said = _said(line)
+        if said is None or said.line > number:
+            high = middle
+        elif said.line == number:
+            return start
+        else:
+            low = start + len(line)
+    return None
+
+
+def _first_line(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.readline(MAX_LINE_BYTES)
+
+
+def _before(file: IO[bytes], place: int) -> Position | None:
+    """Return the number and digest of the line that ends at ``place``."""
+    back = min(place, _LONGEST_ENDING)
+    file.seek(place - back)
+    return _said(file.read(back))

@@ -1,0 +1,232 @@
+"""Sources that are tokenised already: columns of token ids, checked and as arrays, without Python lists on the way.
+
+Arrow keeps a column of lists as one flat array of values and the offsets of the lists in it; both become numpy arrays
+without a copy, and ids of 32 bits stay where Arrow read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from mixer.config import SourceConfig
+from mixer.errors import MalformedDataError
+from mixer.sources.holdout import token_bytes
+from mixer.sources.streams import Stream
+from mixer.types import BoolArray, IntArray, TokenArray
+
+if TYPE_CHECKING:
+    import datasets
+
+GROUP_TOKENS = 256 * 1024  # about a MB
+BATCH_ROWS = 256
+
+
+class TokenColumn:
+    """Reads one column of one source; ``row_length`` makes every list a row as it is.
+
+    Args:
+        source: its name, for messages.
+        column: the column.
+        vocab_size: ids must be below; None accepts all that 32 bits hold.
+        row_length: the length that every list must have, T + 1; None accepts any.
+    """
+
+    def __init__(self, source: str, column: str, *, vocab_size: int | None, row_length: int | None) -> None:
+        self.source = source
+        self.column = column
+        self._limit = 2**32 if vocab_size is None else vocab_size
+        self._row_length = row_length
+
+    def read(self, array: pa.Array | pa.ChunkedArray, numbers: IntArray) -> tuple[TokenArray, IntArray]:
+        """Return all ids, uint32 [N], and the borders of the lists in them, int64 [lists + 1].
+
+        Args:
+            array: the column of some rows.
+            numbers: the number of each of those rows in its source, from 1, for messages.
+
+        Raises:
+            MalformedDataError: a row that is null, holds a null, a negative id, one outside the vocabulary, or has
+                another length than a row; it names source, row and value.
+        """
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+        if not _is_list(array.type) or not pa.types.is_integer(array.type.value_type):
+            raise MalformedDataError(
+                f"source {self.source}: column {self.column!r} holds {array.type}, not lists of whole numbers"
+            )
+        if array.null_count:
+            row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+            raise self._malformed(numbers[row], "is null, not a list of token ids")
+        values, borders = _flattened(array)
+        lengths = np.diff(borders)
+        if self._row_length is not None and (lengths != self._row_length).any():
+            row = int(np.flatnonzero(lengths != self._row_length)[0])
+            raise self._malformed(
+                numbers[row],
+                f"has {lengths[row]} ids, but a row has sequence_length + 1 = {self._row_length}; "
+                "pack documents of any length with token_ids instead of rows, or change sequence_length",
+            )
+        if values.null_count:
+            position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+            raise self._malformed(numbers[_list_of(borders, position)], "holds a null among its ids")
+        ids = values.to_numpy(zero_copy_only=True)
+        self._check_range(ids, borders, numbers)
+        return ids.view(np.uint32) if ids.dtype.itemsize == 4 else ids.astype(np.uint32), borders
+
+    def _check_range(self, ids: IntArray, borders: IntArray, numbers: IntArray) -> None:
+        if not len(ids):
+            return
+        unsigned = ids.view(f"u{ids.dtype.itemsize}")  # negative ones become larger than any vocabulary
+        if unsigned.max() < self._limit:
+            return
+        position = int(np.argmax(unsigned >= self._limit))
+        raise self._malformed(
+            numbers[_list_of(borders, position)],
+            f"holds the id {ids[position]}, outside the vocabulary of {self._limit}; "
+            "read it with the tokenizer that it was made with",
+        )
+
+    def _malformed(self, number: int, reason: str) -> MalformedDataError:
+        return MalformedDataError(f"source {self.source}: row {number}: column {self.column!r} {reason}")
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The token ids of one batch: those of document i are ``ids[borders[i] : borders[i + 1]]``."""
+
+    ids: TokenArray
+    borders: IntArray
+    wanted: BoolArray | None  # the rows that match `where`; None if there is none
+
+
+class TokenStream(Stream[list[TokenArray] | TokenArray]):
+    """Documents that are lists of token ids, or whole rows of them, straight from Arrow.
+
+    A group is what is left of one batch of `datasets`, of about 256 Ki tokens: uint32 [n, T + 1] for rows, else a list
+    of arrays.
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        dataset: datasets.IterableDataset,
+        *,
+        vocab_size: int | None,
+        row_length: int,
+        is_table: bool,
+        **options: Any,
+    ) -> None:
+        """Stream token ids below ``vocab_size``; the other arguments are those of ``Stream``.
+
+        Args:
+            source: with ``rows`` or ``token_ids``.
+            dataset: the rows.
+            vocab_size: ids must be below; None accepts all.
+            row_length: T + 1, the length that every list of ``rows`` must have.
+            is_table: whether the data set can be read as Arrow tables and resume exactly.
+            options: see ``Stream``.
+        """
+        assert source.token_column is not None
+        self._row_length = row_length if source.rows is not None else None
+        self._batch_size = BATCH_ROWS
+        if self._row_length is not None:
+            self._batch_size = max(1, min(4 * BATCH_ROWS, GROUP_TOKENS // self._row_length))
+        self._is_table = is_table
+        self._column = TokenColumn(source.name, source.token_column, vocab_size=vocab_size, row_length=self._row_length)
+        super().__init__(source, dataset, **options)
+
+    def _hold(self, batch: Any) -> int:
+        names = batch.column_names if self._is_table else list(batch)
+        self._renderer.check_columns(names)
+        column = batch[self._column.column]
+        numbers = np.arange(self.num_rows + 1 - self._offset, self.num_rows + 1 - self._offset + len(column))
+        wanted = None
+        if self._source.where:
+            rows = [dict(zip(self._source.where, row, strict=True)) for row in self._where_rows(batch)]
+            wanted = np.array([self._renderer.matches(row) for row in rows])
+            for row in rows:
+                self._remember(row)
+        ids, borders = self._column.read(column if self._is_table else as_array(column), numbers)
+        self._batch = _Tokens(ids, borders, wanted)
+        return len(column)
+
+    def _where_rows(self, batch: Any) -> Iterator[tuple[Any, ...]]:
+        columns = [batch[name].to_pylist() if self._is_table else batch[name] for name in self._source.where]
+        return zip(*columns, strict=True)
+
+    def _read_group(self) -> list[TokenArray] | TokenArray:
+        while self._offset < self._batch_rows or self._read_batch():
+            start, borders = self._offset, self._batch.borders
+            stop = int(np.searchsorted(borders, borders[start] + GROUP_TOKENS, side="left"))
+            stop = min(max(stop, start + 1), self._batch_rows)
+            chosen = self._chosen(start, stop)
+            self._offset = stop
+            self.num_rows += stop - start
+            if len(chosen):
+                return self._documents(chosen)
+        return []
+
+    def _chosen(self, start: int, stop: int) -> IntArray:
+        """Return the documents of ``start:stop`` that are this stream's."""
+        tokens: _Tokens = self._batch
+        chosen = np.arange(start, stop)
+        if tokens.wanted is not None:
+            chosen = chosen[tokens.wanted[start:stop]]
+        if self._row_length is None:
+            is_empty = tokens.borders[chosen] == tokens.borders[chosen + 1]
+            self.num_empty += int(is_empty.sum())
+            chosen = chosen[~is_empty]
+        if self._share.holdout:
+            is_in = [self._share.has(token_bytes(document)) for document in self._documents(chosen)]
+            self.num_other_split += len(is_in) - sum(is_in)
+            chosen = chosen[np.array(is_in, dtype=bool)]
+        if self._stride > 1:
+            first = self.num_documents + self.num_other_readers
+            is_mine = np.arange(first, first + len(chosen)) % self._stride == self._share.reader
+            self.num_other_readers += len(chosen) - int(is_mine.sum())
+            chosen = chosen[is_mine]
+        self.num_documents += len(chosen)
+        return chosen
+
+    def _documents(self, chosen: IntArray) -> list[TokenArray] | TokenArray:
+        tokens: _Tokens = self._batch
+        if self._row_length is None:
+            return [tokens.ids[tokens.borders[i] : tokens.borders[i + 1]] for i in chosen]
+        rows = tokens.ids.reshape(-1, self._row_length)
+        return rows[chosen[0] : chosen[-1] + 1] if _is_run(chosen) else rows[chosen]
+
+
+def as_array(lists: list[Any]) -> pa.Array:
+    """Return Python lists as a column, for data sets that are not Arrow underneath."""
+    try:
+        return pa.array(lists)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([str(each) for each in lists])  # of a type that is refused with the column's name
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _flattened(array: pa.Array) -> tuple[pa.Array, IntArray]:
+    """Return the values of lists none of which is null, and their borders in them, from 0."""
+    if pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+        return array.flatten(), np.arange(len(array) + 1, dtype=np.int64) * width
+    offsets = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
+    start, end = int(offsets[0]), int(offsets[-1])
+    return array.values.slice(start, end - start), offsets - start
+
+
+def _list_of(borders: IntArray, position: int) -> int:
+    """Return the list that the value at a position is in; empty lists hold none."""
+    return int(np.searchsorted(borders, position, side="right")) - 1
+
+
+def _is_run(chosen: IntArray) -> bool:
+    return len(chosen) > 0 and int(chosen[-1] - chosen[0]) + 1 == len(chosen)

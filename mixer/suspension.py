@@ -1,0 +1,96 @@
+"""A source that cannot be reached is pivoted out of the region, and back in when it answers again.
+
+Both are live pivots, so they are journalled, replayed and kept in saved states like any other. The one out cuts the
+phase in force at the batch that could not be composed; the one back in begins with the next phase.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mixer.config import Curriculum, Pivot
+from mixer.errors import MixerError, SourceUnavailableError
+from mixer.regimes import Bounds, Regime
+
+PREFIX = "without-"  # of the names of regimes in which sources are suspended
+
+log = logging.getLogger(__name__)
+
+
+class Suspension:
+    """Suspends the sources whose ``on_failure`` says so.
+
+    Args:
+        curriculum: the run.
+        walk: who decides; one that cannot pivot (a replay) suspends nothing.
+    """
+
+    def __init__(self, curriculum: Curriculum, walk: Any) -> None:
+        self._may = {source.name for source in curriculum.sources if source.on_failure == "suspend"}
+        self._walk = walk
+
+    def suspend(self, error: SourceUnavailableError, step: int) -> None:
+        """Pivot the source that failed out from ``step`` on, whose batch is composed anew.
+
+        Raises:
+            SourceUnavailableError: the one given, if the source is not to be suspended; or another with the reason, if
+                the bounds or the phases do not allow to go on without it.
+        """
+        if error.name not in self._may or not hasattr(self._walk, "pivot"):
+            raise error
+        planned = self._planned(step).bounds
+        out = [*self._suspended(step), error.name]
+        try:
+            self._walk.pivot(_without(planned, out, name=_name(step, out)), step, cut=True)
+        except MixerError as reason:
+            raise SourceUnavailableError(
+                f"{error}; it cannot be suspended at step {step}: {reason}", name=error.name
+            ) from error
+        log.warning("source %s is suspended from step %d on: %s", error.name, step, error)
+
+    def take_back(self, step: int, probe: Callable[[str], bool]) -> None:
+        """Pivot those that answer again back in, from the next phase on; asked once a phase.
+
+        Args:
+            step: the first step of a phase.
+            probe: whether a source can be read now.
+        """
+        if not self._may or not self._walk.regime_at(step).name.startswith(PREFIX):
+            return
+        if self._walk.regime_at(self._walk.frontier).name != self._walk.regime_at(step).name:
+            return  # another regime comes next, as planned or as decided before
+        out = self._suspended(step)
+        still = [name for name in out if not probe(name)]
+        if still == out:
+            return
+        planned, start = self._planned(step).bounds, self._walk.frontier
+        try:
+            self._walk.pivot(_without(planned, still, name=_name(start, still)))
+        except MixerError as reason:  # a boundary is too near: the next phase asks again
+            log.warning("suspended sources stay out for one phase more: %s", reason)
+            return
+        log.warning("source %s is taken back from step %d on", ", ".join(sorted(set(out) - set(still))), start)
+
+    def _planned(self, step: int) -> Regime:
+        """The newest regime, up to ``step``, in which nothing is suspended."""
+        regimes: tuple[Regime, ...] = self._walk.regimes
+        return next(r for r in reversed(regimes) if r.start <= step and not r.name.startswith(PREFIX))
+
+    def _suspended(self, step: int) -> list[str]:
+        regime: Regime = self._walk.regime_at(step)
+        if not regime.name.startswith(PREFIX):
+            return []
+        return [name for name in regime.bounds.exclude if name not in self._planned(step).bounds.exclude]
+
+
+def _name(step: int, out: list[str]) -> str:
+    """Return the name of the regime from ``step`` on; the step comes first, for many sources are cut short."""
+    return f"{PREFIX}{step}-{'-'.join(out)}"[:100] if out else f"with-all-{step}"
+
+
+def _without(bounds: Bounds, out: list[str], *, name: str) -> Pivot:
+    """Return the pivot to ``bounds`` less the sources ``out``, whose floors sleep."""
+    floors = {source: floor for source, floor in bounds.floors.items() if source not in out}
+    return Pivot(name=name, floors=floors, caps=dict(bounds.caps), exclude=(*bounds.exclude, *out))

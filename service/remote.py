@@ -1,0 +1,195 @@
+"""``RemoteMixtureDataset``: ``MixtureDataset``'s interface over a service, so that a trainer changes one line.
+
+Some batches are always on their way, in threads; which rows they hold is decided by the server alone, so that neither
+prefetching nor a restart of either side changes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from mixer.batches import RowBatch
+from mixer.config import Curriculum
+from mixer.dataset import Batch
+from mixer.errors import TopologyError
+from mixer.feedback import Reports
+from mixer.phases import Phase
+from mixer.ranks import default_ranks
+from mixer.sources import Progress
+from mixer.walk import check_state
+from service.client import PATIENCE_S, MixerClient
+from service.errors import RunEndedError
+
+STATE_VERSION = 1
+
+
+class RemotePhases:
+    """The walk as a trainer sees it: it can be asked for phases, and decides nothing."""
+
+    def __init__(self, client: MixerClient, names: tuple[str, ...]) -> None:
+        self._client, self.names = client, names
+        self._kept: deque[Phase] = deque(maxlen=8)
+
+    def phase_at(self, step: int) -> Phase:
+        """Return the phase that covers ``step``, which a batch or a weight was asked of."""
+        for phase in self._kept:
+            if phase.start <= step < phase.end:
+                return phase
+        self._client.weights(step)  # waits until it is decided
+        record = self._client.phases(step, 1).phases[0]
+        arrays: dict[str, Any] = {
+            "weights": np.array(record["weights"], dtype=np.float64),
+            "drawn": np.array(record["drawn"], dtype=np.int64),
+            "owed": np.array(record["owed"], dtype=np.float64),
+        }
+        fields: dict[str, Any] = {key: record[key] for key in ("index", "start", "length", "kind", "regime")}
+        phase = Phase(**fields, **arrays, names=self.names)
+        self._kept.append(phase)
+        return phase
+
+
+class RemoteMixtureDataset(IterableDataset[Batch]):
+    """A rank's batches of a run that a service decides and delivers; see ``MixtureDataset`` for what a batch is.
+
+    Every rank reports its own losses, and the server sums them: nothing is reduced between trainers. With DataLoader
+    workers, worker w of N asks for every N-th step.
+
+    Args:
+        url: of the server.
+        rank, world_size: whose rows; those of ``torch.distributed`` by default, or all.
+        token: of scope ``train``, if the server has tokens; default: the variable MIXER_TOKEN.
+        run: its name; the server's default run if None.
+        prefetch: batches on their way while one is trained on, in this process or in each worker.
+        batches: yield whole batches; False yields rows.
+        provenance: add ``row_numbers``.
+        patience_s: how long a server that does not answer is tried again.
+        verify: as httpx2 takes it.
+
+    Raises:
+        UnreachableError: there is no server.
+        TopologyError: ranks that cannot share the batch.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        rank: int | None = None,
+        world_size: int | None = None,
+        token: str | None = None,
+        *,
+        run: str | None = None,
+        prefetch: int = 4,
+        batches: bool = True,
+        provenance: bool = False,
+        patience_s: float = PATIENCE_S,
+        verify: Any = True,
+    ) -> None:
+        super().__init__()
+        if prefetch < 1:
+            raise ValueError(f"prefetch is {prefetch}; at least one batch is on its way")
+        self.rank, self.world_size = default_ranks(rank, world_size)
+        self._client = MixerClient(url, token=token, run=run, patience_s=patience_s, verify=verify)
+        config = self._client.config()
+        data = {key: value for key, value in config["curriculum"].items() if value is not None}
+        self.curriculum = Curriculum.from_data(data, base_dir=".")
+        if self.curriculum.batch_rows % self.world_size:
+            raise TopologyError(
+                f"batch_rows is {self.curriculum.batch_rows}, which {self.world_size} ranks cannot share evenly; "
+                "use a number of ranks that divides it"
+            )
+        self.walk = RemotePhases(self._client, self.curriculum.names)
+        self._fingerprint: str = config["fingerprint"]
+        self._prefetch, self._batches, self._provenance = prefetch, batches, provenance
+        self._step = self._row = 0
+        self._reports = Reports(self.curriculum.batch_rows // self.world_size)
+
+    @property
+    def step(self) -> int:
+        """The step of the next batch, as far as this process knows."""
+        return self._step
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        first = self._step
+        steps = iter(range(first + worker, self.curriculum.total_steps, num_workers))
+        pool = ThreadPoolExecutor(self._prefetch, thread_name_prefix="remote-batches")
+        coming: deque[Future[RowBatch]] = deque()
+        try:
+            coming.extend(pool.submit(self._fetch, step) for step in itertools.islice(steps, self._prefetch))
+            while coming:
+                try:
+                    rows = coming.popleft().result()
+                except RunEndedError:
+                    return
+                coming.extend(pool.submit(self._fetch, step) for step in itertools.islice(steps, 1))
+                yield from self._yielded(rows, rows.step + num_workers, self._row if rows.step == first else 0)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, step: int) -> RowBatch:
+        return self._client.batch(step, self.rank, self.world_size)
+
+    def _yielded(self, rows: RowBatch, following: int, begin: int) -> Iterator[Batch]:
+        """Yield a batch, or its rows from ``begin`` on, noting before each where the next one is."""
+        batch = self._tensors(rows)
+        if self._batches:
+            self._step, self._row = following, 0
+            yield batch
+            return
+        for row in range(begin, len(rows.rows)):
+            self._step, self._row = (rows.step, row + 1) if row + 1 < len(rows.rows) else (following, 0)
+            yield {key: value[row] if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+    def _tensors(self, rows: RowBatch) -> Batch:
+        tokens = rows.rows.astype(np.int64)
+        batch: Batch = {
+            "input_ids": torch.from_numpy(tokens[:, :-1]),
+            "labels": torch.from_numpy(tokens[:, 1:]),
+            "source_ids": torch.from_numpy(rows.source_ids),
+            "step": rows.step,
+            "phase": rows.phase,
+        }
+        if self._provenance:
+            batch["row_numbers"] = torch.from_numpy(rows.row_numbers.copy())
+        return batch
+
+    def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
+        """Tell the service what this rank's rows taught; see ``MixtureDataset.report``.
+
+        Returns:
+            Whether a step was taken in that was not known; when this returns it is durable.
+        """
+        was_new = False
+        names = self.curriculum.names
+        for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(names)):
+            report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
+            was_new = self._client.report(step, report, names) or was_new
+            if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
+                self._step, self._row = step + 1, 0
+        return was_new
+
+    def progress(self) -> dict[str, Progress]:
+        """Return what each source has given, in all ranks together, to the batches before ``step``."""
+        found = self._client.progress(self._step)
+        return {name: Progress(**record) for name, record in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data from which the rest of this rank's batches follow exactly."""
+        place = {"step": self._step, "row": self._row}
+        return {"version": STATE_VERSION, "fingerprint": self._fingerprint, **place}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; raise StateMismatchError for one of another run, naming both."""
+        check_state(state, version=STATE_VERSION, fingerprint=self._fingerprint, what="remote data set state")
+        self._step, self._row = state["step"], state["row"]
+        self._reports = Reports(self._reports.rows_per_step)

@@ -1,0 +1,192 @@
+"""Pivots that cut the phase in force: what is undone, what stays, and that a restored walk cuts alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mixer.config import Curriculum, Pivot
+from mixer.errors import PivotError
+from mixer.journal import Journal, read_journal
+from mixer.lookup import Lookup
+from mixer.phases import Phase
+from mixer.story import read_story
+from mixer.walk import Walk
+from tests.curricula import MAX_LATE, batch_counts, curricula, curriculum, drive, on_time, ragged, same_phases
+
+LIVE = Pivot(name="live", floors={"source-0": 0.25}, caps={}, exclude=())
+
+
+def phases_of(steps: list[Phase]) -> list[Phase]:
+    return list(dict.fromkeys(steps))
+
+
+def cut(walk: Walk, step: int, pivot: Pivot = LIVE) -> int:
+    """Cut, unless the curriculum has planned what cannot follow from there."""
+    try:
+        return walk.pivot(pivot, step, cut=True)
+    except PivotError as error:
+        assume("cannot fill that" not in str(error))
+        raise
+
+
+@given(curricula(), st.integers(0, 50), st.integers(0, 40), st.booleans())
+@settings(max_examples=30)
+def test_a_cut_keeps_every_step_before_it_and_begins_the_new_regime_there(
+    run: Curriculum, trained: int, ahead: int, is_late: bool
+) -> None:
+    late = ragged if is_late else on_time
+    walk = Walk(run)
+    drive(walk, trained, late=late)
+    newest = walk.phase_at(trained + ahead)
+    step = max(newest.start, trained, 1) + (ahead % 3)
+    assume(newest.start <= step < newest.end)
+    before = [walk.phase_at(s) for s in range(step)]
+    counts = [batch_counts(run, walk.phase_at(s), s).tolist() for s in range(step)]
+    assert cut(walk, step) == step
+    assert walk.frontier == step
+    after = walk.phase_at(step)
+    assert (after.start, after.regime) == (step, "live")
+    assert walk.regime_at(step).region.contains(after.weights)
+    for s in range(step):
+        phase = walk.phase_at(s)
+        assert phase.end <= step
+        assert phase.weights.tobytes() == before[s].weights.tobytes()
+        assert batch_counts(run, phase, s).tolist() == counts[s]
+    assert after.drawn.tolist() == np.sum([*counts, np.zeros(len(run.names), dtype=int)], axis=0).tolist()
+    assert after.index == (walk.phase_at(step - 1).index + 1)
+    starts = {phase.start for phase in phases_of(drive(walk, step + 60, since=step, late=late))}
+    planned = {regime.start for regime in walk.regimes if step <= regime.start < step + 60}
+    assert planned <= starts
+
+
+@given(curricula(), st.integers(1, 50), st.booleans())
+@settings(max_examples=30)
+def test_a_cut_at_the_first_step_of_the_newest_phase_is_as_if_that_had_never_been_decided(
+    run: Curriculum, trained: int, is_late: bool
+) -> None:
+    late = ragged if is_late else on_time
+    hasty, patient = Walk(run), Walk(run)
+    for walk in (hasty, patient):
+        drive(walk, trained, late=late)
+    step = hasty.frontier
+    for walk in (hasty, patient):  # what comes before the phase's first step, and may be late
+        drive(walk, step, since=trained, late=late)
+    hasty.phase_at(step)
+    assert cut(hasty, step) == step
+    patient.pivot(LIVE, step)
+    one, other = hasty.state_dict(), patient.state_dict()
+    assert (one.pop("before"), other.pop("before") is None) == (None, False)
+    assert one == other
+    rest = [drive(walk, step + 80, since=step, late=late) for walk in (hasty, patient)]
+    assert same_phases(*rest)
+    assert hasty.state_dict() == patient.state_dict()
+
+
+@given(curricula(), st.integers(1, 50), st.integers(0, 5), st.booleans())
+@settings(max_examples=20)
+def test_a_walk_restored_before_or_after_a_cut_goes_on_bit_for_bit(
+    run: Curriculum, trained: int, into: int, is_late: bool
+) -> None:
+    late = ragged if is_late else on_time
+    walk = Walk(run)
+    drive(walk, trained, late=late)
+    newest = walk.phase_at(trained)
+    step = newest.start + into if newest.start + into >= trained else trained
+    assume(newest.start < step < newest.end)  # states of delivery leave out what would undo a decision
+    restored = restore(run, walk, trained)
+    for each in (walk, restored):
+        cut(each, step)
+    assert restored.state_dict(trained - MAX_LATE - 1) == walk.state_dict(trained - MAX_LATE - 1)
+    third = restore(run, walk, trained)
+    rest = [drive(each, step + 70, since=step, late=late) for each in (walk, restored, third)]
+    assert same_phases(rest[0], rest[1])
+    assert same_phases(rest[0], rest[2])
+
+
+def restore(run: Curriculum, walk: Walk, step: int) -> Walk:
+    restored = Walk(run)
+    restored.load_state_dict(json.loads(json.dumps(walk.state_dict(step - MAX_LATE - 1))))
+    return restored
+
+
+def test_where_a_cut_may_not_be_it_says_where_it_may() -> None:
+    walk = Walk(curriculum(3))
+    drive(walk, 100)
+    newest = walk.phase_at(100)
+    for step, message in (
+        (newest.start - 1, f"phases before the newest are decided up to step {newest.start - 1}; ask for"),
+        (99, "losses of step 99 were reported, so it was trained on as it was; ask for step 100 or later"),
+        (-3, "pivot live at step -3: phases before"),
+    ):
+        state = walk.state_dict()
+        with pytest.raises(PivotError, match=message):
+            walk.pivot(LIVE, step, cut=True)
+        assert walk.state_dict() == state
+    with pytest.raises(PivotError, match=f"or later, or cut the newest phase from step {newest.start} on"):
+        walk.pivot(LIVE, 100)
+    fresh = Walk(curriculum(3))
+    fresh.phase_at(0)
+    with pytest.raises(PivotError, match="pivot live at step 0: write its bounds into the curriculum"):
+        fresh.pivot(LIVE, 0, cut=True)
+
+
+def test_a_cut_that_leaves_no_whole_phases_to_a_planned_pivot_is_refused() -> None:
+    run = curriculum(3, pivots=[{"name": "planned", "at_step": 100, "caps": {"source-1": 0.5}}])
+    walk = Walk(run)
+    while walk.frontier < 100:
+        walk.phase_at(walk.frontier)
+    with pytest.raises(PivotError, match="the start of planned at step 100 is 3 steps after the cut at step 97"):
+        walk.pivot(LIVE, 97, cut=True)
+
+
+def test_a_second_pivot_does_not_undo_what_the_first_left() -> None:
+    walk = Walk(curriculum(3))
+    drive(walk, 60)
+    drive(walk, walk.frontier, since=60)
+    step = walk.frontier
+    before = walk.phase_at(step - 1)
+    walk.phase_at(step)
+    walk.pivot(LIVE, step, cut=True)
+    with pytest.raises(PivotError, match=f"ask for step {before.start + 1} or later"):
+        walk.pivot(Pivot(name="again", caps={"source-1": 0.5}), before.start, cut=True)
+    assert walk.pivot(Pivot(name="again", caps={"source-1": 0.5}), step, cut=True) == step
+    assert walk.phase_at(step).regime == "again"
+
+
+@pytest.mark.parametrize("into", [0, 3])
+def test_the_journal_says_that_a_phase_was_cut_and_the_story_has_what_was_really_played(
+    tmp_path: Path, into: int
+) -> None:
+    run, path = curriculum(3), tmp_path / "run.jsonl"
+    with Journal.create(path) as journal:
+        walk = Walk(run, journal=journal)
+        drive(walk, 60)
+        trained = walk.frontier
+        drive(walk, trained, since=60)
+        step = walk.phase_at(trained).start + into
+        frontier = walk.frontier
+        walk.pivot(LIVE, step, cut=True)
+        undecided = read_story(path)
+        drive(walk, step + 40, since=step)
+        played = phases_of([walk.phase_at(s) for s in range(step + 40)])
+    (line,) = [record for record in read_journal(path) if record["type"] == "pivot"]
+    assert (line["at_step"], line["decided_before"]) == (step, frontier)
+    story = read_story(path)
+    shape = [(phase["index"], phase["start"], phase["length"]) for phase in story.phases]
+    assert shape == [(phase.index, phase.start, phase.length) for phase in played]
+    for earlier, later in zip(story.phases, story.phases[1:], strict=False):
+        assert (np.array(earlier["drawn"]) + earlier["counts"]).tolist() == later["drawn"]
+    with Lookup(path) as journal_lookup:
+        for phase in played:
+            found = journal_lookup.phase_at(phase.end - 1)
+            assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
+            before = journal_lookup.before(found)
+            assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
+    last = undecided.phases[-1]  # what the next decision will find
+    assert (np.array(last["drawn"]) + last["counts"]).tolist() == walk.phase_at(step).drawn.tolist()

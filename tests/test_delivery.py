@@ -1,0 +1,535 @@
+"""Delivery to many: the same global batches whoever composes them, and a run that goes on exactly wherever it stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from mixer.config import Curriculum, Pivot
+from mixer.dataset import MixtureDataset
+from mixer.errors import (
+    MixerError,
+    RankMismatchError,
+    SourceExhaustedError,
+    StateMismatchError,
+    TopologyError,
+)
+from mixer.journal import Journal, read_journal
+from mixer.preparation import prepare
+from mixer.testing import assert_resumes_from_every_step
+from mixer.walk import Walk
+
+T, B, STEPS = 16, 8, 70
+WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("delivery")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXER_CACHE", str(folder / "cache"))
+        for k, words in enumerate(WORDS):
+            lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(60)]
+            (folder / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+        prepare(a_curriculum(folder, prepared=None), folder / "rows")
+        yield folder
+
+
+def a_curriculum(folder: Path, **changes: Any) -> Curriculum:
+    """A run through a warmup, a pivot and several epochs of each source; the lag covers 4 workers of 2 batches."""
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "total_steps": STEPS,
+        "batch_rows": B,
+        "sequence_length": T,
+        "tokenizer": {"train_vocab_size": 300},
+        "prepared": str(folder / "rows"),
+        "sources": [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)],
+        "floors": {"s0": 0.2},
+        "caps": {"s3": 0.25},
+        "curriculum_warmup_steps": 21,
+        "curriculum_warmup_sources": ["s0", "s1"],
+        "pivots": [{"name": "polish", "at_step": 49, "exclude": ["s2"]}],
+        "phases": {"initial_random": 2},
+        "feedback_lag": 8,
+    }
+    return Curriculum(**(fields | changes))
+
+
+def losses_of(batch: dict[str, Any]) -> torch.Tensor:
+    """Made-up losses that depend on the rows alone: enough to move the walk."""
+    per_row = 2.0 + batch["source_ids"] / (1.0 + batch["step"]) + batch["input_ids"][:, 0] / 1000
+    return per_row[:, None].expand(-1, T).to(torch.float32)
+
+
+Seen = tuple[int, list[list[int]], list[int]]
+
+
+def seen(batch: dict[str, Any]) -> Seen:
+    return int(batch["step"]), batch["input_ids"].tolist(), batch["source_ids"].tolist()
+
+
+def trained(dataset: MixtureDataset, *, stop: int = STEPS, **loading: Any) -> list[Seen]:
+    """Train up to before step ``stop``: every batch is reported before the next is asked for."""
+    batches: list[Seen] = []
+    if dataset.step < stop:
+        for batch in DataLoader(dataset, batch_size=None, **loading):
+            dataset.report(batch, losses_of(batch))
+            batches.append(seen(batch))
+            if batch["step"] == stop - 1:
+                break
+    return batches
+
+
+class Training:
+    """A data set in a DataLoader with workers, and its trainer, as something that resumes."""
+
+    def __init__(self, curriculum: Curriculum, num_workers: int) -> None:
+        self.dataset = MixtureDataset(curriculum)
+        self.num_workers = num_workers
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in DataLoader(self.dataset, batch_size=None, num_workers=self.num_workers):
+            self.dataset.report(batch, losses_of(batch))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dataset.load_state_dict(state)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_deliver_the_batches_of_a_single_process(folder: Path, num_workers: int) -> None:
+    curriculum = a_curriculum(folder)
+    alone = trained(MixtureDataset(curriculum))
+    assert [step for step, _, _ in alone] == list(range(STEPS))
+    loading: dict[str, Any] = {"num_workers": num_workers, "prefetch_factor": 2, "persistent_workers": True}
+    assert trained(MixtureDataset(curriculum), **loading) == alone
+
+
+@pytest.mark.slow
+def test_spawned_workers_deliver_the_batches_of_a_single_process(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    loading: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "spawn"}
+    assert trained(MixtureDataset(curriculum), **loading) == trained(MixtureDataset(curriculum))
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_the_ranks_slices_make_the_global_batch_at_any_world_size(folder: Path, world_size: int) -> None:
+    curriculum = a_curriculum(folder, policy="random")
+    ranks = [MixtureDataset(curriculum, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for whole, *parts in zip(MixtureDataset(curriculum), *ranks, strict=True):
+        for key in ("input_ids", "labels", "source_ids"):
+            together = torch.empty_like(whole[key])
+            for rank, part in enumerate(parts):
+                together[rank::world_size] = part[key]
+            assert torch.equal(together, whole[key])
+
+
+def test_every_row_of_an_epoch_comes_once_and_the_next_epoch_has_another_order(folder: Path) -> None:
+    curriculum = a_curriculum(folder, policy="static", total_steps=300, pivots=[], curriculum_warmup_steps=0)
+    numbers: list[int] = []
+    rows: list[tuple[int, ...]] = []
+    for batch in MixtureDataset(curriculum, provenance=True):
+        mine = batch["source_ids"] == 0
+        numbers += batch["row_numbers"][mine].tolist()
+        rows += [tuple(row) for row in batch["input_ids"][mine].tolist()]
+    in_order = [row for _, row in sorted(zip(numbers, rows, strict=True))]
+    size = MixtureDataset(curriculum)._rows._prepared.sources["s0"].num_rows  # type: ignore[union-attr]
+    first, second = in_order[:size], in_order[size : 2 * size]
+    assert len(second) == size
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_prepared_rows_resume_from_every_step_with_any_number_of_workers(folder: Path, num_workers: int) -> None:
+    """Through the warmup's end (21), epochs, and the pivot (49) if workers are few; workers are made at each resume."""
+    curriculum = a_curriculum(folder)
+    steps = 55 if num_workers == 0 else 26
+    assert_resumes_from_every_step(lambda: Training(curriculum, num_workers), num_steps=steps)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_workers(folder: Path, before: int, after: int) -> None:
+    curriculum = a_curriculum(folder)
+    whole = trained(MixtureDataset(curriculum))
+    for stop in (1, 20, 49, 50):
+        first = MixtureDataset(curriculum)
+        beginning = trained(first, stop=stop, num_workers=before)
+        second = MixtureDataset(curriculum)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert beginning + trained(second, num_workers=after) == whole
+
+
+def test_a_loop_that_is_left_goes_on_where_it_was_left(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    dataset = MixtureDataset(curriculum)
+    parts = [trained(dataset, stop=stop, num_workers=n) for stop, n in ((5, 2), (11, 0), (30, 1), (STEPS, 2))]
+    assert [batch for part in parts for batch in part] == trained(MixtureDataset(curriculum))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_streams_read_by_workers_resume_exactly_with_as_many(folder: Path, num_workers: int) -> None:
+    curriculum = a_curriculum(folder, prepared=None)
+    whole = trained(MixtureDataset(curriculum), num_workers=num_workers)
+    assert [step for step, _, _ in whole] == list(range(STEPS))
+    for stop in (1, 22, 41):
+        first = MixtureDataset(curriculum)
+        beginning = trained(first, stop=stop, num_workers=num_workers)
+        second = MixtureDataset(curriculum)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert beginning + trained(second, num_workers=num_workers) == whole
+
+
+def test_streams_of_one_worker_go_on_in_this_process_and_back(folder: Path) -> None:
+    curriculum = a_curriculum(folder, prepared=None)
+    dataset = MixtureDataset(curriculum)
+    parts = [trained(dataset, stop=stop, num_workers=n) for stop, n in ((9, 1), (30, 0), (STEPS, 1))]
+    assert [batch for part in parts for batch in part] == trained(MixtureDataset(curriculum))
+
+
+def test_streams_refuse_another_number_of_workers_or_ranks_and_say_what_to_do(folder: Path) -> None:
+    curriculum = a_curriculum(folder, prepared=None)
+    dataset = MixtureDataset(curriculum)
+    trained(dataset, stop=5, num_workers=2)
+    state = dataset.state_dict()
+    other = MixtureDataset(curriculum)
+    other.load_state_dict(state)
+    with pytest.raises(
+        TopologyError, match=r"read by 2 readers a rank, and now there are 1; use num_workers=2, or .*prepare"
+    ):
+        next(iter(other))
+    with pytest.raises(StateMismatchError, match=r"read by 1 ranks, and now there are 2; use 1, or .*prepare"):
+        MixtureDataset(curriculum, rank=0, world_size=2).load_state_dict(state)
+
+
+def test_streams_that_stop_are_refused_to_several_readers(folder: Path) -> None:
+    sources = [{"name": "s0", "data_files": str(folder / "s0.jsonl"), "on_exhausted": "stop"}]
+    bare: dict[str, Any] = {"floors": {}, "caps": {}, "pivots": [], "curriculum_warmup_steps": 0}
+    run = a_curriculum(folder, prepared=None, sources=sources, curriculum_warmup_sources=[], **bare)
+    with pytest.raises(TopologyError, match=r"source s0 is to stop .* 2 readers .*would end at different steps"):
+        MixtureDataset(run, rank=0, world_size=2)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(folder: Path) -> None:
+    with pytest.raises(TopologyError, match=r"batch_rows is 8, which 3 ranks cannot share evenly; .* multiple of 3"):
+        MixtureDataset(a_curriculum(folder), rank=0, world_size=3)
+    with pytest.raises(TopologyError, match="rank 2 of 2: ranks count from 0"):
+        MixtureDataset(a_curriculum(folder), rank=2, world_size=2)
+    with pytest.raises(TopologyError, match="give both, or neither"):
+        MixtureDataset(a_curriculum(folder), rank=1)
+
+
+def test_a_source_that_stops_or_errs_ends_every_rank_at_the_same_step(folder: Path) -> None:
+    def run(policy: str) -> Curriculum:
+        sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
+        sources[1]["on_exhausted"] = policy
+        return a_curriculum(folder, sources=sources, total_steps=500, pivots=[], policy="static")
+
+    lengths = [len(list(MixtureDataset(run("stop"), rank=rank, world_size=4))) for rank in range(4)]
+    lengths.append(len(list(DataLoader(MixtureDataset(run("stop")), batch_size=None, num_workers=2))))
+    assert len(set(lengths)) == 1
+    assert 10 < lengths[0] < 500
+    with pytest.raises(SourceExhaustedError, match=r"s1 ran dry before step \d+: it has \d+ rows, and \d+ are left"):
+        list(MixtureDataset(run("error")))
+
+
+def test_a_trainer_that_never_reports_gets_all_its_batches(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    expected = [seen(batch) for batch in MixtureDataset(curriculum)]
+    for num_workers in (1, 2):
+        loader = DataLoader(MixtureDataset(curriculum), batch_size=None, num_workers=num_workers)
+        assert [seen(batch) for batch in loader] == expected
+
+
+def test_a_pivot_of_this_process_reaches_workers_at_exactly_its_step(folder: Path) -> None:
+    curriculum = a_curriculum(folder, total_steps=200, pivots=[])
+    dataset = MixtureDataset(curriculum)
+    at_step = None
+    drawn: dict[int, set[int]] = {}
+    for batch in DataLoader(dataset, batch_size=None, num_workers=2):
+        dataset.report(batch, losses_of(batch))
+        drawn[batch["step"]] = set(batch["source_ids"].tolist())
+        if batch["step"] == 60:
+            at_step = dataset.walk.pivot(Pivot(name="no-s1", exclude=["s1"]))
+    assert at_step is not None
+    assert 60 < at_step <= 60 + 42 + 42
+    assert any(1 in sources for step, sources in drawn.items() if 21 <= step < at_step)
+    assert not any(1 in sources for step, sources in drawn.items() if step >= at_step)
+
+
+def test_parts_of_a_batch_are_one_report_when_all_rows_are_there(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    whole, parted = MixtureDataset(curriculum), MixtureDataset(curriculum)
+    for batch, same in itertools.islice(zip(whole, parted, strict=True), 30):
+        losses = losses_of(batch)
+        assert whole.report(batch, losses)
+        for start in (0, 3, 6):  # gradient accumulation over 3 + 3 + 2 rows
+            part = {"step": same["step"], "source_ids": same["source_ids"][start : start + 3]}
+            assert parted.report(part, losses[start : start + 3]) == (start == 6)
+    assert parted.state_dict() == whole.state_dict()
+
+
+def test_rows_that_are_collated_across_steps_are_reported_to_their_own_steps(folder: Path) -> None:
+    curriculum = a_curriculum(folder, total_steps=30)
+    whole = MixtureDataset(curriculum)
+    trained(whole)
+    rows = MixtureDataset(curriculum, batches=False)
+    for batch in DataLoader(rows, batch_size=6):  # 8 rows a step: batches straddle steps
+        per_row = 2.0 + batch["source_ids"] / (1.0 + batch["step"]) + batch["input_ids"][:, 0] / 1000
+        rows.report(batch, per_row[:, None].expand(-1, T).to(torch.float32))
+    assert rows.walk.state_dict() == whole.walk.state_dict()
+
+
+def test_the_state_is_small_and_names_the_run_and_its_rows(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    dataset = MixtureDataset(curriculum)
+    for batch in DataLoader(dataset, batch_size=None, num_workers=2):
+        dataset.report(batch, losses_of(batch))
+        assert len(json.dumps(dataset.state_dict())) < 2500
+    state = dataset.state_dict()
+    with pytest.raises(StateMismatchError, match="with rows"):
+        MixtureDataset(a_curriculum(folder, prepared=None)).load_state_dict(state)
+
+
+def test_a_stateful_loader_that_lost_the_walk_is_refused(folder: Path) -> None:
+    """torchdata saves what the workers say; the walk lives in the training process."""
+    curriculum = a_curriculum(folder)
+    dataset = MixtureDataset(curriculum)
+    for batch in itertools.islice(dataset, 60):
+        dataset.report(batch, losses_of(batch))
+    state = _copy_of(dataset).state_dict()
+    assert state["step"] == 60
+    fresh = _copy_of(MixtureDataset(curriculum))
+    with pytest.raises(StateMismatchError, match=r"restored to step 60, but the walk was not"):
+        fresh.load_state_dict(state)
+    kept = MixtureDataset(curriculum)
+    kept.load_state_dict(dataset.state_dict())
+    restored = _copy_of(kept)
+    restored.load_state_dict(state)
+    assert seen(next(iter(restored))) == seen(next(iter(dataset)))
+
+
+_kept: list[MixtureDataset] = []
+
+
+def _copy_of(dataset: MixtureDataset) -> MixtureDataset:
+    """Return what a spawned worker gets; the original must live on to answer."""
+    _kept.append(dataset)
+    copy: MixtureDataset = pickle.loads(pickle.dumps(dataset))
+    return copy
+
+
+def test_a_copy_whose_original_is_gone_says_so(folder: Path) -> None:
+    copy = _copy_of(MixtureDataset(a_curriculum(folder)))
+    next(iter(copy))
+    original = _kept.pop()
+    original._answering.close()
+    with pytest.raises(TopologyError, match="the process that decides the mixture is gone"):
+        _copy_again(copy)
+
+
+def _copy_again(copy: MixtureDataset) -> None:
+    next(iter(pickle.loads(pickle.dumps(copy))))
+
+
+def in_ranks(world_size: int, job: Callable[[int, int], Any]) -> list[Any]:
+    """Run a job on real ranks, in forked processes with gloo; return what each gave or raised."""
+    context = multiprocessing.get_context("fork")
+    results: Any = context.Queue()
+    store = Path(os.environ["MIXER_CACHE"]).parent / f"store-{time.monotonic_ns()}"
+
+    def run(rank: int) -> None:
+        try:
+            torch.set_num_threads(1)
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+            results.put((rank, job(rank, world_size)))
+            dist.destroy_process_group()
+        except Exception as error:
+            results.put((rank, f"{type(error).__name__}: {error}"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processes = [context.Process(target=run, args=(rank,)) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+    try:
+        given = dict(results.get(timeout=100) for _ in processes)
+    except queue.Empty:
+        pytest.fail("a rank did not answer")
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [given[rank] for rank in range(world_size)]
+
+
+def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    alone = MixtureDataset(curriculum)
+    expected = trained(alone)
+
+    def job(rank: int, world_size: int) -> Any:
+        dataset = MixtureDataset(curriculum)
+        assert (dataset.rank, dataset.world_size) == (rank, world_size)
+        return trained(dataset, num_workers=rank), dataset.walk.state_dict(
+            from_step=STEPS
+        )  # also with workers on one rank alone
+
+    (zero, walk_0), (one, walk_1) = in_ranks(2, job)
+    assert walk_0 == walk_1 == alone.walk.state_dict(from_step=STEPS)
+    for (step, ids, sources), (_, ids_0, sources_0), (_, ids_1, sources_1) in zip(expected, zero, one, strict=True):
+        assert [ids[0::2], ids[1::2]] == [ids_0, ids_1], step
+        assert [sources[0::2], sources[1::2]] == [sources_0, sources_1], step
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    expected = trained(MixtureDataset(curriculum))
+
+    def job(rank: int, world_size: int) -> Any:
+        dataset = MixtureDataset(curriculum)
+        trained(dataset, stop=31)
+        return dataset.state_dict()
+
+    for state in in_ranks(2, job):
+        dataset = MixtureDataset(curriculum)
+        dataset.load_state_dict(state)
+        assert trained(dataset) == expected[31:]
+
+
+def test_ranks_that_decided_differently_or_report_other_steps_are_found_and_named(folder: Path) -> None:
+    def other_seed(rank: int, world_size: int) -> Any:
+        dataset = MixtureDataset(a_curriculum(folder, seed=3 + (rank == 2)))
+        return len(trained(dataset))
+
+    def other_step(rank: int, world_size: int) -> Any:
+        dataset = MixtureDataset(a_curriculum(folder))
+        batches = iter(dataset)
+        batch = next(batches)
+        if rank == 1:
+            batch = next(batches)
+        dataset.report(batch, losses_of(batch))
+
+    for result in in_ranks(3, other_seed) if B % 3 == 0 else in_ranks(4, other_seed):
+        assert result.startswith("RankMismatchError: rank 2 decided phase 0 of step 0 differently from rank 0"), result
+    for result in in_ranks(2, other_step):
+        assert result.startswith("RankMismatchError: rank 1 reports step 1, and rank 0 step 0; give every"), result
+    assert issubclass(RankMismatchError, MixerError)
+
+
+def test_a_rank_without_torch_distributed_is_told_how_to_report(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder), rank=0, world_size=2)
+    batch = next(iter(dataset))
+    with pytest.raises(
+        TopologyError, match=r"one of 2 ranks reports, but torch.distributed is not up.*init_process_group"
+    ):
+        dataset.report(batch, losses_of(batch))
+
+
+def test_workers_end_when_their_training_process_is_killed(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    pids: Any = context.Queue()
+
+    def train() -> None:
+        dataset = MixtureDataset(a_curriculum(folder, total_steps=10**6, pivots=[]), journal=folder / "killed.jsonl")
+        loader = iter(DataLoader(dataset, batch_size=None, num_workers=2))
+        next(loader)
+        pids.put([worker.pid for worker in loader._workers])  # type: ignore[attr-defined]
+        while True:
+            next(loader)
+
+    trainer = context.Process(target=train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.start()
+    workers = pids.get(timeout=60)
+    assert trainer.pid is not None
+    os.kill(trainer.pid, signal.SIGKILL)
+    trainer.join()
+    Journal.open(folder / "killed.jsonl").close()  # no worker holds its lock
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(
+        Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid) for pid in workers
+    ):
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid) for pid in workers)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_with_a_lag_that_covers_the_loader_no_decision_misses_a_report(folder: Path) -> None:
+    path = folder / f"lag-{time.monotonic_ns()}.jsonl"
+    with Journal.create(path) as journal:
+        curriculum = a_curriculum(folder)
+        dataset = MixtureDataset(curriculum, walk=Walk(curriculum, journal=journal))
+        trained(dataset, num_workers=3)
+    decisions = [line for line in read_journal(path) if line["type"] == "phase" and line["start"] > 8]
+    assert len(decisions) >= 2
+    for decision in decisions:
+        assert decision["feedback"]["last_step"] == decision["start"] - 8 - 1
+
+
+class _Slow:
+    """Rows that come at a disk's speed."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.threads: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+    def gather(self, positions: Any, out: Any = None) -> Any:
+        self.threads.add(threading.current_thread().name.rsplit("_", 1)[0])
+        time.sleep(0.001)
+        return self._rows.gather(positions, out=out)
+
+
+def test_rows_that_come_slowly_are_read_ahead_and_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curriculum = a_curriculum(folder)
+    expected = trained(MixtureDataset(curriculum))
+    monkeypatch.setattr("mixer.batches.PLANNED_BYTES", 4 * 2 * B * (T + 1) * 2)  # two steps at once
+    dataset = MixtureDataset(curriculum)
+    slow = [_Slow(rows) for rows in dataset._reader._sources]  # type: ignore[attr-defined]
+    dataset._reader._sources = slow  # type: ignore[attr-defined]
+    assert trained(dataset) == expected
+    assert {"mixer-rows"} <= set.union(*(rows.threads for rows in slow))
+    assert dataset._reader._is_slow  # type: ignore[attr-defined]
+
+
+def test_progress_counts_the_rows_delivered(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    counts = np.zeros(4, dtype=np.int64)
+    for batch in itertools.islice(dataset, 40):
+        counts += np.bincount(batch["source_ids"].numpy(), minlength=4)
+        progress = dataset.progress()
+        assert [progress[f"s{k}"].rows for k in range(4)] == counts.tolist()
+        assert progress["s0"].epoch == counts[0] * (T + 1) // (progress["s0"].unique_tokens or 1)
