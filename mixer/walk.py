@@ -266,6 +266,14 @@ class Walk:
                     f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
                     f"was; ask for step {reported + 1} or later"
                 )
+            summed = self._inbox.across(step - self.curriculum.feedback_lag) if step < self.frontier else None
+            if summed is not None and earliest <= step:
+                lag = self.curriculum.feedback_lag
+                raise PivotError(
+                    f"pivot {name} at step {step}: reports of steps {summed.first_step} to {summed.last_step} were "
+                    f"summed for a later decision, and a phase from step {step} may learn only from those before step "
+                    f"{step - lag} (feedback_lag is {lag}); ask for step {summed.last_step + lag + 1} or later"
+                )
         if step < earliest:
             decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
             hint = "" if cut or not self._phases else f", or cut the newest phase from step {self._phases[-1].start} on"
@@ -419,7 +427,7 @@ class Walk:
             "type": "phase",
             **phase_to_record(phase),
             "boundary": boundary,
-            "probability_random": law.probability_random(index),
+            "probability_random": self._probability_random(index),
             "before": before,
             "landed": landed if is_new_regime else None,
             "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
@@ -433,11 +441,17 @@ class Walk:
         return _Decision(phase, learned, used, record)
 
     def _choose(self, index: int, regime: Regime, landed: Array, learned: State) -> tuple[Kind, Choice]:
-        teleports = self._policy.teleports
-        if teleports == "always" or (teleports == "by chance" and self.curriculum.phase_law.is_random(index)):
+        chance = self._probability_random(index)
+        if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
             point = regime.region.sample(generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
+
+    def _probability_random(self, index: int) -> float:
+        """Return the probability with which a phase is random under this policy."""
+        sure = {"always": 1.0, "never": 0.0}
+        teleports = self._policy.teleports
+        return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
 
     def _keep(self, phase: Phase) -> None:
         """Take a phase as the newest: the draws go on from its end."""

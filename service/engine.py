@@ -21,6 +21,7 @@ from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
 from service.building import Builder, Parts
+from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
 from service.patience import Patience
@@ -66,6 +67,7 @@ class Engine:
         self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
+        self.watch = Watch()  # what a page is told
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -333,6 +335,7 @@ class Engine:
         )
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
+        self.watch.add(record)
         kind = record["type"]
         if kind == "phase":
             self._decisions.add(record)
