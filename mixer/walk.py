@@ -179,9 +179,10 @@ class Walk:
         """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
         reported = self._inbox.last_step
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
+        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
         for step in range(earliest, self.frontier):
             boundary = next((regime.start for regime in self._regimes if regime.start > step), None)
-            if boundary is None or self.curriculum.phase_law.fits(boundary - step):
+            if (boundary is None or law.fits(boundary - step)) and self._inbox.across(step - lag) is None:
                 return step
         return self.frontier
 

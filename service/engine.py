@@ -109,6 +109,13 @@ class Engine:
         return self.curriculum.names
 
     @property
+    def parent(self) -> dict[str, Any] | None:
+        """Fingerprint of the run that this one was forked from, and its first own step; None if it is no fork."""
+        if self.walk.forked_from is None:
+            return None
+        return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
+
+    @property
     def frontier(self) -> int:
         """The first step that no phase covers yet."""
         return self._decisions.frontier
