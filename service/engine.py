@@ -105,7 +105,8 @@ class Engine:
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
         self.rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer)
         self._window = Window(settings.memory_bytes)
-        self._wanted = self.walk.frontier - 1  # the newest step asked for, as far as is known
+        # The newest step asked for, as far as is known: after a restart, before the one that makes a decision due.
+        self._wanted = max(-1, self.walk.frontier - 1 - curriculum.feedback_lag)
         self._next = 0  # to be built
         self._end: int | None = None  # the first step that the sources have no rows for
         self._reader: BatchReader | None = None
