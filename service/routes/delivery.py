@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from service.engine import Engine
+from service.lane import batch_of
 from service.routes.common import EngineOf, errors, needs
 from service.schemas import Feedback, FeedbackTaken, Rank, SourceProgress, Status, Step
 from service.wire import DIGEST_HEADER, MEDIA_TYPE, PHASE_HEADER, STEP_HEADER, Body
@@ -45,8 +46,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         world_size: Annotated[int, Query(ge=1, lt=2**20)] = 1,
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not built")] = 10,
     ) -> Response:
-        body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
-        engine.note_served(body, world_size)
+        body = await batch_of(engine, step, rank, world_size, wait_s)
         return batch_response(body, request.headers.get("if-none-match"))
 
     @router.post("/feedback", dependencies=[needs("train")], summary="Losses of one rank in one step")
