@@ -1,4 +1,4 @@
-"""Claims: batches over HTTP beside a bare route and Arrow Flight, a remote data set beside one in-process, small requests.
+"""Claims: batches over HTTP beside a bare route and Arrow Flight; a remote data set beside one in-process; waiting.
 
 Servers and clients are processes of their own, all take turns on the same bytes. The clients of ``load.py`` throw away
 what they get; the share of a core that they used is printed, because a client that needs all of one measures itself.
@@ -25,6 +25,8 @@ from mixer.cache import cache_root
 
 SIZES = {"32 KiB": BATCH, "256 KiB": 8 * BATCH, "1 MiB": 32 * BATCH}  # rows of 1,025 uint16 ids
 HELD, FRESH = "ours, a step that is held", "ours, step after step"
+INSIDE, PREFETCHES = "in-process, prepared", (4, 32)
+QUERY = "?rank=0&world_size=1&wait_s=30"  # as clients ask
 CLIENTS = (1, 4, 16)
 ROUNDS, SECONDS = 5, 0.3
 NO_LIMIT = 10**9  # of requests per minute: the default, 60,000, would be what is measured
@@ -109,7 +111,7 @@ def write_config(folder: Path, rows: int) -> Path:
 def served(folder: Path, rows: int) -> Iterator[int]:
     """Run ``mixer serve`` and give its port."""
     port = free_port()
-    options = ["--port", str(port), "--folder", str(folder / f"served-{rows}"), "--memory-mib", "512"]
+    options = ["--port", str(port), "--folder", str(folder / f"served-{port}"), "--memory-mib", "512"]
     options += ["--requests-per-minute", str(NO_LIMIT)]
     main = ["-c", "from mixer.cli import main; main()", "serve", str(write_config(folder, rows))]
     with running(port, *main, *options):
@@ -148,16 +150,15 @@ def _batches(folder: Path, load: Told, size: str, rows: int) -> list[list[object
         step, table = 1, []
         for clients in CLIENTS:
             common = {"clients": clients, "seconds": SECONDS}
-            query = "?rank=0&world_size=1&wait_s=30"
             asked: dict[str, dict[str, Any]] = {
                 "bare Starlette": {"kind": "http", "port": ports["bare"], "path": "/body/%d"},
                 HELD: {"kind": "http", "port": ports["ours"]},
-                FRESH: {"kind": "http", "port": ports["ours"], "path": f"/batches/%d{query}"},
+                FRESH: {"kind": "http", "port": ports["ours"], "path": f"/batches/%d{QUERY}"},
                 "Arrow Flight": {"kind": "flight", "port": ports["flight"]},
             }
             answers: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
             for turn in range(ROUNDS + 1):
-                asked[HELD]["path"] = f"/batches/{step - 1}{query}"
+                asked[HELD]["path"] = f"/batches/{step - 1}{QUERY}"
                 for name, what in asked.items():
                     answer = load.ask(**what, **common, first=step)
                     if name == FRESH:
@@ -188,11 +189,74 @@ def _rates(size: str, clients: int, answers: dict[str, list[dict[str, Any]]], nu
     ]
 
 
+def remote(folder: Path) -> None:
+    """Batches of a remote data set on loopback beside those of the same rows in-process, both with a journal."""
+    make_rows(cache_root() / "bench" / "rows")
+    table: list[list[object]] = []
+    for size, rows in SIZES.items():
+        with ExitStack() as stack:
+            config = str(write_config(folder, rows))
+            asked = {INSIDE: ["inside", config]}
+            for prefetch in PREFETCHES:
+                url = f"http://127.0.0.1:{stack.enter_context(served(folder, rows))}"  # each a server of its own
+                asked[f"remote, prefetch={prefetch}"] = ["remote", url, str(prefetch)]
+            told = {n: stack.enter_context(Told("benchmarks.contenders.trainers", *a)) for n, a in asked.items()}
+            answers: dict[str, list[dict[str, Any]]] = {name: [] for name in told}
+            for turn in range(ROUNDS + 1):
+                for name, process in told.items():
+                    answer = process.ask(seconds=SECONDS)
+                    if turn:
+                        answers[name].append(answer)
+            rates = {n: [a["tokens"] / a["seconds"] / 1e6 for a in found] for n, found in answers.items()}
+            base = statistics.median(rates[INSIDE])
+            for name, found in rates.items():
+                rate = statistics.median(found)
+                cpu = statistics.median(a["cpu_share"] for a in answers[name])
+                table.append([size, name, rate, f"{min(found):.0f} to {max(found):.0f}", rate / base, cpu])
+    columns = ["body", "data set", "million tokens/s", "range", "of in-process", "its cores"]
+    say(f"Tokens to a trainer that does nothing, median of {ROUNDS} turns of {SECONDS} s", columns, table)
+
+
+def weights(folder: Path) -> None:
+    """Times of GET /weights while nothing else is asked, and while clients stream batches as fast as they can."""
+    make_rows(cache_root() / "bench" / "rows")
+    table: list[list[object]] = []
+    with Told("benchmarks.contenders.load") as load, Told("benchmarks.contenders.load") as small:
+        for size, rows in SIZES.items():
+            with served(folder, rows) as port:
+                fetch(f"http://127.0.0.1:{port}/batches/0?wait_s=30")
+                step = 1
+                for clients in (4, 16):
+                    found: dict[str, list[dict[str, Any]]] = {"idle": [], HELD: [], FRESH: []}
+                    for turn in range(ROUNDS + 1):
+                        for name in found:
+                            stream = {"kind": "http", "port": port, "clients": clients, "seconds": 2 * SECONDS}
+                            stream |= {"path": f"/batches/{'%d' if name == FRESH else step - 1}{QUERY}", "first": step}
+                            if name != "idle":
+                                load.send(**stream)
+                            answer = small.ask(
+                                kind="paced", port=port, path="/weights?step=0", every_s=0.004, seconds=1.6 * SECONDS
+                            )
+                            if name != "idle":
+                                streamed = load.answer()
+                                step = streamed["next"] if name == FRESH else step
+                            if turn:
+                                found[name].append(answer)
+                    table += _times(size, clients, found)
+    say("GET /weights every 4 ms", ["body", "clients", "beside", "p50 ms", "p99 ms", "p99 of idle p99"], table)
+
+
+def _times(size: str, clients: int, found: dict[str, list[dict[str, Any]]]) -> list[list[object]]:
+    p50 = {name: statistics.median(a["p50_s"] for a in answers) * 1e3 for name, answers in found.items()}
+    p99 = {name: statistics.median(a["p99_s"] for a in answers) * 1e3 for name, answers in found.items()}
+    return [[size, clients, name, p50[name], p99[name], p99[name] / p99["idle"]] for name in found]
+
+
 def main() -> None:
-    """Run everything, or the parts that are named: batches."""
+    """Run everything, or the parts that are named: batches remote weights."""
     named = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     head()
-    parts = {"batches": batches}
+    parts = {"batches": batches, "remote": remote, "weights": weights}
     for name, part in parts.items():
         if not named or name in named:
             with tempfile.TemporaryDirectory() as folder:

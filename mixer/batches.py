@@ -19,7 +19,7 @@ import numpy as np
 
 from mixer.config import Curriculum
 from mixer.draws import phase_counts, plan_rows
-from mixer.errors import SourceExhaustedError, StateMismatchError, StepError
+from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.permutation import order_key, permuted
 from mixer.phases import Phase
 from mixer.sources import PreparedSource, Progress

@@ -47,15 +47,13 @@ CONTENT_SECURITY_POLICY = (
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-SECURITY_HEADERS = (NO_SNIFFING,) + tuple(
-    (name.encode(), value.encode())
-    for name, value in {
-        "content-security-policy": CONTENT_SECURITY_POLICY,
-        "x-frame-options": "DENY",
-        "referrer-policy": "no-referrer",
-        "cross-origin-opener-policy": "same-origin",
-        "cross-origin-resource-policy": "same-origin",
-    }.items()
+SECURITY_HEADERS = (
+    NO_SNIFFING,
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
 
 log = structlog.get_logger("service")

@@ -1,4 +1,4 @@
-"""Servers of one body from memory, each in a process of its own: ``python -m benchmarks.contenders.servers KIND PORT FILE``.
+"""Servers of one body from memory: ``python -m benchmarks.contenders.servers KIND PORT FILE``.
 
 ``bare``: a Starlette route that answers the bytes of a file, under uvicorn as ``mixer serve`` sets it. ``flight``: an
 Arrow Flight server of the record batch in that file.
@@ -37,7 +37,7 @@ def flight(port: int, body: bytes) -> None:
 
     table = pa.ipc.open_stream(body).read_all()
 
-    class Server(arrow_flight.FlightServerBase):
+    class Server(arrow_flight.FlightServerBase):  # type: ignore[misc]
         def do_get(self, _context: object, _ticket: object) -> object:
             return arrow_flight.RecordBatchStream(table)
 
