@@ -109,6 +109,11 @@ class Engine:
         return self.curriculum.names
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turned text into token ids; raises TokenizerError if the run has only the ids."""
+        return self._parts.rows.tokenizer
+
+    @property
     def frontier(self) -> int:
         """The first step that no phase covers yet."""
         return self._decisions.frontier
