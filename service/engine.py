@@ -418,7 +418,7 @@ class Engine:
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
         self._num_lines += 1
-        self.watch.add(record)
+        self.watch.add(record, is_new=is_new)
         kind = record["type"]
         if kind == "phase":
             self.phases.append(record)
