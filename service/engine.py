@@ -340,7 +340,7 @@ class Engine:
         )
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
-        self.watch.add(record)
+        self.watch.add(record, is_new=is_new)
         kind = record["type"]
         if kind == "phase":
             self._decisions.add(record)
