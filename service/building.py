@@ -112,7 +112,8 @@ class Builder:
         self._parts = parts
         self.next = 0
         self.end: int | None = None
-        self.wanted = parts.decisions.frontier - 1
+        # after a restart, before the step that makes a decision due
+        self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
         self.problem: MixerError | None = None
         self.is_paused = False
         self.reader: BatchReader | None = None

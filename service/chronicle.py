@@ -9,7 +9,9 @@ from __future__ import annotations
 import bisect
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +23,8 @@ from mixer.records import cut_phases, planned_regimes
 from mixer.regimes import Regime
 from mixer.types import Array
 
-NOTED = ("phase", "pivot", "unique_tokens", "alarm")  # lines that are listed one by one; feedback is added up
+NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
+PACE_S = 60.0  # throughput is measured over so long
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Chronicle:
     entries: list[Entry] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
+    regimes: tuple[Regime, ...] = ()  # planned now, those pivots included, in order of their first step
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
@@ -105,11 +109,6 @@ class Chronicle:
         """The first step that no phase covers."""
         return self.starts[-1] + self.lengths[-1] if self.starts else 0
 
-    @property
-    def regimes(self) -> tuple[Regime, ...]:
-        """The regimes planned now, pivots asked for on the way included, in order of their first step."""
-        return planned_regimes(self.curriculum, self.pivots)
-
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
         return next(regime for regime in reversed(self.regimes) if regime.start <= step)
@@ -126,6 +125,7 @@ class Chronicle:
             self.weight_steps = np.zeros(len(self.names))
             self.tokens = np.zeros(len(self.names))
             self.heard_in = np.full(len(self.names), -1)
+            self.regimes = planned_regimes(self.curriculum, ())
         elif kind == "phase":
             self._add_phase(record)
         elif kind == "feedback":
@@ -133,8 +133,9 @@ class Chronicle:
         elif kind == "pivot":
             self._cut(record)
             self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
+            self.regimes = planned_regimes(self.curriculum, self.pivots)
         elif kind == "alarm":
-            self.alarms.append(dict(record))
+            self.alarms.append({key: record.get(key) for key in ("step", "source", "kind", "message")})
         elif kind == "unique_tokens":
             self.unique_tokens[record["source"]] = record["tokens"]
         if kind in NOTED:
@@ -218,17 +219,49 @@ class Chronicle:
         return np.array(self.newest["drawn"], dtype=np.float64) + np.array(self.newest["counts"], dtype=np.float64)
 
 
+class Pace:
+    """How fast steps are reported, by the clock of this process."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()  # when the newest step was first reported
+        self._step = -1
+
+    def note(self, step: int) -> None:
+        """A report of ``step`` has come."""
+        if step > self._step:
+            self._step = step
+            self._seen.append((self._clock(), step))
+
+    def steps_per_s(self) -> float | None:
+        """Steps per second over the last minute, or since the first report if that is less; None before two of them."""
+        now = self._clock()
+        while len(self._seen) > 1 and now - self._seen[0][0] > PACE_S:
+            self._seen.popleft()
+        if self._step < 0 or now - self._seen[0][0] < 1.0:
+            return None
+        return (self._step - self._seen[0][1]) / (now - self._seen[0][0])
+
+
 class Watch:
     """A chronicle that whoever writes the journal tells each line, read from other threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._chronicle = Chronicle()
+        self._pace = Pace(clock)
         self._lock = threading.Lock()
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Take in the next line, once it is written; the header first."""
+    def add(self, record: Mapping[str, Any], *, is_new: bool = True) -> None:
+        """Take in the next line, the header first; ``is_new`` unless it was written before a restart."""
         with self._lock:
             self._chronicle.add(record)
+            if is_new and record["type"] == "feedback":
+                self._pace.note(record["step"])
+
+    def steps_per_s(self) -> float | None:
+        """Return how fast steps are reported, over the last minute; None if that is not known yet."""
+        with self._lock:
+            return self._pace.steps_per_s()
 
     def chronicle(self) -> Chronicle:
         """Return the chronicle as it stands; what is added later does not reach it."""
@@ -250,4 +283,7 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
     if record["type"] == "unique_tokens":
         return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
-    return f"{record.get('source', 'the run')}: {record.get('message') or record.get('kind', 'alarm')}"
+    if record["type"] == "fork":
+        return f"fork at step {record['step']}: the lines before are its parent's, from here on this run decides"
+    what = ": ".join(filter(None, (record.get("kind"), record.get("message"))))
+    return f"{record.get('source') or 'the run'}: {what or 'alarm'}"

@@ -116,6 +116,11 @@ class Engine:
         return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turned text into token ids; raises TokenizerError if the run has only the ids."""
+        return self._parts.rows.tokenizer
+
+    @property
     def frontier(self) -> int:
         """The first step that no phase covers yet."""
         return self._decisions.frontier
@@ -342,7 +347,7 @@ class Engine:
         )
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
-        self.watch.add(record)
+        self.watch.add(record, is_new=is_new)
         kind = record["type"]
         if kind == "phase":
             self._decisions.add(record)

@@ -105,6 +105,16 @@ class Weights(_Wire):
     upper: dict[str, float] = Field(description="the largest")
 
 
+class TokenizerFile(_Wire):
+    """What turned the run's text into token ids."""
+
+    run: str
+    separator: str = Field(description="the token between documents")
+    vocab_size: int
+    fingerprint: str
+    file: str = Field(description="the text of a file of the `tokenizers` library")
+
+
 class Phases(_Wire):
     """Decisions as the journal has them (docs/journal.md); arrays have one number per name, in this order."""
 

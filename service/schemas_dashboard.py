@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -81,6 +81,15 @@ class RankNow(_Answer):
     lag: int
 
 
+class AlarmNow(_Answer):
+    """One alarm of the journal."""
+
+    step: int | None
+    source: str | None = Field(description="null: the run as a whole")
+    kind: str | None
+    message: str | None
+
+
 class Overview(_Answer):
     """Where a run stands."""
 
@@ -92,13 +101,16 @@ class Overview(_Answer):
     policy: str
     fingerprint: str
     num_lines: int
+    num_entries: int = Field(description="lines that /journal lists: all but reports")
+    steps_per_s: float | None = Field(description="reported over the last minute; null: not known yet")
     num_sources: int
     phase: PhaseNow | None
     regimes: list[RegimeNow]
     sources: list[SourceNow]
     ranks: list[RankNow]
-    alarms: list[dict[str, Any]] = Field(description="newest first")
+    alarms: list[AlarmNow] = Field(description="newest first")
     num_alarms: int
+    pivots_at: list[str] = Field(description="words for when a pivot begins that POST /pivots takes")
 
 
 class RegimeOnPaper(_Answer):

@@ -244,11 +244,11 @@ def test_the_journal_says_that_a_phase_was_cut_and_the_story_has_what_was_really
     assert shape == [(phase.index, phase.start, phase.length) for phase in played]
     for earlier, later in zip(story.phases, story.phases[1:], strict=False):
         assert (np.array(earlier["drawn"]) + earlier["counts"]).tolist() == later["drawn"]
-    with Lookup(path) as journal_lookup:
-        for phase in played:
-            found = journal_lookup.phase_at(phase.end - 1)
-            assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
-            before = journal_lookup.before(found)
-            assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
+    lookup = Lookup(path)
+    for phase in played:
+        found = lookup.phase_at(phase.end - 1)
+        assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
+        before = lookup.before(found)
+        assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
     last = undecided.phases[-1]  # what the next decision will find
     assert (np.array(last["drawn"]) + last["counts"]).tolist() == walk.phase_at(step).drawn.tolist()

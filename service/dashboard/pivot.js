@@ -35,8 +35,9 @@ export class PivotForm {
 
   // Takes the bounds in force, unless somebody is at work on them.
   show(overview, names) {
-    this.overview = overview;
     this.names = names;
+    const isTaken = overview.pivots_at.includes("now");
+    this.at("pivot-when").querySelector("[value=now]").hidden = !isTaken;
     this.weights = new Map(overview.sources.map((source) => [source.name, source]));
     const step = Math.max(overview.end - 1, 0);
     const inForce = overview.regimes.findLast((regime) => regime.start <= step) ?? overview.regimes[0];
@@ -162,11 +163,15 @@ export class PivotForm {
       this.say("bad", "Say at which step the pivot is to begin.");
       return;
     }
-    const told = { next: `At the next phase (step ${count(this.result.at_step)})`, step: `At step ${step.value}` }[when];
+    const told = {
+      now: "At the first step that no rank has been given yet, which cuts the phase in force,",
+      next: `At the next phase (step ${count(this.result.at_step)})`,
+      step: `At step ${count(step.valueAsNumber)}`,
+    }[when];
     const text = `${told} the run goes on under “${name.value}”. ${verdict(this.result)} This is written into the journal and cannot be taken back, only redrawn again.`;
     if (!(await confirmed(text))) return;
     const body = { name: name.value, ...this.tables() };
-    if (when === "step") body.at = step.valueAsNumber;
+    body.at = when === "step" ? step.valueAsNumber : when;
     await this.send(body);
   }
 

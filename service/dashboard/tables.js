@@ -3,7 +3,7 @@
 import { colourOf, compact, count, debounced, duration, fillTable, make, number, swatch } from "./looks.js";
 
 const COLUMNS = [
-  ["name", "Source"], ["weight", "Weight"], ["proportion", "Drawn"], ["lower", "Bounds"],
+  ["name", "Source"], ["weight", "Weight"], ["proportion", "Drawn so far"], ["lower", "Bounds"],
   ["loss", "Loss"], ["index", "Index"], ["width", "Width"], ["tokens", "Tokens"],
 ];
 
@@ -68,12 +68,12 @@ export class SourceTable {
     return make("tr", { className: this.single === source.name ? "single" : "" },
       make("th", { scope: "row", className: "text" }, button),
       make("td", {}, bullet(source, most, colourOf(this.positions.get(source.name) ?? -1))),
-      make("td", {}, number(source.weight, 4)),
-      make("td", { title: `${count(source.rows)} rows; weights averaged ${number(source.mean_weight, 4)}` }, number(source.proportion, 4)),
+      make("td", {}, number(source.weight)),
+      make("td", { title: `${count(source.rows)} rows; weights averaged ${number(source.mean_weight, 4)}` }, number(source.proportion)),
       make("td", {}, source.upper > 0 ? `${number(source.lower, 2)}–${number(source.upper, 2)}` : "not drawn"),
       make("td", {}, loss),
-      make("td", {}, number(source.index, 4)),
-      make("td", {}, number(source.width, 4)),
+      make("td", {}, number(source.index)),
+      make("td", {}, number(source.width)),
       make("td", { title: epochs }, compact(source.tokens)));
   }
 }
@@ -122,7 +122,15 @@ function row(number, reported, asked) {
 
 export function showAlarms(table, alarms) {
   fillTable(table, [["step"], ["source", "text"], ["what", "text"]],
-    alarms.map((alarm) => [count(alarm.step), alarm.source ?? "the run", alarm.message ?? alarm.kind ?? "alarm"]), "Alarms, newest first");
+    alarms.map((alarm) => [alarm.step === null ? "–" : count(alarm.step), alarm.source ?? "the run", said(alarm)]), "Alarms, newest first");
+}
+
+function said({ kind, message }) {
+  return [kind, message].filter(Boolean).join(": ") || "alarm";
+}
+
+export function alarmText(alarm) {
+  return `${alarm.source ?? "the run"}, ${said(alarm)}`;
 }
 
 export class JournalTable {
