@@ -65,7 +65,7 @@ class Counters:
     reports: int = 0
     repeated_reports: int = 0
     rebuilt: int = 0
-    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when)
+    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when, monotonic)
 
 
 class Engine:
@@ -113,7 +113,7 @@ class Engine:
         self._back = _Back(self)
         self._bell = Bell()
         self._wake = threading.Event()
-        self._is_stopping = False
+        self._is_stopping = self._is_draining = False
         self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
 
     # The life of an engine.
@@ -121,6 +121,11 @@ class Engine:
     def start(self) -> None:
         """Begin to decide and build."""
         self._thread.start()
+
+    def drain(self) -> None:
+        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._bell.ring()
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
@@ -131,7 +136,7 @@ class Engine:
         if self.problem is None:
             try:
                 self._save_walk()
-            except (StoreError, MixerError) as error:
+            except MixerError as error:
                 log.warning("run %s: no snapshot at the end: %s", self.name, error)
         self.journal.close()
         self._bell.ring()
@@ -269,7 +274,7 @@ class Engine:
 
     def _note_asked(self, step: int, rank: int, world_size: int) -> None:
         self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.time())
+        self.counters.last_asked[rank] = (step, time.monotonic())
         if step > self._wanted:
             self._want(step)
 
@@ -288,7 +293,7 @@ class Engine:
                 if is_there() and not self.is_paused:
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_stopping:
+                if left <= 0 or self._is_draining or self._is_stopping:
                     raise self._not_yet(step)
                 await asyncio.wait([ticket], timeout=left)
                 self._want(step)
@@ -349,7 +354,7 @@ class Engine:
         if step >= self.walk.frontier and not self._decide(step):
             return False
         if not self.rows.is_prepared and step and step % self._settings.place_steps == 0:
-            self._store.save(self.name, "place", step, self._reader.state_dict(), forget_before=self.oldest)
+            self._save("place", step, self._reader.state_dict(), forget_before=self.oldest)
         try:
             built = self.read(self._reader, step)
         except EndOfSource:
@@ -395,8 +400,15 @@ class Engine:
 
     def _save_walk(self) -> None:
         state = self.walk.state_dict(from_step=self.oldest)
-        self._store.save(self.name, "walk", self.walk.frontier, state, forget_before=self.walk.frontier)
+        self._save("walk", self.walk.frontier, state, forget_before=self.walk.frontier)
         self._snapshot_at = self._num_lines
+
+    def _save(self, kind: str, step: int, state: Mapping[str, Any], *, forget_before: int) -> None:
+        """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
+        try:
+            self._store.save(self.name, kind, step, state, forget_before=forget_before)
+        except StoreError as error:
+            log.warning("run %s: no snapshot of its %s at step %d: %s", self.name, kind, step, error)
 
     def _open_reader(self) -> BatchReader:
         """Open the sources where the newest saved place is, or where the newest phase begins."""
