@@ -8,6 +8,9 @@ after the last line, new ones are appended. A restart therefore leaves no trace 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -57,11 +60,14 @@ class TableLines:
     """A journal in the database: the lines of ``docs/journal.md``, byte for byte, one row each.
 
     A commit whose answer was lost is looked up before it is tried again, and a line that was never acknowledged is
-    taken away before the next one, as a torn last line of a file would be.
+    taken away before the next one, as a torn last line of a file would be. Of two servers that open the same journal
+    the second one takes it over: what the first one would write then is refused.
     """
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
+        self._writer = f"{secrets.token_hex(8)}, process {os.getpid()} on {socket.gethostname()}"[:200]
+        self._take_over()
         self.position = Position(0, FIRST)
         self._is_unsure = False
         self._lock = threading.Lock()
@@ -95,9 +101,26 @@ class TableLines:
                         ) from error
         self.position = Position(number, digest)
 
+    def _take_over(self) -> None:
+        mine = tables.journal_writers.c.run == self._run
+        with self._store.transaction() as connection:  # waits for a line that is being written
+            connection.execute(sa.delete(tables.journal_writers).where(mine))
+            connection.execute(sa.insert(tables.journal_writers).values(run=self._run, writer=self._writer))
+
+    def _check_is_writer(self, connection: sa.Connection) -> None:
+        at = tables.journal_writers.c
+        mine = sa.select(at.writer).where(at.run == self._run).with_for_update(read=True)
+        writer = connection.scalar(mine)
+        if writer != self._writer:
+            raise JournalError(
+                f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
+                "this one again if it is to go on"
+            )
+
     def _write(self, number: int, line: bytes) -> None:
         at = tables.journal_lines.c
         with self._store.transaction() as connection:
+            self._check_is_writer(connection)
             if self._is_unsure:
                 found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == number)))
                 if found == line:
