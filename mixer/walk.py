@@ -175,6 +175,17 @@ class Walk:
         return next(phase for phase in reversed(self._phases) if phase.start <= step)
 
     @_one_at_a_time
+    def first_cut(self, from_step: int) -> int:
+        """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
+        reported = self._inbox.last_step
+        earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
+        for step in range(earliest, self.frontier):
+            boundary = next((regime.start for regime in self._regimes if regime.start > step), None)
+            if boundary is None or self.curriculum.phase_law.fits(boundary - step):
+                return step
+        return self.frontier
+
+    @_one_at_a_time
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in what one rank saw in one step; return False, and change nothing, if it is known already.
 
@@ -250,9 +261,7 @@ class Walk:
             raise PivotError(f"there is a regime named {name} already; give the pivot another name")
         earliest = self.frontier
         if cut and self._phases:
-            newest, reported = self._phases[-1], self._inbox.last_step
-            earliest = newest.start + (self._before is None)  # a second pivot may not undo what lies before
-            earliest = max(earliest, self.forked_at or 0)  # what is shared with the parent stays
+            earliest, reported = self._earliest_cut(), self._inbox.last_step
             if reported is not None and earliest <= step <= reported:
                 raise PivotError(
                     f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
@@ -272,6 +281,11 @@ class Walk:
             raise PivotError(f"pivot {name} at step {step}: {decided}; ask for step {earliest} or later{hint}")
         if step == 0:
             raise PivotError(f"pivot {name} at step 0: write its bounds into the curriculum instead")
+
+    def _earliest_cut(self) -> int:
+        """The first step of the newest phase that a cut may take: a second pivot may not undo what lies before it."""
+        start = self._phases[-1].start + (self._before is None) if self._phases else 0
+        return max(start, self.forked_at or 0)  # what is shared with the parent stays
 
     def _cut(self, step: int) -> None:
         """End the newest phase at ``step``; without a step left it was never decided."""
@@ -297,14 +311,16 @@ class Walk:
             self._unique_tokens[i] = tokens
 
     @_one_at_a_time
-    def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
+    def state_dict(self, from_step: int | None = None, *, can_undo: bool | None = None) -> dict[str, Any]:
         """Return all that shapes the rest of the walk, as plain data.
 
         Args:
-            from_step: keep the phases that end after this step; what a pivot would need to undo the newest decision is
-                left out, so that the state stays small. By default that is kept, and the newest two phases alone.
+            from_step: keep the phases that end after this step, not the newest alone.
+            can_undo: keep what a pivot needs to undo the newest decision, which doubles the state; by default only if
+                ``from_step`` is not given.
         """
-        newest = list(self._phases)[-2 if from_step is None else -1 :]  # two, for a pivot may undo the last
+        can_undo = from_step is None if can_undo is None else can_undo
+        newest = list(self._phases)[-2 if can_undo else -1 :]  # two, for a pivot may undo the last
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         if self._journal is not None:
             self._journal.sync()  # a state must not name a line that a power cut may take
@@ -316,7 +332,7 @@ class Walk:
             "policy": _packed(self._policy_state),
             "inbox": self._inbox.state_dict(),
             "before": None
-            if self._before is None or from_step is not None
+            if self._before is None or not can_undo
             else {
                 "policy": _packed(self._before.policy_state),
                 "used": [arrived_to_state(arrived) for arrived in self._before.used],

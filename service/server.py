@@ -35,27 +35,30 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     app = create_app(settings, store, curriculum=curriculum, name=name or name_of(config))
     scheme = "https" if settings.tls_cert is not None else "http"
     structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(config))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-            access_log=False,  # the guard writes one line a request that matters
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            backlog=4096,
-        )
-    )
+    server = uvicorn.Server(uvicorn_config(app, settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
         signal.signal(number, lambda _number, _frame: None)
     server.run()
     store.close()
     if not server.started:
         sys.exit(1)
+
+
+def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
+    """Return what uvicorn is told, of any application."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        access_log=False,  # the guard writes one line a request that matters
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        backlog=4096,
+    )
 
 
 def set_up_logs() -> None:
