@@ -361,6 +361,11 @@ class Walk:
             self._resume_at = None
         self._stand_at(state)
 
+    def has_recorded(self, state: Mapping[str, Any]) -> bool:
+        """Whether ``state`` was taken at a line that this walk's journal has."""
+        position = state["journal"] and Position(*state["journal"])
+        return bool(position and self._journal and self._journal.position_of(position.line) == position)
+
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state.get("forked_at")
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
