@@ -165,7 +165,7 @@ class MixerClient:
         return self.feedback(Feedback.of(step, losses, names))
 
     def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
-        """Redraw the region, from the end of the newest phase or a later step on."""
+        """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
         return self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))
 
     def status(self) -> Status:
@@ -245,7 +245,7 @@ class AsyncMixerClient:
         return taken.is_new
 
     async def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
-        """Redraw the region, from the end of the newest phase or a later step on."""
+        """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
         return await self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))
 
     async def status(self) -> Status:

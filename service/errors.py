@@ -180,7 +180,7 @@ _HINTS = {
     "invalid-loss": "stop and look at the model; nothing was learned from this step",
     "future-feedback": "ask for the batch or the weights of a step before reporting its losses",
     "step": "GET /walk has every decision since the beginning",
-    "pivot": "take the step or the name that the message offers",
+    "pivot": "take the step or the name that the message offers; at: now cuts the phase in force",
     "topology": "use a world size that divides the run's batch_rows",
     "journal": "make room on the disk; nothing was acknowledged, so send the same request again",
 }

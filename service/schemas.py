@@ -121,7 +121,11 @@ class PivotRequest(_Wire):
     floors: dict[str, Weight] | None = None
     caps: dict[str, Weight] | None = None
     exclude: tuple[str, ...] | None = None
-    at: Literal["next"] | Step = Field("next", description="the end of the newest phase, or a later step")
+    at: Literal["next", "now"] | Step = Field(
+        "next",
+        description="next: the end of the newest phase; now: the first step that no rank was given, which cuts that "
+        "phase; or a step not decided yet",
+    )
 
     model_config = ConfigDict(
         extra="forbid",

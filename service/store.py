@@ -131,11 +131,31 @@ class Store:
             row = connection.execute(query.limit(1)).first()
         return None if row is None else (row.step, orjson.loads(zlib.decompress(row.state)))
 
-    def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> None:
-        """Write a line of the audit: who did what, when and from where."""
-        values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}
+    def forget(self, run: str, kind: str, *, from_step: int) -> None:
+        """Drop the snapshots of this step and later ones."""
+        at = tables.snapshots.c
+        void = sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step >= from_step))
         with self.transaction() as connection:
-            connection.execute(sa.insert(tables.audit).values(**values, detail=orjson.dumps(dict(detail)).decode()))
+            connection.execute(void)
+
+    def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> int:
+        """Write a line of the audit: who did what, when and from where; return its number."""
+        values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}
+        adding = sa.insert(tables.audit).values(**values, detail=orjson.dumps(dict(detail)).decode())
+        with self.transaction() as connection:
+            number: int = connection.execute(adding.returning(tables.audit.c.id)).scalar_one()
+        return number
+
+    def complete(self, number: int, detail: Mapping[str, Any]) -> None:
+        """Say what became of something that the audit has: a line is written before it is done, for a kill may come."""
+        changing = sa.update(tables.audit).where(tables.audit.c.id == number)
+        with self.transaction() as connection:
+            connection.execute(changing.values(detail=orjson.dumps(dict(detail)).decode()))
+
+    def take_back(self, number: int) -> None:
+        """Strike out a line of the audit: it was refused, and nothing was done."""
+        with self.transaction() as connection:
+            connection.execute(sa.delete(tables.audit).where(tables.audit.c.id == number))
 
     def audit(self, run: str) -> list[dict[str, Any]]:
         """Return the audit of a run, oldest first."""
@@ -148,7 +168,7 @@ class Store:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose a commit in a power cut: a revoked token would be back
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     cursor.close()
 

@@ -124,7 +124,8 @@ def effects(
         print_json(answer)
         return
     print_table(
-        f"{answer['outcome']}: effect of 0.1 more of a source in {answer['num_phases']} random phases",
+        f"{answer['outcome']}: effect of 0.1 more of a source in {answer['num_phases']} random phases"
+        + (f" ({answer['num_cut']} more were cut by a pivot and do not count)" if answer["num_cut"] else ""),
         [{key: _signed(value) for key, value in row.items()} for row in answer["sources"]],
     )
     out = results()
