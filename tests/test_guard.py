@@ -597,9 +597,9 @@ def test_an_alarm_reaches_explain_watch_plot_and_loggers(tmp_path: Path, caplog:
     assert deaf.num_phases == len(lines(path, "phase"))
     assert words in caplog.text
 
-    with Lookup(path) as journal_:
-        assert [a["number"] for a in journal_.alarms(journal_.phase_at(cliff["decided_before"]))] == [cliff["number"]]
-        assert journal_.alarms(journal_.phase_at(0)) == []
+    found = Lookup(path)
+    assert [a["number"] for a in found.alarms(found.phase_at(cliff["decided_before"]))] == [cliff["number"]]
+    assert found.alarms(found.phase_at(0)) == []
     answer = explain(path, cliff["decided_before"])
     assert [(alarm["source"], alarm["detector"]) for alarm in answer["alarms"]] == [("source-1", "cliff")]
     assert answer["regime"]["origin"] == "an alarm of the guard"
