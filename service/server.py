@@ -14,6 +14,7 @@ import uvicorn
 from mixer.config import Curriculum
 from service.app import create_app
 from service.auth import check_bind, token_book
+from service.memory import keep_freed_memory
 from service.runs import name_of
 from service.settings import Settings
 from service.store import Store
@@ -32,6 +33,7 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     store = Store.open(settings.database_url)
     check_bind(settings, token_book(settings, store))
     set_up_logs()
+    keep_freed_memory()
     app = create_app(settings, store, curriculum=curriculum, name=name or name_of(config))
     scheme = "https" if settings.tls_cert is not None else "http"
     structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(config))
