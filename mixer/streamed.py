@@ -7,6 +7,7 @@ their place, so that a state is always that after the newest step.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ class StreamedReader:
         flat = source_ids.ravel()
         order = flat.astype(np.uint16 if len(self._sources) <= 2**16 else np.int64).argsort(kind="stable")
         edges = np.flatnonzero(np.diff(flat[order], prepend=-1, append=-1)).tolist()
-        spans = [(self._streams[int(flat[order[a]])], order[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        spans = [(self._streams[int(flat[order[a]])], order[a:b]) for a, b in itertools.pairwise(edges)]
         num_steps = len(source_ids)
         for source, places in spans:
             at_hand = source.at_hand(len(places))
@@ -134,6 +135,10 @@ class StreamedReader:
         order = source_ids.argsort(kind="stable")
         counts = np.bincount(source_ids)
         drawn = np.flatnonzero(counts).tolist()
+        if len(self._streams) == len(self._sources):
+            for i in drawn:
+                if self._streams[i].at_hand(int(counts[i])) < counts[i]:
+                    self._streams[i].begin()
         for i in drawn:
             held = self._held.setdefault(i, [])
             missing = int(counts[i]) - sum(map(len, held))

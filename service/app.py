@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from mixer.config import Curriculum
 from mixer.errors import MixerError
 from service.auth import token_book
+from service.dashboard import add_dashboard
 from service.errors import RequestError, ServiceError, error_body, error_to_body, hint_of, status_of
 from service.events import Events
 from service.guard import Guard, Receive, Scope, Send, error_headers
@@ -25,6 +26,7 @@ from service.routes.common import default_engine, named_engine
 from service.routes.decisions import decisions
 from service.routes.delivery import delivery
 from service.routes.operations import health_router, live, runs_router
+from service.routes.watching import watching
 from service.runs import Runs
 from service.settings import Settings
 from service.store import Store
@@ -72,10 +74,11 @@ def create_app(
     app.state.settings, app.state.store, app.state.runs, app.state.book = settings, store, runs, book
     app.state.events, app.state.metrics = events, metrics
     for prefix, engine_of in (("", default_engine), ("/runs/{run}", named_engine)):
-        for router in (decisions(engine_of), delivery(engine_of), live(engine_of)):
+        for router in (decisions(engine_of), delivery(engine_of), live(engine_of), watching(engine_of)):
             app.include_router(router, prefix=prefix)
     app.include_router(runs_router())
     app.include_router(health_router())
+    add_dashboard(app)
     app.add_exception_handler(MixerError, _mixer_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)

@@ -33,6 +33,7 @@ from service.memory import Pool
 from service.schemas import (
     Feedback,
     FeedbackTaken,
+    ForkRequest,
     Phases,
     PivotRequest,
     PivotTaken,
@@ -147,6 +148,9 @@ class _Calls:
     def progress(self, step: int) -> _Call[dict[str, Any]]:
         return _Call("GET", f"{self._prefix}/progress", _json, {"step": step})
 
+    def fork(self, run: str, request: ForkRequest) -> _Call[Run]:
+        return _Call("POST", f"/runs/{run}/fork", _model(Run), body=request)
+
     def runs(self) -> _Call[list[Run]]:
         return _Call("GET", "/runs", lambda answer: TypeAdapter(list[Run]).validate_json(bytes(answer.content)))
 
@@ -241,6 +245,10 @@ class MixerClient:
     def progress(self, step: int) -> dict[str, Any]:
         """Return what each source has given to the batches before ``step``."""
         return self._send(self._calls.progress(step))
+
+    def fork(self, run: str, name: str, *, at_step: int | None = None, **changes: Any) -> Run:
+        """Make a run that shares a run's history up to a step and goes on under these fields of the curriculum."""
+        return self._send(self._calls.fork(run, ForkRequest(name=name, at_step=at_step, curriculum=changes)))
 
     def runs(self) -> list[Run]:
         """Return every run."""
@@ -344,6 +352,10 @@ class AsyncMixerClient:
     async def config(self) -> dict[str, Any]:
         """Return the run's curriculum and the server's limits."""
         return await self._send(self._calls.config())
+
+    async def fork(self, run: str, name: str, *, at_step: int | None = None, **changes: Any) -> Run:
+        """Make a run that shares a run's history up to a step and goes on under these fields of the curriculum."""
+        return await self._send(self._calls.fork(run, ForkRequest(name=name, at_step=at_step, curriculum=changes)))
 
     async def runs(self) -> list[Run]:
         """Return every run."""

@@ -21,6 +21,7 @@ from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
 from service.building import Builder, Parts
+from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
 from service.patience import Patience
@@ -66,6 +67,7 @@ class Engine:
         self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
+        self.watch = Watch()  # what a page is told
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -86,13 +88,18 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = False
+        self._is_stopping = self._is_draining = False
 
     # The life of an engine.
 
     def start(self) -> None:
         """Begin to decide and build."""
         self._builder.start()
+
+    def drain(self) -> None:
+        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._bell.ring()
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
@@ -105,6 +112,13 @@ class Engine:
     def names(self) -> tuple[str, ...]:
         """The sources, in declared order."""
         return self.curriculum.names
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """Fingerprint of the run that this one was forked from, and its first own step; None if it is no fork."""
+        if self.walk.forked_from is None:
+            return None
+        return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -290,7 +304,7 @@ class Engine:
 
     def _note_asked(self, step: int, rank: int, world_size: int) -> None:
         self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.time())
+        self.counters.last_asked[rank] = (step, time.monotonic())
         if step > self._builder.wanted:
             self._builder.want(step)
 
@@ -310,7 +324,7 @@ class Engine:
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_stopping:
+                if left <= 0 or self._is_draining or self._is_stopping:
                     raise self._not_yet(step)
                 await asyncio.wait([ticket], timeout=left)
                 self._builder.want(step)
@@ -342,6 +356,7 @@ class Engine:
         )
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
+        self.watch.add(record, is_new=is_new)
         kind = record["type"]
         if kind == "phase":
             self._decisions.add(record)

@@ -143,6 +143,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             )
         self.walk = RemoteWalk(self._client, self.curriculum)
         self._fingerprint: str = config["fingerprint"]
+        self._parent: dict[str, Any] | None = config.get("parent")
         self._prefetch, self._batches, self._provenance = prefetch, batches, provenance
         self._step = self._row = 0
         self._reports = Reports(self.curriculum.batch_rows // self.world_size)
@@ -240,7 +241,17 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         return {"version": STATE_VERSION, "fingerprint": self._fingerprint, **place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; raise StateMismatchError for one of another run, naming both."""
-        check_state(state, version=STATE_VERSION, fingerprint=self._fingerprint, what="remote data set state")
+        """Go on from ``state``, or a fork from its parent's of the step where it begins.
+
+        Raises:
+            StateMismatchError: a state of another run, naming both.
+        """
+        expected, parent = self._fingerprint, self._parent
+        if parent is not None and (state.get("fingerprint"), state.get("step")) == (
+            parent["fingerprint"],
+            parent["step"],
+        ):
+            expected = parent["fingerprint"]
+        check_state(state, version=STATE_VERSION, fingerprint=expected, what="remote data set state")
         self._step, self._row = state["step"], state["row"]
         self._reports = Reports(self._reports.rows_per_step)

@@ -1,4 +1,4 @@
-"""Parquet files of this machine as Arrow tables, without `datasets`: for columns of token ids, which need nothing of it.
+"""Parquet files of this machine as Arrow tables, without `datasets`: for columns of token ids, which need none of it.
 
 A file is decoded a few hundred rows at a time in the thread that asks: 1.5 times as fast as `datasets`, which reads
 through Python file objects in Arrow's own threads, and a file that is being read holds one such piece and a buffer

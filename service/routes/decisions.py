@@ -104,6 +104,7 @@ def _add_record(router: APIRouter, engine_of: EngineOf) -> None:
             "run": engine.name,
             "names": list(engine.names),
             "fingerprint": engine.curriculum.fingerprint,
+            "parent": engine.parent,
             "curriculum": engine.curriculum.model_dump(mode="json"),
             "limits": request.app.state.settings.model_dump(mode="json", include=SHOWN_SETTINGS),
         }
