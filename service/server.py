@@ -20,6 +20,7 @@ from service.app import GuardedApp, create_app
 from service.auth import FileShelf, TokenBook, check_bind, token_book
 from service.connections import connection_class
 from service.errors import BindError
+from service.memory import keep_freed_memory
 from service.past import Past, create_past_app
 from service.runs import name_of
 from service.settings import Settings
@@ -40,6 +41,7 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     check_bind(settings, token_book(settings, store))
     _check_tls(settings)
     set_up_logs()
+    keep_freed_memory()
     app = create_app(settings, store, curriculum=curriculum, name=name or name_of(config))
     is_started = _serve(app, settings, config)
     store.close()
