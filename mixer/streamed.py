@@ -135,6 +135,10 @@ class StreamedReader:
         order = source_ids.argsort(kind="stable")
         counts = np.bincount(source_ids)
         drawn = np.flatnonzero(counts).tolist()
+        if len(self._streams) == len(self._sources):
+            for i in drawn:
+                if self._streams[i].at_hand(int(counts[i])) < counts[i]:
+                    self._streams[i].begin()
         for i in drawn:
             held = self._held.setdefault(i, [])
             missing = int(counts[i]) - sum(map(len, held))

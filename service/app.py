@@ -19,7 +19,8 @@ from service.auth import token_book
 from service.dashboard import add_dashboard
 from service.errors import RequestError, ServiceError, error_body, error_to_body, hint_of, status_of
 from service.events import Events
-from service.guard import Guard, error_headers
+from service.guard import Guard, Receive, Scope, Send, error_headers
+from service.lane import FastLane
 from service.metrics import Metrics
 from service.routes.common import default_engine, named_engine
 from service.routes.decisions import decisions
@@ -62,7 +63,7 @@ def create_app(
             events.close()
             await run_in_threadpool(runs.close)
 
-    app = FastAPI(
+    app = _Guarded(
         title="curriculum-mixer",
         version=version("curriculum-mixer"),
         summary="Weights and batches for trainers, decided while they train.",
@@ -82,8 +83,22 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
-    app.add_middleware(Guard, settings=settings, book=book, metrics=metrics)
+    lane = FastLane(app.framework, runs=runs)
+    app.door = Guard(lane, settings=settings, book=book, metrics=metrics)
     return app
+
+
+class _Guarded(FastAPI):
+    """The framework behind the guard, not around it: what it wraps around all middleware costs every batch 15 us."""
+
+    door: Guard
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as FastAPI does."""
+        await super().__call__(scope, receive, send)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door(scope, receive, send)
 
 
 async def _mixer_error(_request: Request, error: Exception) -> JSONResponse:

@@ -88,13 +88,18 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = False
+        self._is_stopping = self._is_draining = False
 
     # The life of an engine.
 
     def start(self) -> None:
         """Begin to decide and build."""
         self._builder.start()
+
+    def drain(self) -> None:
+        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._bell.ring()
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
@@ -107,6 +112,18 @@ class Engine:
     def names(self) -> tuple[str, ...]:
         """The sources, in declared order."""
         return self.curriculum.names
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """Fingerprint of the run that this one was forked from, and its first own step; None if it is no fork."""
+        if self.walk.forked_from is None:
+            return None
+        return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turned text into token ids; raises TokenizerError if the run has only the ids."""
+        return self._parts.rows.tokenizer
 
     @property
     def frontier(self) -> int:
@@ -283,7 +300,7 @@ class Engine:
 
     def _note_asked(self, step: int, rank: int, world_size: int) -> None:
         self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.time())
+        self.counters.last_asked[rank] = (step, time.monotonic())
         if step > self._builder.wanted:
             self._builder.want(step)
 
@@ -303,7 +320,7 @@ class Engine:
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_stopping:
+                if left <= 0 or self._is_draining or self._is_stopping:
                     raise self._not_yet(step)
                 await asyncio.wait([ticket], timeout=left)
                 self._builder.want(step)

@@ -25,7 +25,8 @@ from mixer.tokenizer import TextTokenizer
 from mixer.types import IntArray, TokenArray
 
 STATE_VERSION = 2
-MAX_AHEAD = 4  # groups, so that a source holds about 5 MB at most
+AHEAD_BYTES = 64 << 20  # of rows that are read ahead, of all sources together; a group has about a MB
+MAX_AHEAD = 8  # groups of one source; a hub that needs more for its answer than these last is too slow anyhow
 
 
 class EndOfSource(Exception):  # noqa: N818  # a signal, like StopIteration
@@ -74,7 +75,8 @@ class StreamedRows:
 
     With ``repeat`` the remainder of one epoch is the beginning of the next, so that every token is delivered; with
     ``stop`` and ``error`` the last tokens that do not fill a row stay in the packer. After the first ``take`` the next
-    groups are read in the background: about 4 times as many rows as are taken at once, and half a group at least.
+    groups are read in the background: about 4 times as many rows as are taken at once and half a group at least, and
+    twice as many groups each time that they came too late.
 
     A source that stays out of reach raises SourceUnavailableError, with its name, at the ``take`` whose rows cannot be
     read; those before are given, and every later ``take`` tries again. A delivery whose config says
@@ -88,13 +90,14 @@ class StreamedRows:
         *,
         sequence_length: int,
         on_exhausted: Literal["repeat", "stop", "error"] = "repeat",
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
+        """Give the rows of ``stream``; at most about ``ahead_bytes`` of them, and one group, are read ahead."""
         self.name = stream.name
         self._tokenizer = tokenizer
-        self._is_text = isinstance(stream, TextStream)
-        self._ahead = ReadAhead(
-            stream, self._encode if self._is_text else _as_they_are, repeat=on_exhausted == "repeat"
-        )
+        encode = self._encode if isinstance(stream, TextStream) else _as_they_are
+        self._ahead = ReadAhead(stream, encode, repeat=on_exhausted == "repeat")
+        self._ahead_bytes = ahead_bytes
         self._packer = Packer(sequence_length, tokenizer.separator_id)
         self._empty = np.empty((0, self.row_length), dtype=np.uint32)
         self._on_exhausted = on_exhausted
@@ -104,6 +107,7 @@ class StreamedRows:
         self._group_rows = 1  # of the last one read
         self._low = 0  # rows ready below which more are read ahead
         self._looks_ahead = False
+        self._depth = 1  # groups to be read ahead at least: what it took so far not to wait
         self._read = self._end_seen = _Counts()  # as of the end of the last of them; as of the last row taken
 
     @property
@@ -146,6 +150,11 @@ class StreamedRows:
         while self._num_ready < num_rows and self._is_next_group_at_hand():
             self._read_group(num_rows)
         return min(self._num_ready, num_rows)
+
+    def begin(self) -> None:
+        """Let the next group be read in the background, before several sources are waited for one after the other."""
+        if not self._looks_ahead:
+            self._ahead.want(1)
 
     def copy_to(self, out: TokenArray, places: IntArray) -> None:
         """Copy the next rows, which are at hand, to ``places`` of ``out``, without taking them."""
@@ -230,7 +239,8 @@ class StreamedRows:
     def _look_ahead(self, num_rows: int) -> None:
         self._looks_ahead = True  # until the next group has come
         missing = max(4 * num_rows, self._group_rows) - self._num_ready + num_rows
-        self._ahead.want(min(MAX_AHEAD, max(1, -(-missing // self._group_rows))) if self._is_text else MAX_AHEAD)
+        room = self._ahead_bytes // (4 * self.row_length * self._group_rows)
+        self._ahead.want(max(1, min(MAX_AHEAD, room, max(self._depth, -(-missing // self._group_rows)))))
 
     def _identity(self) -> dict[str, Any]:
         """What a state must have in common with this object."""
@@ -249,6 +259,8 @@ class StreamedRows:
 
     def _read_group(self, num_wanted: int) -> None:
         """Read documents until at least one more row is complete."""
+        if self._looks_ahead and self._ahead.at_hand() is None:  # it will have to wait
+            self._depth = min(MAX_AHEAD, 2 * self._depth)
         start = self._here()
         rows = self._empty
         counts = self._read
@@ -275,7 +287,7 @@ class StreamedRows:
         self._read = counts
         self._num_ready += len(rows)
         self._group_rows = len(rows)
-        self._low = len(rows) // 2 if self._is_text else len(rows)  # Arrow reads a thousand rows or more at once
+        self._low = len(rows) // 2
         self._looks_ahead = False
 
     def _is_next_group_at_hand(self) -> bool:
