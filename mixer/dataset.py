@@ -98,6 +98,7 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.batch_rows // self.world_size)
+        self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
@@ -106,7 +107,6 @@ class MixtureDataset(IterableDataset[Batch]):
         self._suspension = Suspension(curriculum, self._desk.walk) if is_any else None
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
-        self._reader: BatchReader = self._open_reader(0, 1)
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
         self._num_iterations = 0  # in a copy: begun so far
@@ -274,10 +274,15 @@ class MixtureDataset(IterableDataset[Batch]):
         return self._before if self._row else self._reader.state_dict()
 
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
-        phases = self._phases
         return self._rows.open(
-            phases.phase_at, worker=worker, num_workers=num_workers, on_read_through=phases.read_through
+            self._phase_at, worker=worker, num_workers=num_workers, on_read_through=self._read_through
         )
+
+    def _phase_at(self, step: int) -> Phase:
+        return self._phases.phase_at(step)
+
+    def _read_through(self, name: str, tokens: int) -> None:
+        self._phases.read_through(name, tokens)
 
     def _begin_here(self, desk: Desk) -> None:
         """Bring the reader to where the run stands."""

@@ -33,6 +33,7 @@ from mixer.errors import (
 )
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
+from mixer.sources.prepared import Prepared
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 
@@ -126,6 +127,13 @@ def test_workers_deliver_the_batches_of_a_single_process(folder: Path, num_worke
     assert [step for step, _, _ in alone] == list(range(STEPS))
     loading: dict[str, Any] = {"num_workers": num_workers, "prefetch_factor": 2, "persistent_workers": True}
     assert trained(MixtureDataset(curriculum), **loading) == alone
+
+
+def test_the_journal_says_which_prepared_rows_are_read(folder: Path) -> None:
+    MixtureDataset(a_curriculum(folder), journal=folder / "header.jsonl").walk.close_journal()
+    rows = Prepared.open(folder / "rows").sources
+    found = next(read_journal(folder / "header.jsonl"))["sources"]
+    assert found == {f"s{k}": f"rows {rows[f's{k}'].fingerprint}" for k in range(4)}
 
 
 @pytest.mark.slow
