@@ -184,15 +184,24 @@ class TokenBook:
             raise UnauthorizedError(f"the token {found.name!r} was revoked")
         return Identity(found.name, found.scope)
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the tokens known are so old that ``refresh`` should be called, from a thread that may wait."""
+        return time.monotonic() - self._read_at > FRESH_S
+
+    def refresh(self) -> None:
+        """Read the tokens again; those that are known stay so while the database does not answer."""
+        before, self._read_at = self._read_at, time.monotonic()  # others go on with what is known meanwhile
+        try:
+            self._known = {token.id: token for token in self._shelf.all()}
+        except StoreError:
+            if not self._known:
+                self._read_at = before
+                raise  # without the database nobody is known, and nobody is let in
+
     def _fresh(self) -> dict[str, Token]:
-        now = time.monotonic()
-        if now - self._read_at > FRESH_S:
-            try:
-                self._known = {token.id: token for token in self._shelf.all()}
-            except StoreError:
-                if not self._known:
-                    raise  # without the database nobody is known, and nobody is let in
-            self._read_at = now
+        if self.is_stale:
+            self.refresh()
         return self._known
 
 

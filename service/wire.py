@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mixer.batches import RowBatch
-from mixer.types import RowArray
+from mixer.types import IntArray, RowArray
 from service.errors import BatchDigestError
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
 STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
 DIGEST_HEADER = "content-digest"  # RFC 9530
 
@@ -29,22 +34,37 @@ class Body:
     etag: str
     headers: tuple[tuple[bytes, bytes], ...]
 
+    @cached_property
+    def head(self) -> bytes:
+        """The headers as they precede this body among several."""
+        return b"".join(b"%b: %b\r\n" % pair for pair in self.headers) + b"\r\n"
+
+
+def joined(bodies: list[Body]) -> bytes:
+    """Return several bodies as one: before each its headers, as they would come with it alone, and an empty line."""
+    return b"".join([part for body in bodies for part in (body.head, body.data)])
+
+
+def split(data: bytes) -> Iterator[tuple[dict[str, str], memoryview]]:
+    """Yield what ``joined`` was given: headers and a view of each body."""
+    view, begin = memoryview(data), 0
+    while begin < len(data):
+        end = data.index(b"\r\n\r\n", begin)
+        lines = data[begin:end].decode("latin-1").split("\r\n")
+        headers: dict[str, str] = dict(line.split(": ", 1) for line in lines)
+        begin = end + 4 + int(headers["content-length"])
+        yield headers, view[end + 4 : begin]
+
 
 def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
     """Return rows ``rank::world_size`` of a global batch, in its dtype; the same bytes for the same rows, always."""
     mine = slice(rank, None, world_size)
     rows = np.ascontiguousarray(batch.rows[mine])
-    row_length = rows.shape[1]
-    columns = [
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), row_length),
-        pa.array(batch.source_ids[mine].astype(np.uint16)),
-        pa.array(np.ascontiguousarray(batch.row_numbers[mine])),
-    ]
-    record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, record.schema) as writer:
-        writer.write_batch(record)
-    data = sink.getvalue().to_pybytes()
+    source_ids = batch.source_ids[mine].astype(np.uint16)
+    row_numbers = np.ascontiguousarray(batch.row_numbers[mine])
+    frame = _frame(*rows.shape, rows.dtype)
+    parts = [part for array in (rows, source_ids, row_numbers) for part in (array.data, b"\0" * (-array.nbytes % 8))]
+    data = b"".join((frame, *parts, _END))
     digest = hashlib.sha256(data).digest()
     etag = f'"{digest[:16].hex()}"'
     headers = {
@@ -59,7 +79,33 @@ def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
     return Body(data, etag, tuple((key.encode(), value.encode()) for key, value in headers.items()))
 
 
-def decode(data: bytes, *, step: int, phase: int) -> RowBatch:
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow IPC stream
+
+
+def arrow_stream(rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray) -> bytes:
+    """Return the columns as Arrow writes them, which takes it 30 us: ``encode`` writes the same bytes."""
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
+        pa.array(source_ids),
+        pa.array(row_numbers),
+    ]
+    record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, record.schema) as writer:
+        writer.write_batch(record)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@lru_cache(maxsize=256)
+def _frame(num_rows: int, row_length: int, dtype: np.dtype[Any]) -> bytes:
+    """Return all that comes before the numbers: it depends on nothing but these, so Arrow writes it once."""
+    rows = np.zeros((num_rows, row_length), dtype=dtype)
+    source_ids, row_numbers = np.zeros(num_rows, dtype=np.uint16), np.zeros(num_rows, dtype=np.int64)
+    num_bytes = sum(array.nbytes + -array.nbytes % 8 for array in (rows, source_ids, row_numbers))
+    return arrow_stream(rows, source_ids, row_numbers)[: -num_bytes - len(_END)]
+
+
+def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
     """Return what ``encode`` was given; arrays are read-only views of ``data``."""
     record = pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
     flat: RowArray = record.column("rows").flatten().to_numpy()
@@ -72,7 +118,7 @@ def decode(data: bytes, *, step: int, phase: int) -> RowBatch:
     )
 
 
-def check_digest(data: bytes, header: str | None, *, step: int) -> None:
+def check_digest(data: bytes | memoryview, header: str | None, *, step: int) -> None:
     """Raise BatchDigestError unless ``data`` has the digest that the header claims."""
     found = f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
     if header != found:
