@@ -486,24 +486,37 @@ class Walk:
             drawn=self._drawn,
             owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
+        if self._journal is not None:
+            landing = landed if is_new_regime else None
+            seen.lines.append(self._phase_record(phase, regime, choice, before, landing, used, boundary))
+        return _Decision(phase, learned, used, seen)
+
+    def _phase_record(
+        self,
+        phase: Phase,
+        regime: Regime,
+        choice: Choice,
+        before: Array,
+        landed: Array | None,
+        used: list[Arrived],
+        boundary: int | None,
+    ) -> dict[str, Any]:
         counts, _ = self._counts(phase)
-        record = {
+        return {
             "type": "phase",
             **phase_to_record(phase),
             "boundary": boundary,
-            "probability_random": self._probability_random(index),
+            "probability_random": self._probability_random(phase.index),
             "before": before,
-            "landed": landed if is_new_regime else None,
-            "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
+            "landed": landed,
+            "distance": None if landed is None else float(np.linalg.norm(landed - before)),
             "vertex": choice.vertex,
             "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-            "region": region_record(regime) if is_new_regime else None,
+            "region": None if landed is None else region_record(regime),
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": feedback_summary(used, start),
+            "feedback": feedback_summary(used, phase.start),
         }
-        seen.lines.append(record)
-        return _Decision(phase, learned, used, seen)
 
     def _watch(self, used: list[Arrived], *, since: int, start: int) -> _Seen:
         """Return what the guard says of the reports that the phase from ``start`` is decided on, and what is done."""

@@ -106,6 +106,7 @@ class Builder:
         wanted: the newest step asked for, as far as is known.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
+        makes_headers: whether batches are asked for one by one.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -115,7 +116,7 @@ class Builder:
         # after a restart, before the step that makes a decision due
         self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
         self.problem: MixerError | None = None
-        self.is_paused = False
+        self.is_paused = self.makes_headers = False
         self.reader: BatchReader | None = None
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
@@ -241,7 +242,8 @@ class Builder:
         except EndOfSource:
             return self._end_at(step, cuts)
         for rank in range(parts.patience.world_size or 1):
-            built.body(rank, parts.patience.world_size or 1)
+            body = built.body(rank, parts.patience.world_size or 1)
+            _ = body.headers if self.makes_headers else body.head
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)

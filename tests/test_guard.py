@@ -73,20 +73,20 @@ def still(num: int, num_sources: int, seed: int, *, level: float = 3.0, sd: floa
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 12.0), st.floats(0.001, 0.12), st.integers(1, 24))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_losses_that_stand_still_raise_no_alarm(seed: int, level: float, spread: float, num_sources: int) -> None:
     rows = np.random.default_rng(seed).integers(0, 9, (300, num_sources))  # also phases that do not draw a source
     assert watched(still(300, num_sources, seed, level=level, sd=spread * level), rows=rows)[0] == []
 
 
 @given(st.floats(0.0, 20.0), st.integers(1, 5))
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_losses_that_never_change_raise_no_alarm(level: float, num_sources: int) -> None:
     assert watched(np.full((200, num_sources), level))[0] == []
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2.0**-5, 0.5, 4.0]), st.permutations(range(5)))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_neither_the_unit_of_losses_nor_the_order_of_sources_matters(seed: int, unit: float, order: list[int]) -> None:
     losses = still(220, 5, seed)
     losses[120::9, 1] = 0.13
@@ -248,7 +248,6 @@ RUNS = [
     {"guard": {**QUICK, "action": "suspend"}, "policy": {"name": "odm"}, "feedback_lag": 2},
     {"policy": {"name": "ado", "first_fit_step": 20, "refit_steps": 15}},
     {"policy": {"name": "andrea"}},
-    {"policy": {"name": "ucb", "reward": "progress"}},
     {"policy": {"name": "static"}, "guard": {**QUICK, "action": "suspend"}},
 ]
 
@@ -256,7 +255,7 @@ RUNS = [
 @pytest.mark.parametrize("fields", RUNS)
 def test_a_walk_with_alarms_is_recomputed_and_repeated_bit_for_bit(tmp_path: Path, fields: dict[str, Any]) -> None:
     path = tmp_path / "run.jsonl"
-    walk, steps = recorded(path, guarded(**fields), late=ragged)
+    walk, steps = recorded(path, guarded(**fields), steps=160, late=ragged)
     alarms = lines(path, "alarm")
     assert {("source-1", "cliff")} <= {(alarm["source"], alarm["detector"]) for alarm in alarms}
     verdict = audit(path)
@@ -268,7 +267,7 @@ def test_a_walk_with_alarms_is_recomputed_and_repeated_bit_for_bit(tmp_path: Pat
 
 
 @pytest.mark.parametrize("fields", [RUNS[1], RUNS[2], RUNS[3]])
-@pytest.mark.parametrize("at", [40, 125, 140, 180])
+@pytest.mark.parametrize("at", [123, 150])
 def test_a_walk_restored_in_the_midst_of_alarms_goes_on_bit_for_bit(fields: dict[str, Any], at: int) -> None:
     run, told, again = guarded(**fields), list[Any](), list[Any]()
     walk = Walk(run, on_alarm=told.append)
