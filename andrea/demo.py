@@ -24,7 +24,6 @@ from mixer.sources import Progress as SourceProgress
 from mixer.sources.local import gather
 from mixer.story import Story, read_story
 from mixer.tokenizer import TextTokenizer, load_tokenizer
-from mixer.walk import Walk
 
 if TYPE_CHECKING:
     from service.remote import RemoteMixtureDataset
@@ -71,7 +70,7 @@ def run_demo(out: Path, *, num_steps: int | None, config: Path | None, is_served
         return
     journal_path = out / JOURNAL
     with Journal.open(journal_path) if journal_path.exists() else Journal.create(journal_path) as journal:
-        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, walk=Walk(curriculum, journal=journal))
+        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, journal=journal)
         _run(curriculum, dataset, out, tokenizer, journal_path, as_json=as_json)
 
 
