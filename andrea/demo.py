@@ -24,6 +24,7 @@ from mixer.sources import Progress as SourceProgress
 from mixer.sources.local import gather
 from mixer.story import Story, read_story
 from mixer.tokenizer import TextTokenizer, load_tokenizer
+from mixer.walk import Walk
 
 if TYPE_CHECKING:
     from service.remote import RemoteMixtureDataset
