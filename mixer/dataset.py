@@ -26,6 +26,7 @@ from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
+from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.records import check_state
@@ -188,7 +189,7 @@ class MixtureDataset(IterableDataset[Batch]):
         }
         if self._provenance:
             tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
-        return tensors
+        return tensors if self._desk is not None else Parcel(tensors)
 
     def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
         """Tell the walk what a batch taught; return whether it took in a step that it did not know.
@@ -408,4 +409,4 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
 
 def _row_of(batch: Batch, row: int) -> Batch:
     """Return one row of a batch; ``source_ids`` becomes a scalar, so that collating rows gives a batch again."""
-    return {key: value[row] if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return type(batch)((key, value[row] if isinstance(value, Tensor) else value) for key, value in batch.items())

@@ -63,6 +63,7 @@ class Rows:
         rank, world_size: whose rows of the global batch.
         streams: data sets by source name, instead of what the config names.
         tokenizer: instead of the one that the config names.
+        prepared: what lies in the ``prepared`` folder, opened already: several runs may read it at once.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Rows:
         world_size: int,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         if curriculum.batch_rows % world_size:
             raise TopologyError(
@@ -88,7 +90,7 @@ class Rows:
         if curriculum.prepared is not None:
             from mixer.sources.prepared import Prepared
 
-            self._prepared = Prepared.open(curriculum.resolve(curriculum.prepared))
+            self._prepared = prepared or Prepared.open(curriculum.resolve(curriculum.prepared))
             self._prepared.check_against(curriculum, tokenizer.fingerprint if tokenizer is not None else None)
             self._known = {name: f"rows {rows.fingerprint}" for name, rows in self._prepared.sources.items()}
 

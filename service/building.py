@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,7 @@ class Counters:
     reports: int = 0
     repeated_reports: int = 0
     rebuilt: int = 0
-    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when)
+    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when, monotonic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Parts:
         """
         place = None if self.rows.is_prepared else self.store.newest(self.name, "place", up_to=up_to)
         if reader is None or (place is None and not self.rows.is_prepared):
-            reader = self.rows.open(self.decisions.at, on_read_through=self.walk.learn_unique_tokens)
+            reader = self.rows.open(self.decisions.view(), on_read_through=self.walk.learn_unique_tokens)
         if self.rows.is_prepared:
             return reader, up_to
         if place is None:
@@ -106,6 +106,7 @@ class Builder:
         wanted: the newest step asked for, as far as is known.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
+        makes_headers: whether batches are asked for one by one.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -115,7 +116,7 @@ class Builder:
         # after a restart, before the step that makes a decision due
         self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
         self.problem: MixerError | None = None
-        self.is_paused = False
+        self.is_paused = self.makes_headers = False
         self.reader: BatchReader | None = None
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
@@ -241,7 +242,8 @@ class Builder:
         except EndOfSource:
             return self._end_at(step, cuts)
         for rank in range(parts.patience.world_size or 1):
-            built.body(rank, parts.patience.world_size or 1)
+            body = built.body(rank, parts.patience.world_size or 1)
+            _ = body.headers if self.makes_headers else body.head
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)
@@ -271,7 +273,7 @@ class Builder:
         if step >= parts.decisions.frontier and not self._decide(step):
             return False
         if not parts.rows.is_prepared and step and step % parts.settings.place_steps == 0:
-            parts.store.save(parts.name, "place", step, reader.state_dict(), forget_before=self.oldest)
+            self._save("place", step, reader.state_dict(), forget_before=self.oldest)
         return True
 
     def _batch_bytes(self) -> int:
@@ -317,5 +319,12 @@ class Builder:
         parts = self._parts
         state = parts.walk.state_dict(from_step=self.oldest, can_undo=True)
         line = state["journal"][0]
-        parts.store.save(parts.name, "walk", line, state, forget_before=line)
+        self._save("walk", line, state, forget_before=line)
         self._snapshot_at = line
+
+    def _save(self, kind: str, at: int, state: Mapping[str, Any], *, forget_before: int) -> None:
+        """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
+        try:
+            self._parts.store.save(self._parts.name, kind, at, state, forget_before=forget_before)
+        except StoreError as error:
+            log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, at, error)

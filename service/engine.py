@@ -29,6 +29,7 @@ from service.rebuilding import Back
 from service.record import open_lines, recover
 from service.served import Served
 from service.settings import Settings
+from service.sharing import Sharing
 from service.store import Store
 from service.window import Window
 from service.wire import Body
@@ -49,6 +50,7 @@ class Engine:
         settings: of the server.
         on_event: told (type, record) of each new phase, pivot and fault, from any thread.
         streams, tokenizer: see ``MixtureDataset``.
+        sharing: what the runs of a server read together.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engine:
         on_event: Callable[[str, dict[str, Any]], None] = lambda _type, _record: None,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.name, self.curriculum = name, curriculum
         self.pivots: list[dict[str, Any]] = []
@@ -68,6 +71,8 @@ class Engine:
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
+        prepared = (sharing or Sharing()).prepared(curriculum)
+        rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -80,7 +85,7 @@ class Engine:
             walk=self.walk,
             decisions=self._decisions,
             patience=self.patience,
-            rows=Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer),
+            rows=rows,
             served=Served(store, name),
             window=Window(settings.memory_bytes),
             on_event=on_event,
@@ -88,13 +93,18 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = False
+        self._is_stopping = self._is_draining = False
 
     # The life of an engine.
 
     def start(self) -> None:
         """Begin to decide and build."""
         self._builder.start()
+
+    def drain(self) -> None:
+        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._bell.ring()
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
@@ -107,6 +117,13 @@ class Engine:
     def names(self) -> tuple[str, ...]:
         """The sources, in declared order."""
         return self.curriculum.names
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """Fingerprint of the run that this one was forked from, and its first own step; None if it is no fork."""
+        if self.walk.forked_from is None:
+            return None
+        return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -228,6 +245,10 @@ class Engine:
         counters.bytes_served += len(body.data)
         counters.tokens_served += curriculum.batch_tokens // world_size
 
+    def note_alone(self) -> None:
+        """Note that batches are asked for one by one, which takes headers that are better made ahead."""
+        self._builder.makes_headers = True
+
     def progress(self, step: int) -> dict[str, Progress]:
         """Return what each source has given to the batches before ``step``.
 
@@ -288,7 +309,7 @@ class Engine:
 
     def _note_asked(self, step: int, rank: int, world_size: int) -> None:
         self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.time())
+        self.counters.last_asked[rank] = (step, time.monotonic())
         if step > self._builder.wanted:
             self._builder.want(step)
 
@@ -308,7 +329,7 @@ class Engine:
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_stopping:
+                if left <= 0 or self._is_draining or self._is_stopping:
                     raise self._not_yet(step)
                 await asyncio.wait([ticket], timeout=left)
                 self._builder.want(step)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
-CONNECTIONS = 4  # that ask at the same time; with more batches to fetch, each asks for several at once
+CONNECTIONS = 2  # that ask at the same time, each for several batches at once
 
 
 class RemoteWalk:
@@ -88,7 +88,7 @@ class RemoteWalk:
 class _Fetched:
     """Batches of consecutive steps of a worker; ``is_end`` if the run has no more after them."""
 
-    batches: list[tuple[RowBatch, Batch]]
+    batches: list[RowBatch]
     is_end: bool
 
 
@@ -143,6 +143,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             )
         self.walk = RemoteWalk(self._client, self.curriculum)
         self._fingerprint: str = config["fingerprint"]
+        self._parent: dict[str, Any] | None = config.get("parent")
         self._prefetch, self._batches, self._provenance = prefetch, batches, provenance
         self._step = self._row = 0
         self._reports = Reports(self.curriculum.batch_rows // self.world_size)
@@ -171,10 +172,11 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             coming.extend(pool.submit(self._fetch, part) for part in itertools.islice(ranges, ahead))
             while coming:
                 fetched = coming.popleft().result()
-                for rows, batch in fetched.batches:
-                    if rows is fetched.batches[-1][0]:
+                for rows in fetched.batches:
+                    if rows is fetched.batches[-1]:
                         coming.extend(pool.submit(self._fetch, part) for part in itertools.islice(ranges, 1))
-                    yield from self._yielded(batch, rows.step + num_workers, self._row if rows.step == first else 0)
+                    begin = self._row if rows.step == first else 0
+                    yield from self._yielded(self._tensors(rows), rows.step + num_workers, begin)
                 if fetched.is_end:
                     return
         finally:
@@ -182,13 +184,12 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
 
     def _fetch(self, steps: range) -> _Fetched:
         """Return the batches of ``steps``, as far as the run goes."""
-        batches: list[tuple[RowBatch, Batch]] = []
+        batches: list[RowBatch] = []
         while len(batches) < len(steps):
             try:
-                found = self._client.batches(steps[len(batches) :], self.rank, self.world_size)
+                batches += self._client.batches(steps[len(batches) :], self.rank, self.world_size)
             except RunEndedError:
                 return _Fetched(batches, is_end=True)
-            batches += [(rows, self._tensors(rows)) for rows in found]
         return _Fetched(batches, is_end=False)
 
     def _yielded(self, batch: Batch, following: int, begin: int) -> Iterator[Batch]:
@@ -240,7 +241,17 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         return {"version": STATE_VERSION, "fingerprint": self._fingerprint, **place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; raise StateMismatchError for one of another run, naming both."""
-        check_state(state, version=STATE_VERSION, fingerprint=self._fingerprint, what="remote data set state")
+        """Go on from ``state``, or a fork from its parent's of the step where it begins.
+
+        Raises:
+            StateMismatchError: a state of another run, naming both.
+        """
+        expected, parent = self._fingerprint, self._parent
+        if parent is not None and (state.get("fingerprint"), state.get("step")) == (
+            parent["fingerprint"],
+            parent["step"],
+        ):
+            expected = parent["fingerprint"]
+        check_state(state, version=STATE_VERSION, fingerprint=expected, what="remote data set state")
         self._step, self._row = state["step"], state["row"]
         self._reports = Reports(self._reports.rows_per_step)

@@ -158,6 +158,24 @@ class RunRequest(_Wire):
     curriculum: dict[str, Any]
 
 
+class ForkRequest(_Wire):
+    """A run that shares this run's history up to a step and goes on otherwise; sources and rows stay as they are."""
+
+    name: Name
+    at_step: Step | None = Field(
+        None, description="its first own step, where a phase of this run begins; default: the first not decided yet"
+    )
+    curriculum: dict[str, Any] = Field(
+        default_factory=dict, description="fields that differ from this run's, as in the YAML file; null takes one out"
+    )
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"name": "odm", "curriculum": {"policy": {"name": "odm"}}}]},
+    )
+
+
 class Run(_Wire):
     """One run of the server."""
 

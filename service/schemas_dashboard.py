@@ -84,10 +84,10 @@ class RankNow(_Answer):
 class AlarmNow(_Answer):
     """One alarm of the journal."""
 
-    step: int | None
-    source: str | None = Field(description="null: the run as a whole")
-    kind: str | None
-    message: str | None
+    step: int
+    source: str
+    kind: str = Field(description="what found it")
+    message: str
 
 
 class Overview(_Answer):
@@ -110,7 +110,6 @@ class Overview(_Answer):
     ranks: list[RankNow]
     alarms: list[AlarmNow] = Field(description="newest first")
     num_alarms: int
-    pivots_at: list[str] = Field(description="words for when a pivot begins that POST /pivots takes")
 
 
 class RegimeOnPaper(_Answer):

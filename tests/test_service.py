@@ -238,6 +238,19 @@ def test_what_cannot_be_is_refused_with_the_librarys_own_error(
         ask(client)
 
 
+def test_a_fork_shares_the_past_and_goes_on_otherwise(served: Served, client: MixerClient) -> None:
+    for step in range(20):
+        client.batch(step)
+    begin = client.phases(8).phases[1]["start"]
+    client.fork("run", "forked", at_step=begin, policy={"name": "static", "weights": {"s0": 0.5, "s2": 0.5}})
+    with MixerClient(served.url, run="forked") as fork:
+        assert fork.batch(begin - 1).rows.tobytes() == client.batch(begin - 1).rows.tobytes()
+        assert set(fork.batch(begin).source_ids.tolist()) == {0, 2}
+        assert fork.config()["parent"] == {"fingerprint": client.config()["fingerprint"], "step": begin}
+    refused = httpx2.post(served.url + "/runs/run/fork", json={"name": "again", "at_step": begin + 1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request")
+
+
 def test_the_async_client_asks_the_same(served: Served, client: MixerClient) -> None:
     async def ask() -> tuple[bytes, float]:
         async with AsyncMixerClient(served.url) as other:
