@@ -177,17 +177,20 @@ class Redrive:
         """
         if line.kind == "phase":
             self.walk.phase_at(self.walk.frontier)
-            text = orjson.dumps({**self._tape.last, "number": line.number}, option=orjson.OPT_SERIALIZE_NUMPY)
-            return None if text == line.body else _first_difference(line, orjson.loads(text))
-        record = check_record(line, line.record())
+            return self._compared(line)
+        record = line.record()
         try:
-            return self._followed(line, record)
-        except JournalError:
-            raise
-        except (MixerError, IndexError, ValueError, KeyError, TypeError) as error:
+            difference = self._followed(line, record)
+        except (MixerError, IndexError, ValueError, KeyError, TypeError, OverflowError) as error:
+            check_record(line, record)  # a line that is none says more by its form
+            if isinstance(error, JournalError):
+                raise
             raise JournalError(
                 f"{line.path}: line {line.number}, a {record['type']}, was never accepted by a walk: {error}"
             ) from error
+        if difference is not None:
+            check_record(line, record)
+        return difference
 
     def _followed(self, line: Line, record: dict[str, Any]) -> Difference | None:
         before = self._tape.position
@@ -206,8 +209,12 @@ class Redrive:
             raise JournalError(f"{line.path}: line {line.number} is a second {record['type']}; a journal has one")
         if self._tape.position == before:
             raise JournalError(f"{line.path}: line {line.number} says again what an earlier line said")
-        written = {**self._tape.last, "number": line.number}
-        return None if written == record else _first_difference(line, orjson.loads(orjson.dumps(written)))
+        return self._compared(line)
+
+    def _compared(self, line: Line) -> Difference | None:
+        """Compare a line with the one that the walk would have written in its place, byte for byte."""
+        text = orjson.dumps({**self._tape.last, "number": line.number}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return None if text == line.body else _first_difference(line, orjson.loads(text))
 
     def _fork(self, line: Line, record: dict[str, Any]) -> Difference | None:
         if self._generation + 1 == len(self._curricula):

@@ -71,6 +71,8 @@ PIVOT = {"type": "pivot", "name": "x", "decided_before": 0, "floors": None, "cap
         (lambda r: r | {"rank": -1}, r"line \d+, rank: Input should be greater than or equal to 0, got -1"),
         (lambda r: r | {"loss_sums": [-1.0] * len(r["rows"])}, r"never accepted by a walk: .*loss of .* is -1\.0"),
         (lambda r: r | {"step": 10**6}, "never accepted by a walk: feedback for step 1000000"),
+        (lambda r: r | {"rows": [2**63] * len(r["rows"])}, "never accepted by a walk: .*too large"),
+        (lambda r: r | {"tokens": [float(value) for value in r["tokens"]]}, r"line \d+, tokens.0: .* valid integer"),
         (lambda r: r | {"sources": list(range(9, 9 + len(r["rows"])))}, "never accepted by a walk"),
         (lambda r: r | {"sources": [9] * len(r["rows"])}, r"line \d+: the arrays have lengths"),
         (lambda r: r | {"step": 0, "rank": 0}, r"line \d+ says again what an earlier line said"),
