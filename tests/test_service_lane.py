@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import httpx2
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.window import Built, Turns
 from service.wire import Body, arrow_stream, decode, encode, joined, split
-from tests.serving import STEPS, Served, write_run
+from tests.serving import STEPS, Served, reports, write_run
 
 LANE = ("rank", "world_size", "wait_s")  # the order that the lane knows; any other goes to the framework
 
@@ -250,3 +252,14 @@ def test_small_requests_come_between_batches_whose_clients_may_be_gone() -> None
     assert order[0] == "batch 0"
     assert order.index("small") <= 2  # not behind all of them
     assert sorted(order) == ["batch 0", "batch 2", "batch 3", "batch 4", "small"]
+
+
+@pytest.mark.parametrize("prefetch", [1, 4, 32])
+def test_fetching_ahead_never_waits_for_losses_of_a_batch_that_it_keeps_back(tmp_path: Path, prefetch: int) -> None:
+    with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "60") as server:
+        dataset = RemoteMixtureDataset(server.url, 0, 1, prefetch=prefetch)
+        begin = time.monotonic()
+        for batch in dataset:
+            dataset.report(batch, torch.full(batch["labels"].shape, 3.0))
+        assert time.monotonic() - begin < 30  # two ends of phases waited for in vain take 120 s
+    assert [step for step, *_ in reports(server.journal)] == list(range(STEPS))
