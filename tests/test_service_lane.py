@@ -188,8 +188,8 @@ def test_an_answer_holds_what_is_at_hand_within_a_size(num_bytes: int, limit: in
     assert len(asyncio.run(batches_of(engine, range(limit), 0, 1, 1.0))) == expected
 
 
-@pytest.mark.parametrize("limit", [3, 60, 1000, 60_000])
-def test_requests_are_counted_by_the_hundred_and_none_too_many_gets_through(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize("limit", [1, 60])
+def test_no_request_too_many_gets_through_and_clients_are_counted_apart(tmp_path: Path, limit: int) -> None:
     statuses: list[int] = []
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
