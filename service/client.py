@@ -10,6 +10,7 @@ import importlib
 import os
 import ssl
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
 
 PATIENCE_S = 120.0
-WAIT_S = 20.0  # of one request for a batch that is not built yet
+WAIT_S = 5.0  # of one request for what is not there yet: so long a trainer that stops may have to wait for its threads
 CONNECT_S, READ_S = 5.0, 60.0
 PIECE_BYTES = 64 << 10  # received at once
 CONNECTIONS = 16  # kept for threads that share a client
@@ -104,9 +105,19 @@ class MixerClient:
         """
         return self._send(self._calls.batch(step, rank, world_size, WAIT_S))
 
-    def batches(self, steps: range, rank: int = 0, world_size: int = 1) -> list[RowBatch]:
-        """Return a rank's rows of the first of ``steps``, waited for, and of those after it that are at hand."""
-        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S))
+    def batches(
+        self,
+        steps: range,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        is_given_up: Callable[[], bool] = lambda: False,
+    ) -> list[RowBatch]:
+        """Return a rank's rows of the first of ``steps``, waited for, and of those after it that are at hand.
+
+        Once ``is_given_up`` nothing is tried again.
+        """
+        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S), is_given_up)
 
     def feedback(self, report: Feedback) -> bool:
         """Tell what a rank saw in a step; it is durable when this returns. False if it was known."""
@@ -158,10 +169,10 @@ class MixerClient:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_http": None, "_pid": 0, "_pool": Pool()}
 
-    def _send(self, call: Call[Answer]) -> Answer:
+    def _send(self, call: Call[Answer], is_given_up: Callable[[], bool] = lambda: False) -> Answer:
         if self._pid != os.getpid():  # a connection must not be shared with the process that forked this one
             self._pid, self._http = os.getpid(), self._opened()
-        for attempt in tenacity.Retrying(**_retrying(self.url, self._patience_s)):
+        for attempt in tenacity.Retrying(**_retrying(self.url, self._patience_s, is_given_up)):
             with attempt:
                 try:
                     answer = self._http.request(
@@ -280,7 +291,7 @@ def _authorization(token: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"} if token else {}
 
 
-def _retrying(url: str, patience_s: float) -> dict[str, Any]:
+def _retrying(url: str, patience_s: float, is_given_up: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     doubling = tenacity.wait_random_exponential(multiplier=0.05, max=2.0)  # jitter, or all ranks come back at once
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -297,7 +308,7 @@ def _retrying(url: str, patience_s: float) -> dict[str, Any]:
 
     return {
         "retry": tenacity.retry_if_exception_type(TransientError),
-        "stop": tenacity.stop_after_delay(patience_s),
+        "stop": lambda state: is_given_up() or state.seconds_since_start >= patience_s,
         "wait": wait,
         "retry_error_callback": give_up,
     }

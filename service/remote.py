@@ -180,8 +180,10 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         """Fetch the batches of ``steps``, each into its slot at once: the next may wait for the losses of it."""
         done = 0
         try:
-            while done < len(steps) and not slots[done].cancelled():
-                for rows in self._client.batches(steps[done:], self.rank, self.world_size):
+            while done < len(steps) and not slots[done].cancelled():  # else its data set is not iterated any more
+                is_given_up = slots[done].cancelled
+                left = steps[done:]
+                for rows in self._client.batches(left, self.rank, self.world_size, is_given_up=is_given_up):
                     if slots[done].set_running_or_notify_cancel():
                         slots[done].set_result(rows)
                     done += 1
