@@ -255,7 +255,7 @@ def test_small_requests_come_between_batches_whose_clients_may_be_gone() -> None
     assert sorted(order) == ["batch 0", "batch 2", "batch 3", "batch 4", "small"]
 
 
-@pytest.mark.parametrize("prefetch", [1, 4, 32])
+@pytest.mark.parametrize("prefetch", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 32))])
 def test_fetching_ahead_never_waits_for_losses_of_a_batch_that_it_keeps_back(tmp_path: Path, prefetch: int) -> None:
     with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "60") as server:
         dataset = RemoteMixtureDataset(server.url, 0, 1, prefetch=prefetch)
