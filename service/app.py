@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -63,14 +63,7 @@ def create_app(
             events.close()
             await run_in_threadpool(runs.close)
 
-    app = _Guarded(
-        title="curriculum-mixer",
-        version=version("curriculum-mixer"),
-        summary="Weights and batches for trainers, decided while they train.",
-        lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
-    )
+    app = GuardedApp("Weights and batches for trainers, decided while they train.", lifespan=lifespan)
     app.state.settings, app.state.store, app.state.runs, app.state.book = settings, store, runs, book
     app.state.events, app.state.metrics = events, metrics
     for prefix, engine_of in (("", default_engine), ("/runs/{run}", named_engine)):
@@ -79,25 +72,48 @@ def create_app(
     app.include_router(runs_router())
     app.include_router(health_router())
     add_dashboard(app)
-    app.add_exception_handler(MixerError, _mixer_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
     lane = FastLane(app.framework, runs=runs)
     app.door = Guard(lane, settings=settings, book=book, metrics=metrics)
+
+    def drain() -> None:
+        events.close()
+        for engine in runs.engines():
+            engine.drain()
+
+    app.drain = drain
     return app
 
 
-class _Guarded(FastAPI):
-    """The framework behind the guard, not around it: what it wraps around all middleware costs every batch 15 us."""
+class GuardedApp(FastAPI):
+    """The framework behind the guard, not around it: what it wraps around all middleware costs every batch 15 us.
+
+    Every error has the one shape. ``door`` is set by whoever builds the application, and ``drain`` if anybody may have
+    to wait for an answer: at the end of the server it lets nobody wait any more.
+    """
 
     door: Guard
+    drain: Callable[[], None] | None = None
+
+    def __init__(self, summary: str, **options: Any) -> None:
+        super().__init__(
+            title="curriculum-mixer",
+            version=version("curriculum-mixer"),
+            summary=summary,
+            docs_url=None,  # its page loads scripts from elsewhere
+            redoc_url=None,
+            **options,
+        )
+        self.add_exception_handler(MixerError, _mixer_error)
+        self.add_exception_handler(RequestValidationError, _invalid_request)
+        self.add_exception_handler(HTTPException, _http_error)
+        self.add_exception_handler(Exception, _unexpected)
 
     async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as FastAPI does."""
         await super().__call__(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, if the guard lets the request through."""
         await self.door(scope, receive, send)
 
 

@@ -73,6 +73,14 @@ def serve(
     run_server(settings, config, name=name)
 
 
+def serve_past(walk: Path, *, host: str, port: int, tokens_file: Path | None) -> None:
+    """What ``mixer replay WALK --serve`` does: the library knows of no server."""
+    from service.server import run_past
+    from service.settings import Settings
+
+    run_past(Settings(host=host, port=port, tokens_file=tokens_file), walk)
+
+
 @token.command()
 def create(
     *,

@@ -29,6 +29,7 @@ from service.rebuilding import Back
 from service.record import open_lines, recover
 from service.served import Served
 from service.settings import Settings
+from service.sharing import Sharing
 from service.store import Store
 from service.window import Window, resolve
 from service.wire import Body
@@ -49,6 +50,7 @@ class Engine:
         settings: of the server.
         on_event: told (type, record) of each new phase, pivot and fault, from any thread.
         streams, tokenizer: see ``MixtureDataset``.
+        sharing: what the runs of a server read together.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engine:
         on_event: Callable[[str, dict[str, Any]], None] = lambda _type, _record: None,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.name, self.curriculum = name, curriculum
         self.pivots: list[dict[str, Any]] = []
@@ -68,6 +71,8 @@ class Engine:
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
+        prepared = (sharing or Sharing()).prepared(curriculum)
+        rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -80,7 +85,7 @@ class Engine:
             walk=self.walk,
             decisions=self._decisions,
             patience=self.patience,
-            rows=Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer),
+            rows=rows,
             served=Served(store, name),
             window=Window(settings.memory_bytes),
             on_event=on_event,

@@ -71,6 +71,14 @@ class NotReadyError(ServiceError):
     hint = "ask again, with a longer wait_s; steps are built a little ahead of the newest one asked for"
 
 
+class PastError(ServiceError):
+    """A server of `mixer replay --serve` asked to decide, deliver or take something in."""
+
+    code = "past"
+    status = 409
+    hint = "fork the walk with `mixer fork` and serve that, or read its batches with MixtureDataset(walk=Replay(PATH))"
+
+
 class StepGoneError(ServiceError):
     """A step that has left the retention window."""
 

@@ -16,7 +16,6 @@ import orjson
 import structlog
 from limits import RateLimitItemPerMinute
 from limits.strategies import FixedWindowRateLimiter
-from starlette.concurrency import run_in_threadpool
 
 from mixer.errors import MixerError
 from service.auth import LOCAL, Identity, TokenBook
@@ -42,6 +41,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = ("/healthz", "/readyz", "/")
 OPEN_FOLDER = "/dashboard/"  # the page's own files, which say nothing of any run
 MAX_HEADER_BYTES = 16 * 1024
+TOKENS_TIMEOUT_S = 2.0  # then those known are good for as long again
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -74,6 +74,7 @@ class Guard:
         self._limiter = FixedWindowRateLimiter(SteadyStorage())
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count()  # a random id for each takes 5 us
+        self._reading: asyncio.Task[None] | None = None  # of tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer why not."""
@@ -96,9 +97,10 @@ class Guard:
             await send(message)
 
         try:
-            if self._book.is_stale:
-                await run_in_threadpool(self._book.refresh)  # a database that is slow to answer must hold up nobody
-            self._check(scope, headers, state)
+            is_open = scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER)
+            if self._book.is_due and not is_open:
+                await self._read_tokens()
+            self._check(scope, headers, state, is_open=is_open)
             inner = receive if scope["method"] in ("GET", "HEAD") else _Limited(receive, self._settings)
             await self._app(scope, inner, send_with_headers)
         except MixerError as error:
@@ -127,7 +129,19 @@ class Guard:
                     origin=origin_of(scope),
                 )
 
-    def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]], state: dict[str, Any]) -> None:
+    async def _read_tokens(self) -> None:
+        """Have the tokens read in a thread, all requests one reading; wait for it if those known are too old."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(asyncio.to_thread(self._book.read))
+            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())  # seen
+        if self._book.is_stale:
+            done, late = await asyncio.wait({self._reading}, timeout=TOKENS_TIMEOUT_S)
+            if late:
+                self._book.wait_no_longer()
+            for reading in done:
+                reading.result()
+
+    def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]], state: dict[str, Any], *, is_open: bool) -> None:
         size, token, encoding, length = 0, None, b"identity", b"0"
         for name, value in headers:
             size += len(name) + len(value)
@@ -143,8 +157,7 @@ class Guard:
             raise RequestError(f"content-encoding {encoding.decode('latin-1')!r}: bodies are sent as they are")
         if int(length if length.isdigit() else b"0") > self._settings.max_body_bytes:
             raise BodyTooLargeError(f"the body has {int(length)} bytes; the limit is {self._settings.max_body_bytes}")
-        path = scope["path"]
-        identity = LOCAL if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) else self._book.identify(token)
+        identity = LOCAL if is_open else self._book.identify(token)
         state["identity"] = identity
         self._check_rate(identity, scope)
 

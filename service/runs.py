@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mixer.config import Curriculum
-from mixer.errors import ConfigError, StateMismatchError, StepError
+from mixer.errors import ConfigError, MixerError, StateMismatchError, StepError
 from service.engine import Engine
 from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
 from service.events import Events
 from service.record import drop_unfinished, fork_lines
 from service.settings import Settings
+from service.sharing import Sharing
 from service.store import RunRecord, Store
 
 MAX_OPEN = 64
@@ -35,6 +36,7 @@ class Runs:
         self._settings, self._store, self._events = settings, store, events
         self._engines: dict[str, Engine] = {}
         self._records: dict[str, RunRecord] = {}
+        self._sharing = Sharing()
         self._being_made: set[str] = set()
         self._lock = threading.RLock()
         self.default: str | None = None
@@ -165,7 +167,12 @@ class Runs:
 
     def _begin(self, record: RunRecord, curriculum: Curriculum) -> RunRecord:
         with self._lock:
-            self._start(record, curriculum)
+            try:
+                self._start(record, curriculum)
+            except MixerError:  # it cannot be opened, now or when the server is started again
+                self._store.drop_run(record.name)
+                del self._records[record.name]
+                raise
             return record
 
     def set_status(self, name: str, status: str) -> RunRecord:
@@ -212,7 +219,15 @@ class Runs:
         return record
 
     def _start(self, record: RunRecord, curriculum: Curriculum, **rows: Any) -> None:
-        engine = Engine(record.name, curriculum, self._store, self._settings, on_event=self._events.publish, **rows)
+        engine = Engine(
+            record.name,
+            curriculum,
+            self._store,
+            self._settings,
+            on_event=self._events.publish,
+            sharing=self._sharing,
+            **rows,
+        )
         engine.set_paused(is_paused=record.status == "paused")
         self._engines[record.name] = engine
         engine.start()

@@ -1,8 +1,9 @@
-"""What ``mixer serve`` runs: checks, logs, and uvicorn until SIGTERM."""
+"""What ``mixer serve`` and ``mixer replay --serve`` run: checks, logs, and uvicorn until SIGTERM."""
 
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -15,11 +16,12 @@ import structlog
 import uvicorn
 
 from mixer.config import Curriculum
-from service.app import create_app
-from service.auth import check_bind, token_book
+from service.app import GuardedApp, create_app
+from service.auth import FileShelf, TokenBook, check_bind, token_book
 from service.connections import connection_class
 from service.errors import BindError
 from service.memory import keep_freed_memory
+from service.past import Past, create_past_app
 from service.runs import name_of
 from service.settings import Settings
 from service.store import Store
@@ -41,16 +43,36 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     set_up_logs()
     keep_freed_memory()
     app = create_app(settings, store, curriculum=curriculum, name=name or name_of(config))
+    is_started = _serve(app, settings, config)
+    store.close()
+    if not is_started:
+        sys.exit(1)
+
+
+def run_past(settings: Settings, journal: Path) -> None:
+    """Answer from a journal, which is only read, until SIGTERM or Ctrl-C.
+
+    Raises:
+        JournalError, StoreError, BindError: before anything listens.
+    """
+    book = TokenBook(FileShelf(settings.tokens_file or Path(os.devnull)))
+    check_bind(settings, book)
+    app = create_past_app(Past(journal, name_of(journal)), settings, book)
+    set_up_logs()
+    if not _serve(app, settings, journal):
+        sys.exit(1)
+
+
+def _serve(app: Any, settings: Settings, what: Path) -> bool:
+    """Run uvicorn until it is told to end; return whether it ever listened."""
     scheme = "https" if settings.tls_cert is not None else "http"
-    structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(config))
+    structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(what))
     _raise_file_limit()
     server = _Server(uvicorn_config(app, settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
         signal.signal(number, lambda _number, _frame: None)
     server.run()
-    store.close()
-    if not server.started:
-        sys.exit(1)
+    return server.started
 
 
 def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
@@ -77,10 +99,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is in flight."""
-        state = self.config.app.state  # type: ignore[union-attr]  # it is the application itself
-        state.events.close()
-        for engine in state.runs.engines():
-            engine.drain()
+        app = self.config.app
+        if isinstance(app, GuardedApp) and app.drain is not None:
+            app.drain()
         await super().shutdown(sockets)
 
 

@@ -116,6 +116,13 @@ class Store:
                 row = {"run": record.name, "kind": "place", "step": place[0], "state": _packed(place[1])}
                 connection.execute(sa.insert(tables.snapshots).values(row))
 
+    def drop_run(self, name: str) -> None:
+        """Forget a run that could not be started."""
+        with self.transaction() as connection:
+            for table in (tables.snapshots, tables.journal_lines):
+                connection.execute(sa.delete(table).where(table.c.run == name))
+            connection.execute(sa.delete(tables.runs).where(tables.runs.c.name == name))
+
     def runs(self) -> list[RunRecord]:
         """Return every run, oldest first."""
         with self.transaction() as connection:

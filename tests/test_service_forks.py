@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
-from mixer.errors import ConfigError, MixerError, StateMismatchError
+from mixer.errors import ConfigError, MissingDataError, MixerError, StateMismatchError
 from mixer.preparation import prepare
 from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
@@ -21,8 +22,9 @@ from service.events import Events
 from service.record import UNFINISHED
 from service.runs import Runs, _curriculum_of
 from service.settings import Settings
+from service.sharing import Sharing
 from service.store import Store
-from tests.engines import KilledError
+from tests.engines import KilledError, body
 from tests.serving import STEPS, Served, losses_of, write_run
 
 
@@ -174,3 +176,51 @@ def test_a_kill_while_a_fork_is_made_leaves_a_fork_or_none(
             assert again.engine("fork").frontier == 0
     finally:
         again.close()
+
+
+def test_runs_over_the_same_prepared_rows_open_and_map_them_once(runs: Runs, folder: Path) -> None:
+    body(runs.engine("run"), 0)
+    mapped = maps_of(folder / "rows")
+    assert mapped > 0
+    for name in ("one", "two"):
+        runs.create(name, runs.record("run").curriculum)
+        body(runs.engine(name), 0)
+    runs.fork("run", "three", None, {})
+    assert len({id(runs.engine(name)._parts.rows._prepared) for name in runs.names()}) == 1
+    assert maps_of(folder / "rows") == mapped
+
+
+def maps_of(folder: Path) -> int:
+    """Return how many memory maps of files in a folder this process has."""
+    return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_rows_that_were_prepared_again_are_opened_again(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    run = Curriculum.from_data({**_dumped(folder), "prepared": "rows"}, base_dir=tmp_path)
+    sharing = Sharing()
+    first = sharing.prepared(run)
+    assert sharing.prepared(run) is first
+    manifest = tmp_path / "rows" / "prepared.json"
+    text = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(MissingDataError):
+        sharing.prepared(run)
+    manifest.write_bytes(text)
+    assert sharing.prepared(run) is not first
+
+
+def _dumped(folder: Path) -> dict[str, Any]:
+    return Curriculum.from_yaml(write_run(folder)).model_dump(mode="json", exclude_none=True)
+
+
+def test_a_run_that_cannot_be_opened_is_not_kept(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise MissingDataError("rows/prepared.json: no such file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs._sharing, "prepared", fails)
+        with pytest.raises(MissingDataError):
+            runs.create("other", runs.record("run").curriculum)
+    assert runs.names() == ["run"] == [record.name for record in runs._store.runs()]
+    runs.create("other", runs.record("run").curriculum)

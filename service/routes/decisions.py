@@ -31,10 +31,16 @@ SHOWN_SETTINGS = {
 
 def decisions(engine_of: EngineOf) -> APIRouter:
     """Return the routes of one way to name the run."""
+    router = record(engine_of)
+    _add_pivots(router, engine_of)
+    return router
+
+
+def record(engine_of: EngineOf) -> APIRouter:
+    """Return those that only read."""
     router = APIRouter(tags=["decisions"], responses=errors(410))
     _add_weights(router, engine_of)
     _add_record(router, engine_of)
-    _add_pivots(router, engine_of)
     return router
 
 
