@@ -247,7 +247,7 @@ class Builder:
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)
-        parts.bell.ring()
+        parts.bell.ring(below=self.next)
         return True
 
     def _place_reader(self) -> None:

@@ -31,7 +31,7 @@ from service.served import Served
 from service.settings import Settings
 from service.sharing import Sharing
 from service.store import Store
-from service.window import Window
+from service.window import Window, resolve
 from service.wire import Body
 
 if TYPE_CHECKING:
@@ -319,7 +319,8 @@ class Engine:
             raise RequestError(f"step is {step}; steps count from 0")
         deadline = time.monotonic() + min(wait_s, self._settings.max_wait_s)
         while True:
-            ticket = self._bell.ticket()
+            # one beyond reach is to be wanted again whenever others have come nearer
+            ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
             try:
                 if step >= self.end:
                     if self._builder.end is None or await self._claim(
@@ -331,7 +332,11 @@ class Engine:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._is_draining or self._is_stopping:
                     raise self._not_yet(step)
-                await asyncio.wait([ticket], timeout=left)
+                late = ticket.get_loop().call_later(left, resolve, ticket)
+                try:
+                    await ticket
+                finally:
+                    late.cancel()
                 self._builder.want(step)
             finally:
                 self._bell.forget(ticket)
