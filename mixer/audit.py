@@ -8,6 +8,7 @@ recomputed too, each from the snapshot that the run itself went on from.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,13 @@ class Verdict:
     last_step: int = -1
     difference: Difference | None = None
     causes: list[str] = field(default_factory=list)
+
+    def count(self, kind: str) -> None:
+        """Note one more line of a type."""
+        self.lines += 1
+        self.decisions += kind == "phase"
+        self.reports += kind == "feedback"
+        self.resumes += kind == "resume"
 
 
 class _Tape(Journal):
@@ -301,7 +309,7 @@ def audit(path: str | Path, *, curriculum: Curriculum | None = None) -> Verdict:
     path = Path(path)
     first = read_header(path)
     curricula = curricula_of(path, first)
-    verdict = Verdict(causes=_other_conditions(first))
+    verdict = Verdict(lines=1, causes=_other_conditions(first))
     if curriculum is not None:
         if curriculum.names != curricula[-1].names:
             raise StateMismatchError(
@@ -314,22 +322,21 @@ def audit(path: str | Path, *, curriculum: Curriculum | None = None) -> Verdict:
     resumes = [(line.number, target) for line, target in resume_lines(path, end)]
     redrive = Redrive(curricula)
     snapshots = _Snapshots(resumes)
-    snapshots.keep(1, redrive)
+    if 1 in snapshots.wanted:
+        snapshots.keep(1, redrive)
     for line in itertools.islice(scan(path), 1, last):
         kind = line.kind
         if kind == "resume":
             _check_resume(line, snapshots.digests[line.number])
             redrive.restore(snapshots.take(line.number))
-            verdict.resumes += 1
         else:
             verdict.difference = redrive.follow(line)
-        verdict.decisions += kind == "phase"
-        verdict.reports += kind == "feedback"
-        verdict.lines = line.number
-        verdict.last_step = redrive.walk.frontier - 1
+        verdict.count(kind)
         if verdict.difference is not None:
             break
-        snapshots.keep(line.number, redrive, digest=line.digest)
+        if line.number in snapshots.wanted:
+            snapshots.keep(line.number, redrive, digest=line.digest)
+    verdict.last_step = redrive.walk.frontier - 1
     if verdict.difference is None:
         verdict.causes = []
     elif not verdict.causes:
@@ -345,23 +352,18 @@ class _Snapshots:
 
     def __init__(self, resumes: Sequence[tuple[int, int]]) -> None:
         self._targets = dict(resumes)
-        self._left: dict[int, int] = {}
-        for _, target in resumes:
-            self._left[target] = self._left.get(target, 0) + 1
+        self.wanted = Counter(target for _, target in resumes)  # line -> how often it is still gone back to
         self._held: dict[int, tuple[int, dict[str, Any]]] = {}
-        self._digest_of: dict[int, str | None] = {}
         self.digests: dict[int, str | None] = {}
 
     def keep(self, number: int, redrive: Redrive, digest: str | None = None) -> None:
-        if number in self._left:
-            self._held[number] = redrive.snapshot()
-            self._digest_of[number] = digest
-            self.digests |= {line: digest for line, target in self._targets.items() if target == number}
+        self._held[number] = redrive.snapshot()
+        self.digests |= {line: digest for line, target in self._targets.items() if target == number}
 
     def take(self, resume: int) -> tuple[int, dict[str, Any]]:
         target = self._targets[resume]
-        self._left[target] -= 1
-        return self._held[target] if self._left[target] else self._held.pop(target)
+        self.wanted[target] -= 1
+        return self._held[target] if self.wanted[target] else self._held.pop(target)
 
 
 def _check_resume(line: Line, digest: str | None) -> None:

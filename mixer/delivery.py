@@ -22,6 +22,7 @@ from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
 from mixer.streamed import StreamedReader
 from mixer.tokenizer import TextTokenizer, load_tokenizer
+from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
@@ -314,10 +315,14 @@ class Desk:
         stands = [self._stands.get(reader, _Stand()) for reader in range(self._num_readers)]
         return [stand.at(self.step) or before for stand, before in zip(stands, loaded, strict=True)]
 
-    def _fingerprint_of_parent(self) -> str | None:
-        """Return the fingerprint of a state of the run that this one was forked from; None if it is no fork."""
-        forked_from: str | None = getattr(self.walk, "forked_from", None)
-        return None if forked_from is None else self._rows.fingerprint_under(forked_from)
+    def _is_of_parent(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state was saved by the run that this one was forked from, which may have had the same config."""
+        walk = self.walk
+        if not isinstance(walk, Walk) or walk.forked_from is None:
+            return False
+        if state.get("fingerprint") != self._rows.fingerprint_under(walk.forked_from):
+            return False
+        return walk.forked_from != walk.curriculum.fingerprint or not walk.has_recorded(state["walk"])
 
     def state_dict(self, own: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return plain data from which the rest of the run follows exactly.
@@ -345,14 +350,9 @@ class Desk:
         Raises:
             StateMismatchError: a state of another run, or of streams read by another number of ranks.
         """
-        expected, parents = self._rows.fingerprint, self._fingerprint_of_parent()
-        is_parents = parents is not None and state.get("fingerprint") == parents != expected
-        check_state(
-            state,
-            version=STATE_VERSION,
-            fingerprint=parents if is_parents and parents is not None else expected,
-            what="data set state",
-        )
+        is_parents = self._is_of_parent(state)
+        expected = state["fingerprint"] if is_parents else self._rows.fingerprint
+        check_state(state, version=STATE_VERSION, fingerprint=expected, what="data set state")
         forked_at = getattr(self.walk, "forked_at", None)
         if is_parents and (state["step"], state["row"]) != (forked_at, 0):
             raise StateMismatchError(

@@ -6,6 +6,7 @@ Reports may come late, twice, or in any order; what a decision sees depends only
 from __future__ import annotations
 
 import bisect
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,9 @@ class Arrived:
         )
 
 
+_first_step = operator.attrgetter("first_step")
+
+
 class Inbox:
     """Reports that no decision has used; remembers for ever which it has had, as intervals of steps per rank.
 
@@ -57,18 +61,22 @@ class Inbox:
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
         return i >= 0 and step <= intervals[i][1]
 
-    def add(self, step: int, losses: SourceLosses, *, together: Sequence[range] = ()) -> None:
+    def add(self, step: int, losses: SourceLosses, *, together: int = 0) -> None:
         """Accept a report that ``has`` does not know.
 
         Args:
             step: its step.
             losses: on the grid.
-            together: spans of steps that decisions to come cannot tell apart.
+            together: steps below this one are all used by a decision to come, or none is.
         """
         new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0))
-        i = bisect.bisect_left(self._pending, step, key=lambda arrived: arrived.first_step)
-        self._pending.insert(i, new)
-        self._join(together)
+        i = bisect.bisect_left(self._pending, step, key=_first_step)
+        if i < len(self._pending) and self._pending[i].first_step == step:
+            self._pending[i] = new.joined(self._pending[i])
+        else:
+            self._pending.insert(i, new)
+        if not self._is_by_step:
+            self._join(together)
         intervals = self._had.setdefault(losses.rank, [])
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0])
         intervals.insert(i, [step, step])
@@ -77,16 +85,12 @@ class Inbox:
         if i > 0 and intervals[i - 1][1] == step - 1:
             intervals[i - 1][1] = intervals.pop(i)[1]
 
-    def _join(self, together: Sequence[range]) -> None:
-        joined: list[Arrived] = []
-        for arrived in self._pending:
-            last = joined[-1] if joined else None
-            is_same_step = last is not None and last.first_step == last.last_step == arrived.first_step
-            is_together = not self._is_by_step and any(
-                last is not None and last.first_step in span and arrived.last_step in span for span in together
-            )
-            if last is not None and (is_same_step or is_together):
-                joined[-1] = last.joined(arrived)
+    def _join(self, together: int) -> None:
+        """Make one of those next to each other that lie below ``together``."""
+        joined = self._pending[:1]
+        for arrived in self._pending[1:]:
+            if joined[-1].first_step < together and arrived.last_step < together:
+                joined[-1] = joined[-1].joined(arrived)
             else:
                 joined.append(arrived)
         self._pending = joined
@@ -173,13 +177,7 @@ def losses_to_record(losses: SourceLosses) -> dict[str, Any]:
 
 def record_to_losses(record: dict[str, Any], num_sources: int) -> SourceLosses:
     """Return what ``losses_to_record`` was given."""
-    arrays: dict[str, Any] = {}
-    for key, dtype in (
-        ("rows", np.int64),
-        ("tokens", np.int64),
-        ("loss_sums", np.float64),
-        ("square_sums", np.float64),
-    ):
-        arrays[key] = np.zeros(num_sources, dtype=dtype)
-        arrays[key][record["sources"]] = record[key]
-    return SourceLosses(rank=record["rank"], **arrays)
+    columns = np.zeros((4, num_sources))
+    columns[:, record["sources"]] = [record[name] for name in ("rows", "tokens", "loss_sums", "square_sums")]
+    rows, tokens = columns[:2].astype(np.int64)
+    return SourceLosses(rows=rows, tokens=tokens, loss_sums=columns[2], square_sums=columns[3], rank=record["rank"])

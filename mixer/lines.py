@@ -224,6 +224,9 @@ MODELS: dict[str, type[_Numbered]] = {
 }
 
 
+_ARRAYS = ("rows", "tokens", "loss_sums", "square_sums")
+
+
 def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None = None) -> dict[str, Any]:
     """Return ``record`` if it is what a line of its type must be.
 
@@ -252,8 +255,10 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
             "the line was not written by this release"
         ) from error
     if kind == "feedback":
-        lengths = {name: len(record[name]) for name in ("sources", "rows", "tokens", "loss_sums", "square_sums")}
-        if len(set(lengths.values())) > 1 or sorted(set(record["sources"])) != record["sources"]:
+        sources = record["sources"]
+        is_whole = all(len(record[name]) == len(sources) for name in _ARRAYS)
+        if not is_whole or sorted(set(sources)) != sources:
+            lengths = {name: len(record[name]) for name in ("sources", *_ARRAYS)}
             raise JournalError(
                 f"{line.path}: line {line.number}: the arrays have lengths {lengths} for sources {record['sources']}; "
                 "they have one number for each source, in order: the line was not written by this release"

@@ -208,7 +208,8 @@ class Walk:
             return False
         if self._phases[0].start <= step:
             weights = self.phase_at(step).weights
-            for i in np.flatnonzero((losses.rows > 0) & (weights == 0))[:1]:
+            if losses.rows[weights == 0].any():
+                i = int(np.flatnonzero((losses.rows > 0) & (weights == 0))[0])
                 raise FeedbackError(
                     f"step {step} reports {losses.rows[i]} rows of {self.names[i]}, whose weight is 0 in that phase; "
                     "check the order of the sources in the report"
@@ -216,7 +217,7 @@ class Walk:
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
         next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
-        self._inbox.add(step, losses, together=(range(next_decision - self.curriculum.feedback_lag),))
+        self._inbox.add(step, losses, together=next_decision - self.curriculum.feedback_lag)
         return True
 
     @_one_at_a_time
@@ -360,6 +361,11 @@ class Walk:
             self._journal.resume_from(position)
             self._resume_at = None
         self._stand_at(state)
+
+    def has_recorded(self, state: Mapping[str, Any]) -> bool:
+        """Whether ``state`` was taken at a line that this walk's journal has."""
+        position = state["journal"] and Position(*state["journal"])
+        return bool(position and self._journal and self._journal.position_of(position.line) == position)
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state.get("forked_at")

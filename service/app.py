@@ -66,6 +66,13 @@ def create_app(
     app = GuardedApp("Weights and batches for trainers, decided while they train.", lifespan=lifespan)
     app.state.settings, app.state.store, app.state.runs, app.state.book = settings, store, runs, book
     app.state.events, app.state.metrics = events, metrics
+
+    def drain() -> None:
+        events.close()
+        for engine in runs.engines():
+            engine.drain()
+
+    app.state.drain = drain
     for prefix, engine_of in (("", default_engine), ("/runs/{run}", named_engine)):
         for router in (decisions(engine_of), delivery(engine_of), live(engine_of), watching(engine_of)):
             app.include_router(router, prefix=prefix)

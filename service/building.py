@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,7 @@ class Counters:
     reports: int = 0
     repeated_reports: int = 0
     rebuilt: int = 0
-    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when)
+    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when, monotonic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ class Builder:
         if step >= parts.decisions.frontier and not self._decide(step):
             return False
         if not parts.rows.is_prepared and step and step % parts.settings.place_steps == 0:
-            parts.store.save(parts.name, "place", step, reader.state_dict(), forget_before=self.oldest)
+            self._save("place", step, reader.state_dict(), forget_before=self.oldest)
         return True
 
     def _batch_bytes(self) -> int:
@@ -317,5 +317,12 @@ class Builder:
         parts = self._parts
         state = parts.walk.state_dict(from_step=self.oldest, can_undo=True)
         line = state["journal"][0]
-        parts.store.save(parts.name, "walk", line, state, forget_before=line)
+        self._save("walk", line, state, forget_before=line)
         self._snapshot_at = line
+
+    def _save(self, kind: str, at: int, state: Mapping[str, Any], *, forget_before: int) -> None:
+        """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
+        try:
+            self._parts.store.save(self._parts.name, kind, at, state, forget_before=forget_before)
+        except StoreError as error:
+            log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, at, error)

@@ -40,6 +40,9 @@ def serve(
     requests_per_minute: Annotated[
         int, typer.Option(min=1, help="Of one token, or of one address without tokens.")
     ] = 60_000,
+    client_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Longest wait for a client to send a whole request, or to read on.")
+    ] = 30.0,
     allow_new_sources: Annotated[
         bool, typer.Option("--allow-new-sources", help="Admins may make runs over paths and hub ids of their request.")
     ] = False,
@@ -64,6 +67,7 @@ def serve(
         retain_steps=retain_steps,
         feedback_wait_s=feedback_wait_s,
         requests_per_minute=requests_per_minute,
+        client_timeout_s=client_timeout_s,
         allow_new_sources=allow_new_sources,
     )
     run_server(settings, config, name=name)

@@ -93,13 +93,18 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = False
+        self._is_stopping = self._is_draining = False
 
     # The life of an engine.
 
     def start(self) -> None:
         """Begin to decide and build."""
         self._builder.start()
+
+    def drain(self) -> None:
+        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._bell.ring()
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
@@ -300,7 +305,7 @@ class Engine:
 
     def _note_asked(self, step: int, rank: int, world_size: int) -> None:
         self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.time())
+        self.counters.last_asked[rank] = (step, time.monotonic())
         if step > self._builder.wanted:
             self._builder.want(step)
 
@@ -313,14 +318,13 @@ class Engine:
             ticket = self._bell.ticket()
             try:
                 if step >= self.end:
-                    if self._builder.end is None or await self._claim(
-                        self._builder.end
-                    ):  # it ends there for every rank
+                    end = self._builder.end
+                    if end is None or await self._claim(end):  # it ends there for every rank
                         raise self._ended(step)
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_stopping:
+                if left <= 0 or self._is_draining or self._is_stopping:
                     raise self._not_yet(step)
                 await asyncio.wait([ticket], timeout=left)
                 self._builder.want(step)

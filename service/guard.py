@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 import structlog
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from mixer.errors import MixerError
@@ -30,6 +29,7 @@ from service.errors import (
     status_of,
 )
 from service.metrics import Metrics
+from service.rates import SteadyStorage
 from service.settings import Settings
 
 Message = MutableMapping[str, Any]
@@ -41,7 +41,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = ("/healthz", "/readyz", "/")
 OPEN_FOLDER = "/dashboard/"  # the page's own files, which say nothing of any run
 MAX_HEADER_BYTES = 16 * 1024
-BODY_TIMEOUT_S = 30.0
 TOKENS_TIMEOUT_S = 2.0  # then those known are good for as long again
 MAX_KEYS = 10_000  # addresses and tokens whose requests are counted between two looks at the limit
 CONTENT_SECURITY_POLICY = (
@@ -73,7 +72,7 @@ class Guard:
 
     def __init__(self, app: App, *, settings: Settings, book: TokenBook, metrics: Metrics) -> None:
         self._app, self._settings, self._book, self._metrics = app, settings, book, metrics
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limiter = FixedWindowRateLimiter(SteadyStorage())
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count()  # a random id for each takes 5 us
         self._stride = max(1, min(100, settings.requests_per_minute // 100))
@@ -105,7 +104,7 @@ class Guard:
             if self._book.is_due and not is_open:
                 await self._read_tokens()
             self._check(scope, headers, state, is_open=is_open)
-            inner = receive if scope["method"] in ("GET", "HEAD") else _Limited(receive, self._settings.max_body_bytes)
+            inner = receive if scope["method"] in ("GET", "HEAD") else _Limited(receive, self._settings)
             await self._app(scope, inner, send_with_headers)
         except MixerError as error:
             if status:
@@ -180,23 +179,25 @@ class Guard:
             reset = self._limiter.get_window_stats(self._rate, key).reset_time
             raise RateLimitError(
                 f"{key} sent more than {self._settings.requests_per_minute} requests in a minute",
-                retry_after_s=max(1.0, reset - time.time()),
+                retry_after_s=max(1.0, reset - time.monotonic()),
             )
 
 
 class _Limited:
-    """A receive that counts, and does not wait for ever."""
+    """A receive that counts, and does not wait for ever: all of a body comes in time, not only the next byte."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self._receive, self._left, self._is_whole = receive, max_bytes, False
+    def __init__(self, receive: Receive, settings: Settings) -> None:
+        self._receive, self._left, self._is_whole = receive, settings.max_body_bytes, False
+        self._timeout_s = settings.client_timeout_s
+        self._deadline = time.monotonic() + self._timeout_s
 
     async def __call__(self) -> Message:
         if self._is_whole:
             return await self._receive()  # waits for the client to go away
         try:
-            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
+            message = await asyncio.wait_for(self._receive(), self._deadline - time.monotonic())
         except TimeoutError as error:
-            raise SlowClientError(f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from error
+            raise SlowClientError(f"the body did not come within {self._timeout_s:.4g} s") from error
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)

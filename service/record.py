@@ -8,6 +8,9 @@ after the last line, new ones are appended. A restart therefore leaves no trace 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -57,11 +60,14 @@ class TableLines:
     """A journal in the database: the lines of ``docs/journal.md``, byte for byte, one row each.
 
     A commit whose answer was lost is looked up before it is tried again, and a line that was never acknowledged is
-    taken away before the next one, as a torn last line of a file would be.
+    taken away before the next one, as a torn last line of a file would be. Of two servers that open the same journal
+    the second one takes it over: what the first one would write then is refused.
     """
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
+        self._writer = f"{secrets.token_hex(8)}, process {os.getpid()} on {socket.gethostname()}"[:200]
+        self._take_over()
         self.position = Position(0, FIRST)
         self._is_unsure = False
         self._lock = threading.Lock()
@@ -95,9 +101,26 @@ class TableLines:
                         ) from error
         self.position = Position(number, digest)
 
+    def _take_over(self) -> None:
+        mine = tables.journal_writers.c.run == self._run
+        with self._store.transaction() as connection:  # waits for a line that is being written
+            connection.execute(sa.delete(tables.journal_writers).where(mine))
+            connection.execute(sa.insert(tables.journal_writers).values(run=self._run, writer=self._writer))
+
+    def _check_is_writer(self, connection: sa.Connection) -> None:
+        at = tables.journal_writers.c
+        mine = sa.select(at.writer).where(at.run == self._run).with_for_update(read=True)
+        writer = connection.scalar(mine)
+        if writer != self._writer:
+            raise JournalError(
+                f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
+                "this one again if it is to go on"
+            )
+
     def _write(self, number: int, line: bytes) -> None:
         at = tables.journal_lines.c
         with self._store.transaction() as connection:
+            self._check_is_writer(connection)
             if self._is_unsure:
                 found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == number)))
                 if found == line:
@@ -127,19 +150,24 @@ class TableLines:
 
     def raw_lines(self) -> Iterator[bytes]:
         """Yield every line as it is stored."""
-        at, last = tables.journal_lines.c, 0
-        while True:
-            query = sa.select(at.number, at.line).where((at.run == self._run) & (at.number > last)).order_by(at.number)
-            with self._store.transaction() as connection:
-                rows = connection.execute(query.limit(1000)).all()
-            if not rows:
-                return
-            for row in rows:
-                yield bytes(row.line)
-            last = rows[-1].number
+        return stored_lines(self._store, self._run)
 
     def close(self) -> None:
         """Nothing to let go of: the store has the connections."""
+
+
+def stored_lines(store: Store, run: str) -> Iterator[bytes]:
+    """Yield every line of a journal in the database, whoever writes it."""
+    at, last = tables.journal_lines.c, 0
+    while True:
+        query = sa.select(at.number, at.line).where((at.run == run) & (at.number > last)).order_by(at.number)
+        with store.transaction() as connection:
+            rows = connection.execute(query.limit(1000)).all()
+        if not rows:
+            return
+        for row in rows:
+            yield bytes(row.line)
+        last = rows[-1].number
 
 
 def _follow(position: Position, line: bytes, run: str) -> Position:
@@ -341,7 +369,7 @@ def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Cu
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "parent.jsonl", Path(name) / "fork.jsonl"
         with path.open("wb") as file:
-            file.writelines(TableLines(store, parent).raw_lines())
+            file.writelines(stored_lines(store, parent))
         fork(path, at_step, curriculum, out, fsync="never")
         return out.read_bytes().splitlines(keepends=True)
 

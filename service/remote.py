@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
-CONNECTIONS = 4  # that ask at the same time; with more batches to fetch, each asks for several at once
+CONNECTIONS = 2  # that ask at the same time, each for several batches at once
 
 
 class RemoteWalk:

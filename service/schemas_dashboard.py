@@ -110,7 +110,6 @@ class Overview(_Answer):
     ranks: list[RankNow]
     alarms: list[AlarmNow] = Field(description="newest first")
     num_alarms: int
-    pivots_at: list[str] = Field(description="words for when a pivot begins that POST /pivots takes")
 
 
 class RegimeOnPaper(_Answer):

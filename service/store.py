@@ -24,6 +24,15 @@ from service import tables
 from service.errors import StoreError
 
 BUSY_TIMEOUT_MS = 5000
+SERVER_OPTIONS: dict[str, Any] = {  # a database that does not answer is down, however its network keeps silent
+    "application_name": "curriculum-mixer",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "options": "-c statement_timeout=20000",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class Store:
             StoreError: naming the URL without its password.
         """
         try:
-            engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), pool_size=8, max_overflow=8)
+            options = {} if url.startswith("sqlite") else {"pool_pre_ping": True, "connect_args": SERVER_OPTIONS}
+            engine = sa.create_engine(url, pool_size=8, max_overflow=8, pool_timeout=10, **options)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             raise StoreError(f"the database URL cannot be used: {error}") from error
         if engine.dialect.name == "sqlite":
@@ -84,9 +94,9 @@ class Store:
             raise StoreError(f"the database cannot be used: {_reason(error)}") from error
 
     def ping(self) -> None:
-        """Raise StoreError unless the database answers."""
+        """Raise StoreError unless the database answers, from its tables."""
         with self.transaction() as connection:
-            connection.execute(sa.select(1))
+            connection.execute(sa.select(tables.runs.c.name).limit(1))
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -109,7 +119,7 @@ class Store:
     def drop_run(self, name: str) -> None:
         """Forget a run that could not be started."""
         with self.transaction() as connection:
-            for table in (tables.snapshots, tables.journal_lines):
+            for table in (tables.snapshots, tables.journal_lines, tables.journal_writers):
                 connection.execute(sa.delete(table).where(table.c.run == name))
             connection.execute(sa.delete(tables.runs).where(tables.runs.c.name == name))
 

@@ -9,13 +9,15 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mixer.batches import RowBatch
-from mixer.types import RowArray
+from mixer.types import IntArray, RowArray
 from service.errors import BatchDigestError
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
@@ -58,17 +60,11 @@ def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
     """Return rows ``rank::world_size`` of a global batch, in its dtype; the same bytes for the same rows, always."""
     mine = slice(rank, None, world_size)
     rows = np.ascontiguousarray(batch.rows[mine])
-    row_length = rows.shape[1]
-    columns = [
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), row_length),
-        pa.array(batch.source_ids[mine].astype(np.uint16)),
-        pa.array(np.ascontiguousarray(batch.row_numbers[mine])),
-    ]
-    record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, record.schema) as writer:
-        writer.write_batch(record)
-    data = sink.getvalue().to_pybytes()
+    source_ids = batch.source_ids[mine].astype(np.uint16)
+    row_numbers = np.ascontiguousarray(batch.row_numbers[mine])
+    frame = _frame(*rows.shape, rows.dtype)
+    parts = [part for array in (rows, source_ids, row_numbers) for part in (array.data, b"\0" * (-array.nbytes % 8))]
+    data = b"".join((frame, *parts, _END))
     digest = hashlib.sha256(data).digest()
     etag = f'"{digest[:16].hex()}"'
     headers = {
@@ -81,6 +77,32 @@ def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
         "cache-control": "private, immutable, max-age=3600",
     }
     return Body(data, etag, tuple((key.encode(), value.encode()) for key, value in headers.items()))
+
+
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow IPC stream
+
+
+def arrow_stream(rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray) -> bytes:
+    """Return the columns as Arrow writes them, which takes it 30 us: ``encode`` writes the same bytes."""
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
+        pa.array(source_ids),
+        pa.array(row_numbers),
+    ]
+    record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, record.schema) as writer:
+        writer.write_batch(record)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@lru_cache(maxsize=256)
+def _frame(num_rows: int, row_length: int, dtype: np.dtype[Any]) -> bytes:
+    """Return all that comes before the numbers: it depends on nothing but these, so Arrow writes it once."""
+    rows = np.zeros((num_rows, row_length), dtype=dtype)
+    source_ids, row_numbers = np.zeros(num_rows, dtype=np.uint16), np.zeros(num_rows, dtype=np.int64)
+    num_bytes = sum(array.nbytes + -array.nbytes % 8 for array in (rows, source_ids, row_numbers))
+    return arrow_stream(rows, source_ids, row_numbers)[: -num_bytes - len(_END)]
 
 
 def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:

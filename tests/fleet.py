@@ -129,4 +129,5 @@ def train(url: str, rank: int, num_ranks: int, num_steps: int, folder: Path) -> 
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5]))
+    url, rank, num_ranks, num_steps, folder = sys.argv[1:]
+    train(url, int(rank), int(num_ranks), int(num_steps), Path(folder))

@@ -40,7 +40,7 @@ class Postgres:
     """A running cluster; ``stop`` and ``start`` it, and ``cut`` what is connected."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
-        self.port = free_port()
+        self.port, self._num_databases = free_port(), 0
         self.url = f"postgresql://mixer@127.0.0.1:{self.port}/postgres"
         self._binaries, self._folder = binaries, folder
         self._as: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -97,10 +97,18 @@ class Postgres:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'postgres'"
         )
 
+    def new_database(self) -> str:
+        """Return the URL of an empty database."""
+        name = f"d{self._num_databases}"
+        self._num_databases += 1
+        self.query(f"CREATE DATABASE {name}")
+        return self.url.replace("/postgres", f"/{name}")
+
     def query(self, statement: str) -> list[Any]:
         """Return the rows of a statement."""
         with psycopg.connect(self.url, connect_timeout=2, autocommit=True) as connection:
-            return connection.execute(statement.encode()).fetchall()
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mixer.audit import audit
+from mixer.compare import compare
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts, plan_rows
@@ -247,7 +248,12 @@ def test_walk_and_journal_together_are_refused(folder: Path) -> None:
         MixtureDataset(curriculum, walk=Walk(curriculum), journal=folder / "journal.jsonl")
 
 
-def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_yet(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "fields", [{"floors": {"s2": 0.5}, "pivots": [], "caps": {}, "policy": "andrea"}, {}], ids=["other", "same config"]
+)
+def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_yet(
+    folder: Path, fields: dict[str, Any]
+) -> None:
     run, out = a_curriculum(folder), folder / "fork.jsonl"
     dataset = MixtureDataset(run, journal=folder / "walk.jsonl")
     states, drawn = [dataset.state_dict()], [dict.fromkeys(run.names, 0)]
@@ -255,7 +261,7 @@ def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_ye
         dataset.report(batch, losses_of(batch))
         states.append(dataset.state_dict())
         drawn.append({name: progress.rows for name, progress in dataset.progress().items()})
-    new = a_curriculum(folder, floors={"s2": 0.5}, pivots=[], caps={}, policy="andrea")
+    new = a_curriculum(folder, **fields)
     step = Replay(folder / "walk.jsonl").phase_at(30).end
     fork(folder / "walk.jsonl", step, new, out)
     forked = MixtureDataset(new, journal=out, provenance=True)
@@ -272,6 +278,8 @@ def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_ye
         forked.report(batch, losses_of(batch))
     assert forked.step == run.total_steps
     forked.load_state_dict(forked.state_dict())  # its own states are as any
+    if not fields:
+        assert compare(folder / "walk.jsonl", out)["is_same"]
     again = MixtureDataset(new, walk=Replay(out))  # the shared history, then the fork
     assert [batch["step"] for batch in again] == list(range(run.total_steps))
     assert audit(out).difference is None

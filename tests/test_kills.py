@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ import pytest
 
 from mixer.batches import RowBatch
 from mixer.config import Curriculum
+from mixer.errors import JournalError
 from service.client import MixerClient
 from service.engine import Engine
+from service.record import TableLines
 from service.settings import Settings
 from service.store import Store
 from service.wire import decode
 from tests.fleet import Fleet, digest_of
-from tests.postgres import postgres
+from tests.postgres import Postgres, postgres
 from tests.serving import Served, losses_of, write_run
 
 PATIENT = ("--feedback-wait-s", "600")  # decisions wait for every rank, so that timing shapes nothing
@@ -35,15 +37,20 @@ LOCKED_S = 0.3
 Records = list[dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
 @contextmanager
 def engine_in(folder: Path, curriculum: Curriculum) -> Iterator[Engine]:
     """Run an engine in this process, which takes no time to start."""
-    store = Store.open(f"sqlite:///{folder / 'service.db'}")
-    engine = Engine("run", curriculum, store, Settings(folder=folder, feedback_wait_s=600))
-    engine.start()
-    yield engine
-    engine.stop()
-    store.close()
+    with closing(Store.open(f"sqlite:///{folder / 'service.db'}")) as store:
+        engine = Engine("run", curriculum, store, Settings(folder=folder, feedback_wait_s=600))
+        engine.start()
+        yield engine
+        engine.stop()
 
 
 def rows_of(engine: Engine, step: int, rank: int, num_ranks: int) -> RowBatch:
@@ -164,15 +171,14 @@ def test_a_few_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_postgresql_that_is_cut_off_and_a_server_that_is_killed_leave_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Postgres
 ) -> None:
     config = write_run(tmp_path, total_steps=40)
     monkeypatch.setenv("MIXER_CACHE", str(tmp_path / "disturbed" / "cache"))
     expected, journal = undisturbed(config, tmp_path / "undisturbed", 2)
     found = {}
     with (
-        postgres() as database,
-        Served(config, tmp_path / "disturbed", *PATIENT, "--database", database.url) as server,
+        Served(config, tmp_path / "disturbed", *PATIENT, "--database", database.new_database()) as server,
         MixerClient(server.url) as client,
     ):
         names = tuple(client.config()["names"])
@@ -189,7 +195,40 @@ def test_postgresql_that_is_cut_off_and_a_server_that_is_killed_leave_no_trace(
         assert found == expected
         assert what_was_decided(journal_of(server)) == what_was_decided(journal)
         assert what_was_reported(journal_of(server)) == what_was_reported(journal)
+        database.stop()
+        down = httpx2.get(server.url + "/readyz", trust_env=False)
+        assert (down.status_code, down.json()["error"]["code"]) == (503, "store")
+        assert httpx2.get(server.url + "/healthz", trust_env=False).status_code == 200
+        database.start()
+        server.wait_ready()
     assert "Traceback" not in server.log()
+
+
+def test_of_two_servers_over_one_database_the_second_one_writes(tmp_path: Path, database: Postgres) -> None:
+    settings = Settings(folder=tmp_path, database=database.new_database())
+    store = Store.open(settings.database_url)
+    first = TableLines(store, "run")
+    first.append({"type": "header"})
+    second = TableLines(store, "run")
+    with pytest.raises(JournalError, match="another server writes the journal of run run now .*stop one of the two"):
+        first.append({"type": "phase", "of": "first"})
+    second.append({"type": "phase", "of": "second"})
+    with pytest.raises(JournalError, match="another server"):
+        first.append({"type": "phase", "of": "first"})
+    assert [record.get("of") for record in second.records()] == [None, "second"]
+    store.close()
+
+
+def test_a_journal_whose_header_was_torn_is_begun_again(tmp_path: Path) -> None:
+    curriculum = Curriculum.from_yaml(write_run(tmp_path))
+    with engine_in(tmp_path, curriculum):
+        pass
+    journal = tmp_path / "run" / "journal.jsonl"
+    header = journal.read_bytes().splitlines()[0]
+    journal.write_bytes(header[:-20])
+    with engine_in(tmp_path, curriculum) as engine:
+        rows_of(engine, 0, 0, 1)
+    assert journal.read_bytes().startswith(header)
 
 
 @pytest.mark.slow
@@ -203,18 +242,27 @@ def test_fifty_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_fifty_kills_leave_no_trace_in_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with postgres() as database:
-        rng = random.Random(5)
+def test_fifty_kills_leave_no_trace_in_postgresql(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Postgres
+) -> None:
+    rng = random.Random(5)
 
-        def cut(_: Path) -> None:
-            if rng.random() < 0.5:
-                database.cut()
-            else:  # the whole server goes away, as in a crash, and comes back
-                database.stop()
-                time.sleep(LOCKED_S)
-                database.start()
+    def cut(_: Path) -> None:
+        if rng.random() < 0.5:
+            database.cut()
+        else:  # the whole server goes away, as in a crash, and comes back
+            database.stop()
+            time.sleep(LOCKED_S)
+            database.start()
 
-        check_survives(
-            tmp_path, monkeypatch, cut, "--database", database.url, num_ranks=4, num_steps=400, kills=50, seed=4
-        )
+    check_survives(
+        tmp_path,
+        monkeypatch,
+        cut,
+        "--database",
+        database.new_database(),
+        num_ranks=4,
+        num_steps=400,
+        kills=50,
+        seed=4,
+    )

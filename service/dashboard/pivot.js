@@ -36,8 +36,6 @@ export class PivotForm {
   // Takes the bounds in force, unless somebody is at work on them.
   show(overview, names) {
     this.names = names;
-    const isTaken = overview.pivots_at.includes("now");
-    this.at("pivot-when").querySelector("[value=now]").hidden = !isTaken;
     this.weights = new Map(overview.sources.map((source) => [source.name, source]));
     const step = Math.max(overview.end - 1, 0);
     const inForce = overview.regimes.findLast((regime) => regime.start <= step) ?? overview.regimes[0];
@@ -176,8 +174,9 @@ export class PivotForm {
   }
 
   async send(body) {
+    let taken;
     try {
-      await this.api.post("pivots", body);
+      taken = await this.api.post("pivots", body);
     } catch (error) {
       if (error.status !== 401 && error.status !== 403) throw error;
       this.say("bad", `${error.message} ${error.hint}`);
@@ -190,7 +189,7 @@ export class PivotForm {
     this.at("pivot-submit").disabled = true;
     this.onPreview(null);
     this.fillResult();
-    this.say("good", `The pivot ${body.name} is in the journal.`);
+    this.say("good", `The pivot ${body.name} is in the journal, in force from step ${count(taken.at_step)} on.`);
     this.onDone();
   }
 }

@@ -90,7 +90,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
 
     @router.get("/status", dependencies=[needs("read")], summary="How the run is doing just now")
     async def status(engine: Run) -> Status:
-        asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.time()
+        asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.monotonic()
         absent = engine.patience.absent
         ranks = [
             Rank(

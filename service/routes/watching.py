@@ -12,19 +12,12 @@ from service.outline import walk_on_paper
 from service.overview import overview
 from service.preview import preview
 from service.routes.common import EngineOf, errors, needs
-from service.schemas import PivotRequest
 from service.schemas_dashboard import Entries, Overview, Preview, PreviewRequest, Series, WalkOnPaper
 from service.series import series
 
 Step = Annotated[int, Query(ge=0, lt=2**31)]
 GZIP_BYTES = 16 * 1024  # from here on an answer is compressed: 370 kB of columns become 140 kB in 3 ms
 GZIP_LEVEL = 1  # level 6 would save another 20 kB and take 18 ms
-PIVOTS_AT = [  # words for when a pivot begins that the server takes: the form offers them
-    word
-    for kind in PivotRequest.model_json_schema()["properties"]["at"]["anyOf"]
-    for word in (kind.get("const"), *kind.get("enum", ()))
-    if word is not None
-]
 
 
 def watching(engine_of: EngineOf) -> APIRouter:
@@ -60,7 +53,7 @@ def watching(engine_of: EngineOf) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     ) -> Response:
         found = overview(watch.chronicle(), steps_per_s=watch.steps_per_s(), query=query, limit=limit)
-        return _json(request, {**found, "pivots_at": PIVOTS_AT})
+        return _json(request, found)
 
     @router.get("/region", response_model=WalkOnPaper, summary="The walk in its region, in two dimensions")
     def get_region(request: Request, watch: Run) -> Response:
