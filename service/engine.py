@@ -323,9 +323,8 @@ class Engine:
             ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
             try:
                 if step >= self.end:
-                    if self._builder.end is None or await self._claim(
-                        self._builder.end
-                    ):  # it ends there for every rank
+                    end = self._builder.end
+                    if end is None or await self._claim(end):  # it ends there for every rank
                         raise self._ended(step)
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
