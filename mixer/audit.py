@@ -24,7 +24,7 @@ from mixer.policies import Choice, Policy, make_policy
 from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
-from mixer.scan import FIRST, Line, Position, scan
+from mixer.scan import FIRST, Line, Position, last_lines, scan
 from mixer.types import Array
 from mixer.walk import Walk
 
@@ -310,19 +310,21 @@ def audit(path: str | Path, *, curriculum: Curriculum | None = None) -> Verdict:
             )
         verdict.causes = [*_other_fields(curricula[-1], curriculum), *verdict.causes]
         curricula[-1] = curriculum
-    last, resumes = resume_lines(path)
+    (last, _), end = last_lines(path)
+    resumes = [(line.number, target) for line, target in resume_lines(path, end)]
     redrive = Redrive(curricula)
     snapshots = _Snapshots(resumes)
     snapshots.keep(1, redrive)
     for line in itertools.islice(scan(path), 1, last):
-        if line.kind == "resume":
+        kind = line.kind
+        if kind == "resume":
             _check_resume(line, snapshots.digests[line.number])
             redrive.restore(snapshots.take(line.number))
             verdict.resumes += 1
         else:
             verdict.difference = redrive.follow(line)
-        verdict.decisions += line.kind == "phase"
-        verdict.reports += line.kind == "feedback"
+        verdict.decisions += kind == "phase"
+        verdict.reports += kind == "feedback"
         verdict.lines = line.number
         verdict.last_step = redrive.walk.frontier - 1
         if verdict.difference is not None:

@@ -19,10 +19,10 @@ import numpy as np
 
 from mixer.config import Curriculum
 from mixer.draws import phase_counts, plan_rows
-from mixer.errors import SourceExhaustedError, StateMismatchError, StepError
+from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.permutation import order_key, permuted
 from mixer.phases import Phase
-from mixer.sources import PreparedSource, Progress, RowSource
+from mixer.sources import PreparedSource, Progress
 from mixer.sources.rows import EndOfSource
 from mixer.types import IntArray, RowArray
 
@@ -290,104 +290,3 @@ def _threads(purpose: str, num_threads: int) -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)
-
-
-class StreamedReader:
-    """Batches over streams, one step after the other.
-
-    A source that fails in the middle of a batch loses nothing: rows that other sources gave for it are held for the
-    next call, which may be for the same step under other weights.
-
-    Args:
-        sources: streams in declared order, this reader's own.
-        planner: whose rows.
-        every: steps between two that will be asked for.
-        on_read_through: told (name, tokens of one epoch) of a source that was read through, once a phase at most.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[RowSource],
-        planner: Planner,
-        *,
-        every: int = 1,
-        on_read_through: Callable[[str, int], None] | None = None,
-    ) -> None:
-        self._sources = sources
-        self._planner = planner
-        self._every = every
-        self._on_read_through = on_read_through
-        self._held: dict[int, list[RowArray]] = {}
-        self._next: int | None = None
-        self._phase: Phase | None = None
-
-    def read(self, step: int) -> RowBatch:
-        """Return the rows of the next step."""
-        if self._next not in (None, step):
-            raise StepError(
-                f"step {step} was asked for, but the streams stand at step {self._next}; streams are read in order: "
-                "load the state of another step, or prepare the sources (`mixer prepare`)"
-            )
-        phase = self._planner.phase_at(step)
-        if phase is not self._phase:
-            self._tell_read_through()
-            self._phase = phase
-        all_ids, all_numbers = self._planner.plan(phase)
-        source_ids, numbers = all_ids[step - phase.start], all_numbers[step - phase.start]
-        order = source_ids.argsort(kind="stable")
-        counts = np.bincount(source_ids)
-        drawn = np.flatnonzero(counts).tolist()
-        for i in drawn:
-            held = self._held.setdefault(i, [])
-            missing = int(counts[i]) - sum(map(len, held))
-            if missing > 0:
-                held.append(self._sources[i].take(missing))
-        pieces = [self._taken(i, int(counts[i])) for i in drawn]
-        gathered = np.concatenate(pieces)
-        rows = np.empty_like(gathered)
-        rows[order] = gathered
-        self._next = step + self._every
-        return RowBatch(step, phase.index, rows, source_ids, numbers)
-
-    def _taken(self, i: int, num: int) -> RowArray:
-        """Take ``num`` of the rows held of a source."""
-        held = self._held.pop(i)
-        rows = held[0] if len(held) == 1 else np.concatenate(held)
-        if len(rows) > num:
-            self._held[i] = [rows[num:]]
-        return rows[:num]
-
-    def _tell_read_through(self) -> None:
-        if self._on_read_through is not None:
-            for source in self._sources:
-                unique_tokens = source.progress.unique_tokens
-                if unique_tokens is not None:
-                    self._on_read_through(source.name, unique_tokens)
-
-    def progress(self, step: int) -> dict[str, Progress]:
-        """Return how far each source was read; ``step`` is where this reader stands."""
-        return {source.name: source.progress for source in self._sources}
-
-    def probe(self, name: str) -> bool:
-        """Return whether a source that could not be reached can be read now, in one attempt."""
-        source = next(source for source in self._sources if source.name == name)
-        probe = getattr(source, "probe", None)  # a source of one's own need not have it
-        return probe is None or bool(probe())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place of every source, and the rows held, if any, as plain data."""
-        held = {self._sources[i].name: np.concatenate(rows).tolist() for i, rows in self._held.items() if rows}
-        return {"sources": {source.name: source.state_dict() for source in self._sources}, "held": held}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to such a place; the next step may be any."""
-        if not state:
-            raise StateMismatchError(
-                "the saved state is of prepared sources, but this run streams them; "
-                "give the curriculum the `prepared:` folder that the run was started with"
-            )
-        for source in self._sources:
-            source.load_state_dict(state["sources"][source.name])
-        index = {source.name: i for i, source in enumerate(self._sources)}
-        self._held = {index[name]: [np.array(rows, dtype=np.uint32)] for name, rows in state["held"].items()}
-        self._next = self._phase = None

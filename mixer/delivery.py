@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mixer.batches import BatchReader, Planner, PreparedReader, StreamedReader
+from mixer.batches import BatchReader, Planner, PreparedReader
 from mixer.config import Curriculum
 from mixer.errors import StateMismatchError, TopologyError
 from mixer.phases import Phase
 from mixer.records import check_state
 from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
+from mixer.streamed import StreamedReader
 from mixer.tokenizer import TextTokenizer, load_tokenizer
 
 if TYPE_CHECKING:

@@ -108,6 +108,7 @@ def effects(path: str | Path, *, outcome: str = "fall", carry_over: int = 1, see
     answer: dict[str, Any] = {
         "outcome": outcomes.what,
         "num_phases": found.num_phases,
+        "num_cut": int((story.was_cut() & story.is_random()).sum()),
         "p_value": found.p_value,
         "is_exact": found.is_exact,
         "sources": [
@@ -160,9 +161,9 @@ def measured(story: Story, outcome: str) -> Outcomes:
 def _detrended(story: Story, values: Array) -> Array:
     """Return what a smooth trend and each regime's mean leave: neither looks at weights or kinds."""
     starts = np.array([phase["start"] for phase in story.phases], dtype=np.float64)
-    regimes = np.unique([phase["regime"] for phase in story.phases], return_inverse=True)[1]
+    regimes = story.regions()
     scaled = (starts + 100.0) / 100.0
-    columns = [np.log(scaled), 1.0 / scaled, *(regimes == i for i in range(regimes.max(initial=0) + 1))]
+    columns = [np.log(scaled), 1.0 / scaled, *(regimes == i for i in np.unique(regimes))]
     design, known = np.stack(columns, axis=1).astype(np.float64), ~np.isnan(values)
     if known.sum() <= design.shape[1]:
         return values
@@ -173,17 +174,18 @@ def _detrended(story: Story, values: Array) -> Array:
 def one_phase_effects(story: Story, outcomes: Outcomes, *, seed: int = 0) -> Effects:
     """Return the slope of the outcome on each source's weight over random phases.
 
-    Each source by itself: the slope is the effect of a higher weight of it when the others give way as they do in a
-    uniform draw. Weights are centred in each regime, whose region they were drawn from; permutations stay within one.
+    Phases that a live pivot cut short do not count: who cut them may have looked at what they did, and their mixture
+    was in force for less than a phase. Each source by itself: the slope is the effect of a higher weight of it when
+    the others give way as they do in a uniform draw. Weights are centred in each region that they were drawn from;
+    permutations stay within one.
 
     Raises:
         EvidenceError: fewer than 20 usable random phases.
     """
-    is_random = np.array([phase["kind"] == "random" for phase in story.phases])
-    used = is_random & ~np.isnan(outcomes.values)
+    used = story.is_random() & ~story.was_cut() & ~np.isnan(outcomes.values)
     if used.sum() < MIN_PHASES:
         raise EvidenceError(_too_few(story, int(used.sum())))
-    regimes = np.unique([phase["regime"] for phase in story.phases], return_inverse=True)[1][used]
+    regimes = story.regions()[used]
     w, y = story.weights()[used], outcomes.adjusted[used]
     for regime in np.unique(regimes):
         members = regimes == regime
@@ -274,7 +276,7 @@ def random_against_bandit(story: Story, outcomes: Outcomes, *, carry_over: int =
     if "bandit" not in kinds or "random" not in kinds:
         only = kinds[0] if kinds.size else "no"
         raise EvidenceError(f"this walk has {only} phases alone: there is nothing to contrast random phases with")
-    tossed = (chance > 0) & (chance < 1)
+    tossed = (chance > 0) & (chance < 1) & ~story.was_cut()
     width = carry_over + 1
     windows = np.array([tossed[max(p - carry_over, 0) : p + 1].all() and p >= carry_over for p in range(kinds.size)])
     windows &= ~np.isnan(outcomes.values)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.lookup import Lookup
+from mixer.lookup import Lookup, deciding_curriculum
 from mixer.types import Array
 
 TOLERANCE = 1e-9  # a weight this near to a bound stands at it
@@ -22,10 +22,10 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
         StepError: no phase covers the step.
         JournalError: a line that it needs is damaged.
     """
-    with Lookup(path) as journal:
-        phase = journal.phase_at(step)
-        before, opening = journal.before(phase), journal.first_of_regime(phase)
-        curriculum = deciding_curriculum(journal.header, phase["start"])
+    journal = Lookup(path)
+    phase = journal.phase_at(step)
+    before, opening = journal.before(phase), journal.first_of_regime(phase)
+    curriculum = deciding_curriculum(journal.header, phase["start"])
     names = [source["name"] for source in curriculum["sources"]]
     answer: dict[str, Any] = {
         "step": step,
@@ -46,14 +46,6 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
     }
     answer["words"] = _words(answer)
     return answer
-
-
-def deciding_curriculum(header: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the curriculum that decided the phase from ``step``: in a fork, its first phases are the parent's."""
-    curriculum, parent = header["curriculum"], header.get("parent")
-    while parent is not None and step < parent["step"]:
-        curriculum, parent = parent["curriculum"], parent["parent"]
-    return dict(curriculum)
 
 
 def _regime(phase: dict[str, Any], opening: dict[str, Any], curriculum: dict[str, Any]) -> dict[str, Any]:

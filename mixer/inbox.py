@@ -95,6 +95,10 @@ class Inbox:
         """Return what is pending of steps below ``before``, in order."""
         return [arrived for arrived in self._pending if arrived.first_step < before]
 
+    def across(self, before: int) -> Arrived | None:
+        """Return reports kept as one sum of which some are of steps below ``before`` and some are not."""
+        return next((arrived for arrived in self._pending if arrived.first_step < before <= arrived.last_step), None)
+
     def drop(self, used: Sequence[Arrived]) -> None:
         """Forget the content of what a decision has used."""
         gone = set(map(id, used))

@@ -127,7 +127,8 @@ class PhaseLine(_Numbered):
         "`fixed`"
     )
     probability_random: float = Field(
-        description="probability with which this phase was to be random, whatever it became; 1 for the first ones"
+        description="probability with which this phase was to be random, whatever it became; 1 for the first ones; "
+        "always 0 or 1 for policies whose phases never, or all, are"
     )
     regime: str = Field(description="the planned span of the run that it lies in")
     weights: Numbers = Field(description="the mixture in force, summing to 1")

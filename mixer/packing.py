@@ -31,6 +31,11 @@ class Packer:
         """The tokens that wait for a row to be complete, a copy, uint32 [fewer than T + 1]."""
         return self._remainder.copy()
 
+    @property
+    def num_waiting(self) -> int:
+        """How many tokens wait for a row to be complete."""
+        return len(self._remainder)
+
     def push(self, documents: Sequence[TokenArray]) -> TokenArray:
         """Append the documents, a separator after each, and return the rows that are complete, uint32 [n, T + 1]."""
         pieces = [self._remainder]

@@ -14,16 +14,20 @@ import numpy as np
 
 from mixer.lookup import history
 from mixer.records import cut_phases
-from mixer.types import Array
+from mixer.types import Array, BoolArray, IntArray
 
 
 @dataclass
 class Story:
-    """What a page shows of a journal: phases in order, and losses by source and phase."""
+    """What a page shows of a journal: phases in order, and losses by source and phase.
+
+    ``cut`` are the indices of the phases that a live pivot ended early.
+    """
 
     header: dict[str, Any]
     phases: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[dict[str, Any]] = field(default_factory=list)
+    cut: set[int] = field(default_factory=set)
     _starts: list[int] = field(default_factory=list)
     _sums: list[Array] = field(default_factory=list)  # of each phase: loss sums and tokens, [2, K]
 
@@ -53,7 +57,10 @@ class Story:
 
     def _cut(self, pivot: dict[str, Any]) -> None:
         """Leave of the newest phase what a pivot left of it."""
+        newest = self.phases[-1] if self.phases else None
         cut_phases(self.phases, pivot, self.header["curriculum"])
+        if len(self.phases) == len(self._starts) and self.phases and self.phases[-1] is not newest:
+            self.cut.add(self.phases[-1]["index"])
         if len(self.phases) < len(self._starts):  # undone: nothing was reported on it
             self._starts.pop()
             self._sums.pop()
@@ -61,6 +68,18 @@ class Story:
     def weights(self) -> Array:
         """Weights of each phase, [P, K]."""
         return np.array([phase["weights"] for phase in self.phases])
+
+    def is_random(self) -> BoolArray:
+        """Whether each phase's weights were drawn at random, [P]."""
+        return np.array([phase["kind"] == "random" for phase in self.phases], dtype=bool)
+
+    def was_cut(self) -> BoolArray:
+        """Whether a live pivot ended each phase early, [P]."""
+        return np.array([phase["index"] in self.cut for phase in self.phases], dtype=bool)
+
+    def regions(self) -> IntArray:
+        """Number of the region that each phase lies in, counted as they came, [P]; names of regimes may return."""
+        return np.cumsum([phase["region"] is not None for phase in self.phases], dtype=np.int64)
 
     def lengths(self) -> Array:
         """Steps of each phase, [P]."""

@@ -175,6 +175,18 @@ class Walk:
         return next(phase for phase in reversed(self._phases) if phase.start <= step)
 
     @_one_at_a_time
+    def first_cut(self, from_step: int) -> int:
+        """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
+        reported = self._inbox.last_step
+        earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
+        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        for step in range(earliest, self.frontier):
+            boundary = next((regime.start for regime in self._regimes if regime.start > step), None)
+            if (boundary is None or law.fits(boundary - step)) and self._inbox.across(step - lag) is None:
+                return step
+        return self.frontier
+
+    @_one_at_a_time
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in what one rank saw in one step; return False, and change nothing, if it is known already.
 
@@ -249,13 +261,19 @@ class Walk:
             raise PivotError(f"there is a regime named {name} already; give the pivot another name")
         earliest = self.frontier
         if cut and self._phases:
-            newest, reported = self._phases[-1], self._inbox.last_step
-            earliest = newest.start + (self._before is None)  # a second pivot may not undo what lies before
-            earliest = max(earliest, self.forked_at or 0)  # what is shared with the parent stays
+            earliest, reported = self._earliest_cut(), self._inbox.last_step
             if reported is not None and earliest <= step <= reported:
                 raise PivotError(
                     f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
                     f"was; ask for step {reported + 1} or later"
+                )
+            summed = self._inbox.across(step - self.curriculum.feedback_lag) if step < self.frontier else None
+            if summed is not None and earliest <= step:
+                lag = self.curriculum.feedback_lag
+                raise PivotError(
+                    f"pivot {name} at step {step}: reports of steps {summed.first_step} to {summed.last_step} were "
+                    f"summed for a later decision, and a phase from step {step} may learn only from those before step "
+                    f"{step - lag} (feedback_lag is {lag}); ask for step {summed.last_step + lag + 1} or later"
                 )
         if step < earliest:
             decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
@@ -263,6 +281,11 @@ class Walk:
             raise PivotError(f"pivot {name} at step {step}: {decided}; ask for step {earliest} or later{hint}")
         if step == 0:
             raise PivotError(f"pivot {name} at step 0: write its bounds into the curriculum instead")
+
+    def _earliest_cut(self) -> int:
+        """The first step of the newest phase that a cut may take: a second pivot may not undo what lies before it."""
+        start = self._phases[-1].start + (self._before is None) if self._phases else 0
+        return max(start, self.forked_at or 0)  # what is shared with the parent stays
 
     def _cut(self, step: int) -> None:
         """End the newest phase at ``step``; without a step left it was never decided."""
@@ -288,14 +311,16 @@ class Walk:
             self._unique_tokens[i] = tokens
 
     @_one_at_a_time
-    def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
+    def state_dict(self, from_step: int | None = None, *, can_undo: bool | None = None) -> dict[str, Any]:
         """Return all that shapes the rest of the walk, as plain data.
 
         Args:
-            from_step: keep the phases that end after this step; what a pivot would need to undo the newest decision is
-                left out, so that the state stays small. By default that is kept, and the newest two phases alone.
+            from_step: keep the phases that end after this step, not the newest alone.
+            can_undo: keep what a pivot needs to undo the newest decision, which doubles the state; by default only if
+                ``from_step`` is not given.
         """
-        newest = list(self._phases)[-2 if from_step is None else -1 :]  # two, for a pivot may undo the last
+        can_undo = from_step is None if can_undo is None else can_undo
+        newest = list(self._phases)[-2 if can_undo else -1 :]  # two, for a pivot may undo the last
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         if self._journal is not None:
             self._journal.sync()  # a state must not name a line that a power cut may take
@@ -307,7 +332,7 @@ class Walk:
             "policy": _packed(self._policy_state),
             "inbox": self._inbox.state_dict(),
             "before": None
-            if self._before is None or from_step is not None
+            if self._before is None or not can_undo
             else {
                 "policy": _packed(self._before.policy_state),
                 "used": [arrived_to_state(arrived) for arrived in self._before.used],
@@ -403,7 +428,7 @@ class Walk:
             "type": "phase",
             **phase_to_record(phase),
             "boundary": boundary,
-            "probability_random": law.probability_random(index),
+            "probability_random": self._probability_random(index),
             "before": before,
             "landed": landed if is_new_regime else None,
             "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
@@ -417,11 +442,17 @@ class Walk:
         return _Decision(phase, learned, used, record)
 
     def _choose(self, index: int, regime: Regime, landed: Array, learned: State) -> tuple[Kind, Choice]:
-        teleports = self._policy.teleports
-        if teleports == "always" or (teleports == "by chance" and self.curriculum.phase_law.is_random(index)):
+        chance = self._probability_random(index)
+        if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
             point = regime.region.sample(generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
+
+    def _probability_random(self, index: int) -> float:
+        """Return the probability with which a phase is random under this policy."""
+        sure = {"always": 1.0, "never": 0.0}
+        teleports = self._policy.teleports
+        return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
 
     def _keep(self, phase: Phase) -> None:
         """Take a phase as the newest: the draws go on from its end."""

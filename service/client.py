@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import ssl
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from urllib.parse import urlencode
 
 import httpx2
+import orjson
 import tenacity
+import urllib3
 from pydantic import BaseModel, TypeAdapter
 
 from mixer import errors as mixer_errors
@@ -24,10 +29,22 @@ from mixer.errors import ConfigError, MixerError
 from mixer.rewards import SourceLosses
 from service import errors as service_errors
 from service.errors import RefusedError, UnreachableError
-from service.schemas import Feedback, FeedbackTaken, Phases, PivotRequest, PivotTaken, Run, Status, Weights
-from service.wire import DIGEST_HEADER, PHASE_HEADER, STEP_HEADER, check_digest, decode
+from service.schemas import (
+    Feedback,
+    FeedbackTaken,
+    ForkRequest,
+    Phases,
+    PivotRequest,
+    PivotTaken,
+    Run,
+    Status,
+    TokenizerFile,
+    Weights,
+)
+from service.wire import DIGEST_HEADER, PHASE_HEADER, STEP_HEADER, check_digest, decode, split
 
 if TYPE_CHECKING:
+    from mixer.tokenizer import TextTokenizer
     from service.remote import RemoteMixtureDataset
 
 __all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
@@ -36,6 +53,9 @@ PATIENCE_S = 120.0
 WAIT_S = 20.0  # of one request for a batch that is not built yet
 CONNECT_S, READ_S = 5.0, 60.0
 TRANSIENT = ("not-ready", "run-state", "rate-limit", "store", "stalled", "journal", "slow-client")
+
+MAX_STEPS = 99  # of one answer
+CONNECTIONS = 16  # kept for threads that share a client
 
 Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,21 +70,39 @@ class _TransientError(Exception):
 
 
 @dataclass(frozen=True)
+class _Raw:
+    """An answer as it came, whichever library it came through; names of headers are found in any case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True)
 class _Call(Generic[Answer]):
     """One request, and what to make of its answer."""
 
     method: str
     path: str
-    read: Callable[[httpx2.Response], Answer]
+    read: Callable[[_Raw], Answer]
     params: Mapping[str, Any] = field(default_factory=dict)
     body: BaseModel | None = None
 
-    def keywords(self) -> dict[str, Any]:
-        """Return the request as the HTTP library takes it."""
-        content = None if self.body is None else self.body.model_dump_json(exclude_none=True)
-        headers = {} if content is None else {"content-type": "application/json"}
+    @property
+    def target(self) -> str:
+        """Path and query."""
         params = {key: value for key, value in self.params.items() if value is not None}
-        return {"method": self.method, "url": self.path, "params": params, "content": content, "headers": headers}
+        return f"{self.path}?{urlencode(params)}" if params else self.path
+
+    @property
+    def content(self) -> str | None:
+        """What is sent."""
+        return None if self.body is None else self.body.model_dump_json(exclude_none=True)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with what is sent."""
+        return {} if self.body is None else {"content-type": "application/json"}
 
 
 class _Calls:
@@ -84,6 +122,12 @@ class _Calls:
         params = {"rank": rank, "world_size": world_size, "wait_s": wait_s}
         return _Call("GET", f"{self._prefix}/batches/{step}", _read_batch, params)
 
+    def batches(self, steps: range, rank: int, world_size: int, wait_s: float) -> _Call[list[RowBatch]]:
+        limit = min(len(steps), MAX_STEPS)
+        params: dict[str, Any] = {"from": steps[0], "limit": limit, "every": steps.step}
+        params |= {"rank": rank, "world_size": world_size, "wait_s": wait_s}
+        return _Call("GET", f"{self._prefix}/batches", _read_batches, params)
+
     def feedback(self, report: Feedback) -> _Call[FeedbackTaken]:
         return _Call("POST", f"{self._prefix}/feedback", _model(FeedbackTaken), body=report)
 
@@ -96,8 +140,14 @@ class _Calls:
     def config(self) -> _Call[dict[str, Any]]:
         return _Call("GET", f"{self._prefix}/config", _json)
 
+    def tokenizer(self) -> _Call[TextTokenizer]:
+        return _Call("GET", f"{self._prefix}/tokenizer", _read_tokenizer)
+
     def progress(self, step: int) -> _Call[dict[str, Any]]:
         return _Call("GET", f"{self._prefix}/progress", _json, {"step": step})
+
+    def fork(self, run: str, request: ForkRequest) -> _Call[Run]:
+        return _Call("POST", f"/runs/{run}/fork", _model(Run), body=request)
 
     def runs(self) -> _Call[list[Run]]:
         return _Call("GET", "/runs", lambda answer: TypeAdapter(list[Run]).validate_json(answer.content))
@@ -111,7 +161,7 @@ class MixerClient:
         token: if the server has tokens; default: the variable MIXER_TOKEN.
         run: name of the run; the server's default one if None.
         patience_s: how long what may come right by itself is tried again.
-        verify: as httpx2 takes it: an ``ssl.SSLContext`` for certificates of your own.
+        verify: an ``ssl.SSLContext`` for certificates of your own.
 
     Raises (every method):
         UnreachableError: the server did not answer, or kept answering that it cannot, for ``patience_s``.
@@ -125,18 +175,23 @@ class MixerClient:
         token: str | None = None,
         run: str | None = None,
         patience_s: float = PATIENCE_S,
-        verify: Any = True,
+        verify: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._calls = _Calls(run)
         self._patience_s = patience_s
-        self._options = _options(self.url, token, verify)
+        self._headers, self._verify = _authorization(token), verify
         self._pid, self._http = os.getpid(), self._opened()
 
-    def _opened(self) -> httpx2.Client:
+    def _opened(self) -> urllib3.PoolManager:
         """Return new connections, which close when this client is forgotten."""
-        http = httpx2.Client(**self._options)
-        weakref.finalize(self, http.close)
+        http = urllib3.PoolManager(
+            maxsize=CONNECTIONS,
+            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+            retries=False,  # tenacity's
+            ssl_context=self._verify,
+        )
+        weakref.finalize(self, http.clear)
         return http
 
     def weights(self, step: int | None = None, *, wait_s: float = WAIT_S) -> Weights:
@@ -155,6 +210,10 @@ class MixerClient:
         """
         return self._send(self._calls.batch(step, rank, world_size, WAIT_S))
 
+    def batches(self, steps: range, rank: int = 0, world_size: int = 1) -> list[RowBatch]:
+        """Return a rank's rows of the first of ``steps``, waited for, and of those after it that are at hand."""
+        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S))
+
     def feedback(self, report: Feedback) -> bool:
         """Tell what a rank saw in a step; it is durable when this returns. False if it was known."""
         taken = self._send(self._calls.feedback(report))
@@ -165,7 +224,7 @@ class MixerClient:
         return self.feedback(Feedback.of(step, losses, names))
 
     def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
-        """Redraw the region, from the end of the newest phase or a later step on."""
+        """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
         return self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))
 
     def status(self) -> Status:
@@ -176,9 +235,17 @@ class MixerClient:
         """Return the run's curriculum and the server's limits."""
         return self._send(self._calls.config())
 
+    def tokenizer(self) -> TextTokenizer:
+        """Return what turned text into token ids; raise TokenizerError if the run has only the ids."""
+        return self._send(self._calls.tokenizer())
+
     def progress(self, step: int) -> dict[str, Any]:
         """Return what each source has given to the batches before ``step``."""
         return self._send(self._calls.progress(step))
+
+    def fork(self, run: str, name: str, *, at_step: int | None = None, **changes: Any) -> Run:
+        """Make a run that shares a run's history up to a step and goes on under these fields of the curriculum."""
+        return self._send(self._calls.fork(run, ForkRequest(name=name, at_step=at_step, curriculum=changes)))
 
     def runs(self) -> list[Run]:
         """Return every run."""
@@ -186,7 +253,7 @@ class MixerClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._http.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -203,10 +270,16 @@ class MixerClient:
         for attempt in tenacity.Retrying(**_retrying(self.url, self._patience_s)):
             with attempt:
                 try:
-                    answer = self._http.request(**call.keywords())
-                except (httpx2.TransportError, httpx2.DecodingError) as error:
+                    answer = self._http.request(
+                        call.method,
+                        self.url + call.target,
+                        body=call.content,
+                        headers=self._headers | call.headers,
+                        redirect=False,
+                    )
+                except urllib3.exceptions.HTTPError as error:
                     raise _TransientError(str(error) or type(error).__name__) from error
-                return _read(answer, call)
+                return _read(_Raw(answer.status, answer.headers, answer.data), call)
         raise AssertionError("tenacity returns or raises")
 
 
@@ -220,12 +293,18 @@ class AsyncMixerClient:
         token: str | None = None,
         run: str | None = None,
         patience_s: float = PATIENCE_S,
-        verify: Any = True,
+        verify: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._calls = _Calls(run)
         self._patience_s = patience_s
-        self._http = httpx2.AsyncClient(**_options(self.url, token, verify))
+        self._http = httpx2.AsyncClient(
+            base_url=self.url,
+            headers=_authorization(token),
+            timeout=httpx2.Timeout(READ_S, connect=CONNECT_S),
+            verify=True if verify is None else verify,
+            trust_env=False,
+        )
 
     async def weights(self, step: int | None = None, *, wait_s: float = WAIT_S) -> Weights:
         """Return the weights of the phase that covers ``step``, or of the newest."""
@@ -245,7 +324,7 @@ class AsyncMixerClient:
         return taken.is_new
 
     async def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
-        """Redraw the region, from the end of the newest phase or a later step on."""
+        """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
         return await self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))
 
     async def status(self) -> Status:
@@ -255,6 +334,10 @@ class AsyncMixerClient:
     async def config(self) -> dict[str, Any]:
         """Return the run's curriculum and the server's limits."""
         return await self._send(self._calls.config())
+
+    async def fork(self, run: str, name: str, *, at_step: int | None = None, **changes: Any) -> Run:
+        """Make a run that shares a run's history up to a step and goes on under these fields of the curriculum."""
+        return await self._send(self._calls.fork(run, ForkRequest(name=name, at_step=at_step, curriculum=changes)))
 
     async def runs(self) -> list[Run]:
         """Return every run."""
@@ -274,22 +357,18 @@ class AsyncMixerClient:
         async for attempt in tenacity.AsyncRetrying(**_retrying(self.url, self._patience_s)):
             with attempt:
                 try:
-                    answer = await self._http.request(**call.keywords())
+                    answer = await self._http.request(
+                        call.method, call.target, content=call.content, headers=call.headers
+                    )
                 except (httpx2.TransportError, httpx2.DecodingError) as error:
                     raise _TransientError(str(error) or type(error).__name__) from error
-                return _read(answer, call)
+                return _read(_Raw(answer.status_code, answer.headers, answer.content), call)
         raise AssertionError("tenacity returns or raises")
 
 
-def _options(url: str, token: str | None, verify: Any) -> dict[str, Any]:
+def _authorization(token: str | None) -> dict[str, str]:
     token = token if token is not None else os.environ.get("MIXER_TOKEN")
-    return {
-        "base_url": url,
-        "headers": {"authorization": f"Bearer {token}"} if token else {},
-        "timeout": httpx2.Timeout(READ_S, connect=CONNECT_S),
-        "verify": verify,
-        "trust_env": False,
-    }
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _retrying(url: str, patience_s: float) -> dict[str, Any]:
@@ -315,19 +394,24 @@ def _retrying(url: str, patience_s: float) -> dict[str, Any]:
     }
 
 
-def _read(answer: httpx2.Response, call: _Call[Answer]) -> Answer:
+def _read(answer: _Raw, call: _Call[Answer]) -> Answer:
     """Return what an answer means; raise _TransientError if it may be another in a moment."""
-    if answer.status_code < 400:
+    if answer.status < 400:
         return call.read(answer)
     try:
-        problem = answer.json()["error"]
+        problem = orjson.loads(answer.content)["error"]
         code, message, hint = str(problem["code"]), str(problem["message"]), str(problem["hint"])
     except (ValueError, KeyError, TypeError):  # a proxy's page, not the service's
-        code, message, hint = "", answer.reason_phrase, "look at what stands between this trainer and the server"
-    if code in TRANSIENT or answer.status_code in (502, 503, 504):
+        code, message = "", _phrase(answer.status)
+        hint = "look at what stands between this trainer and the server"
+    if code in TRANSIENT or answer.status in (502, 503, 504):
         after = answer.headers.get("retry-after", "")
         raise _TransientError(message, float(after) if after.isdecimal() and code != "not-ready" else 0.0)
-    raise _error(code, message, hint, answer.status_code)
+    raise _error(code, message, hint, answer.status)
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "no such status"
 
 
 def _error(code: str, message: str, hint: str, status: int) -> MixerError:
@@ -345,19 +429,36 @@ def _classes() -> dict[str, type[MixerError]]:
 _KNOWN = _classes()
 
 
-def _model(model: type[Model]) -> Callable[[httpx2.Response], Model]:
+def _model(model: type[Model]) -> Callable[[_Raw], Model]:
     return lambda answer: model.model_validate_json(answer.content)
 
 
-def _json(answer: httpx2.Response) -> dict[str, Any]:
-    read: dict[str, Any] = answer.json()
+def _json(answer: _Raw) -> dict[str, Any]:
+    read: dict[str, Any] = orjson.loads(answer.content)
     return read
 
 
-def _read_batch(answer: httpx2.Response) -> RowBatch:
-    step, phase = int(answer.headers[STEP_HEADER]), int(answer.headers[PHASE_HEADER])
-    check_digest(answer.content, answer.headers.get(DIGEST_HEADER), step=step)
-    return decode(answer.content, step=step, phase=phase)
+def _read_tokenizer(answer: _Raw) -> TextTokenizer:
+    from tokenizers import Tokenizer
+
+    from mixer.tokenizer import TextTokenizer
+
+    told = TokenizerFile.model_validate_json(answer.content)
+    return TextTokenizer(Tokenizer.from_str(told.file), told.separator)
+
+
+def _read_batch(answer: _Raw) -> RowBatch:
+    return _checked(answer.headers, answer.content)
+
+
+def _read_batches(answer: _Raw) -> list[RowBatch]:
+    return [_checked(headers, data) for headers, data in split(answer.content)]
+
+
+def _checked(headers: Mapping[str, str], data: bytes | memoryview) -> RowBatch:
+    step, phase = int(headers[STEP_HEADER]), int(headers[PHASE_HEADER])
+    check_digest(data, headers.get(DIGEST_HEADER), step=step)
+    return decode(data, step=step, phase=phase)
 
 
 def __getattr__(name: str) -> Any:

@@ -168,6 +168,7 @@ _STATUS = {
     "pivot": 409,
     "state-mismatch": 409,
     "topology": 422,
+    "tokenizer": 404,
     "journal": 503,
 }
 
@@ -180,8 +181,9 @@ _HINTS = {
     "invalid-loss": "stop and look at the model; nothing was learned from this step",
     "future-feedback": "ask for the batch or the weights of a step before reporting its losses",
     "step": "GET /walk has every decision since the beginning",
-    "pivot": "take the step or the name that the message offers",
+    "pivot": "take the step or the name that the message offers; at: now cuts the phase in force",
     "topology": "use a world size that divides the run's batch_rows",
+    "tokenizer": "name the run's tokenizer in its curriculum, or read its token ids as they are",
     "journal": "make room on the disk; nothing was acknowledged, so send the same request again",
 }
 

@@ -17,6 +17,7 @@ class Patience:
         self._lag, self._wait_s, self._clock = lag, wait_s, clock
         self._world_size: int | None = None
         self._since = 0  # the first step that this world is expected to report
+        self._newest_start = 0  # of the phases decided
         self._reported: dict[int, set[int]] = {}
         self._absent: set[int] = set()
         self._waiting: tuple[int, float] | None = None  # the phase's first step, and since when
@@ -50,14 +51,19 @@ class Patience:
         self._absent.discard(rank)
 
     def decided(self, start: int) -> None:
-        """Note that the phase from ``start`` is decided; reports before it matter no more, but for the newest."""
+        """Note that the phase from ``start`` is decided; what the one before it waited for matters no more."""
         self._waiting = None
         for rank, steps in self._reported.items():
-            self._reported[rank] = {s for s in steps if s >= start - self._lag} or {max(steps)}
+            self._reported[rank] = {s for s in steps if s >= self._newest_start - self._lag} or {max(steps)}
+        self._newest_start = start
 
-    def is_over(self, start: int, newest_start: int) -> bool:
-        """Return whether the phase from ``start``, which follows that from ``newest_start``, may be decided now."""
-        expected = range(max(self._since, newest_start - self._lag, 0), max(start - self._lag, 0))
+    def cut(self, newest_start: int) -> None:
+        """Note that a pivot cut the newest phase; ``newest_start`` is that of the newest one left."""
+        self._waiting, self._newest_start = None, newest_start
+
+    def is_over(self, start: int) -> bool:
+        """Return whether the phase from ``start``, which follows the newest, may be decided now."""
+        expected = range(max(self._since, self._newest_start - self._lag, 0), max(start - self._lag, 0))
         missing = {
             rank
             for rank in range(self._world_size or 0)

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
+from mixer.fork import fork
 from mixer.inbox import record_to_losses
 from mixer.journal import Journal
 from mixer.scan import FIRST, Position, chained, ending
@@ -30,6 +32,8 @@ from service.errors import StoreError
 from service.store import Store
 
 WRITE_ATTEMPTS = 5
+CHECKED_LINES = 100  # of a table, when a run is opened
+UNFINISHED = "journal.fork"  # the file of a fork until the database has the run
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,9 @@ class Lines(Protocol):
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield every line so far."""
+
+    def record_at(self, line: int) -> dict[str, Any] | None:
+        """Return a line by its number, from 1, at the same cost whatever its number."""
 
     def close(self) -> None:
         """Let go."""
@@ -64,8 +71,15 @@ class TableLines:
         self.position = Position(0, FIRST)
         self._is_unsure = False
         self._lock = threading.Lock()
-        for line in self.raw_lines():
-            self.position = _follow(self.position, line, run)
+        at = tables.journal_lines.c
+        newest = sa.select(at.number, at.line).where(at.run == run).order_by(at.number.desc()).limit(CHECKED_LINES)
+        with store.transaction() as connection:
+            rows = connection.execute(newest).all()[::-1]
+        for row in rows:  # as opening a file does, only the end is checked
+            if self.position.line == 0 and row.number > 1:
+                self.position = Position(row.number, bytes(row.line)[-35:-3].decode("ascii", "replace"))
+            else:
+                self.position = _follow(self.position, bytes(row.line), run)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line in a transaction of its own."""
@@ -95,8 +109,7 @@ class TableLines:
 
     def _check_is_writer(self, connection: sa.Connection) -> None:
         at = tables.journal_writers.c
-        mine = sa.select(at.writer).where(at.run == self._run).with_for_update(read=True)
-        writer = connection.scalar(mine)
+        writer = connection.scalar(sa.select(at.writer).where(at.run == self._run).with_for_update(read=True))
         if writer != self._writer:
             raise JournalError(
                 f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
@@ -127,21 +140,33 @@ class TableLines:
             del record["chain"]
             yield record
 
+    def record_at(self, line: int) -> dict[str, Any] | None:
+        """Return a line by its number, from 1."""
+        at = tables.journal_lines.c
+        with self._store.transaction() as connection:
+            found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == line)))
+        return None if found is None else orjson.loads(found)
+
     def raw_lines(self) -> Iterator[bytes]:
         """Yield every line as it is stored."""
-        at, last = tables.journal_lines.c, 0
-        while True:
-            query = sa.select(at.number, at.line).where((at.run == self._run) & (at.number > last)).order_by(at.number)
-            with self._store.transaction() as connection:
-                rows = connection.execute(query.limit(1000)).all()
-            if not rows:
-                return
-            for row in rows:
-                yield bytes(row.line)
-            last = rows[-1].number
+        return stored_lines(self._store, self._run)
 
     def close(self) -> None:
         """Nothing to let go of: the store has the connections."""
+
+
+def stored_lines(store: Store, run: str) -> Iterator[bytes]:
+    """Yield every line of a journal in the database, whoever writes it."""
+    at, last = tables.journal_lines.c, 0
+    while True:
+        query = sa.select(at.number, at.line).where((at.run == run) & (at.number > last)).order_by(at.number)
+        with store.transaction() as connection:
+            rows = connection.execute(query.limit(1000)).all()
+        if not rows:
+            return
+        for row in rows:
+            yield bytes(row.line)
+        last = rows[-1].number
 
 
 def _follow(position: Position, line: bytes, run: str) -> Position:
@@ -191,7 +216,7 @@ class RunJournal:
 
     def record_at(self, line: int) -> dict[str, Any] | None:
         """Return a line by its number, from 1."""
-        return next((record for n, record in enumerate(self.records(), start=1) if n == line), None)
+        return self._lines.record_at(line)
 
     def position_of(self, line: int) -> Position | None:
         """Return the end of line number ``line``: while driven again, only its number is known and compared."""
@@ -236,6 +261,7 @@ class RunJournal:
         """Drive ``walk`` over every line after the one it stands at, and return how many there were."""
         begin, number = self._passed.line, 0
         for number, record in enumerate(self.records(), start=1):
+            record.pop("number")  # as when it was written
             self._on_line(record, False)
             if number <= begin:
                 continue
@@ -280,7 +306,7 @@ def recover(
     for state in (snapshot, None):
         journal = RunJournal(lines, on_line)
         walk = Walk(curriculum, journal=journal)  # type: ignore[arg-type]
-        journal.resume_from(Position(1, ""))
+        journal.resume_from(Position(_begin_of(journal), ""))
         if state is not None:
             try:
                 walk.load_state_dict(state)
@@ -310,13 +336,50 @@ def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
         raise StateMismatchError(f"the journal has a {kind} line, which the service does not write; use another folder")
 
 
+def _begin_of(journal: RunJournal) -> int:
+    """Return the number of the line that a walk without a snapshot stands at: a fork's own steps begin later."""
+    parent = (journal.record_at(1) or {}).get("parent")
+    return 1 if parent is None else int(parent["shared"]) + 2
+
+
 def open_lines(store: Store, run: str, curriculum: Curriculum, folder: Path) -> Lines:
     """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server."""
     if store.is_server:
         return TableLines(store, run)
-    path = folder / run / "journal.jsonl"
+    path, unfinished = _path(folder, run), folder / run / UNFINISHED
     path.parent.mkdir(parents=True, exist_ok=True)
+    if unfinished.exists():
+        unfinished.rename(path)
     return Journal.open(path) if path.exists() and path.stat().st_size else _begin(path)
+
+
+def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Curriculum, folder: Path) -> list[bytes]:
+    """Write the journal of a run that shares its parent's history up to a step; see ``mixer.fork``.
+
+    Beside SQLite it lies in a file that ``open_lines`` takes once the database has the run. For a database that is a
+    server the lines are returned, to be written together with the run.
+    """
+    if not store.is_server:
+        out = folder / run / UNFINISHED
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.unlink(missing_ok=True)  # the server was killed while it made the run
+        fork(_path(folder, parent), at_step, curriculum, out)
+        return []
+    with tempfile.TemporaryDirectory() as name:
+        path, out = Path(name) / "parent.jsonl", Path(name) / "fork.jsonl"
+        with path.open("wb") as file:
+            file.writelines(stored_lines(store, parent))
+        fork(path, at_step, curriculum, out, fsync="never")
+        return out.read_bytes().splitlines(keepends=True)
+
+
+def drop_unfinished(run: str, folder: Path) -> None:
+    """Drop the file of a fork that was never finished, before its name is used for another run."""
+    (folder / run / UNFINISHED).unlink(missing_ok=True)
+
+
+def _path(folder: Path, run: str) -> Path:
+    return folder / run / "journal.jsonl"
 
 
 def _begin(path: Path) -> Journal:

@@ -42,23 +42,7 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     scheme = "https" if settings.tls_cert is not None else "http"
     structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(config))
     _raise_file_limit()
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=connection_class(settings.client_timeout_s),
-            ws="none",
-            host=settings.host,
-            port=settings.port,
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-            access_log=False,  # the guard writes one line a request that matters
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            backlog=4096,
-        )
-    )
+    server = _Server(uvicorn_config(app, settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
         signal.signal(number, lambda _number, _frame: None)
     server.run()
@@ -95,6 +79,25 @@ def _check_tls(settings: Settings) -> None:
         raise BindError(
             f"{settings.tls_cert} and {settings.tls_key} are no certificate and its key: {error}; both are PEM files"
         ) from error
+
+
+def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
+    """Return what uvicorn is told, of any application."""
+    return uvicorn.Config(
+        app,
+        http=connection_class(settings.client_timeout_s),
+        ws="none",
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        access_log=False,  # the guard writes one line a request that matters
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        backlog=4096,
+    )
 
 
 def set_up_logs() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +102,19 @@ class Store:
         """Let go of every connection."""
         self.engine.dispose()
 
-    def add_run(self, record: RunRecord) -> None:
-        """Note a new run."""
+    def add_run(
+        self, record: RunRecord, *, lines: Sequence[bytes] = (), place: tuple[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Note a new run; for a fork, with the lines of its journal and the place that its streams go on from."""
         values = {**vars(record), "curriculum": orjson.dumps(record.curriculum).decode()}
+        numbered = [{"run": record.name, "number": n, "line": line} for n, line in enumerate(lines, start=1)]
         with self.transaction() as connection:
             connection.execute(sa.insert(tables.runs).values(values))
+            if numbered:
+                connection.execute(sa.insert(tables.journal_lines), numbered)
+            if place is not None:
+                row = {"run": record.name, "kind": "place", "step": place[0], "state": _packed(place[1])}
+                connection.execute(sa.insert(tables.snapshots).values(row))
 
     def runs(self) -> list[RunRecord]:
         """Return every run, oldest first."""
@@ -123,10 +131,9 @@ class Store:
         """Keep a snapshot in place of one of the same step; drop those that nothing from ``forget_before`` on needs."""
         at = tables.snapshots.c
         mine = (at.run == run) & (at.kind == kind)
-        packed = zlib.compress(orjson.dumps(dict(state)), level=1)
         with self.transaction() as connection:
             connection.execute(sa.delete(tables.snapshots).where(mine & (at.step == step)))
-            connection.execute(sa.insert(tables.snapshots).values(run=run, kind=kind, step=step, state=packed))
+            connection.execute(sa.insert(tables.snapshots).values(run=run, kind=kind, step=step, state=_packed(state)))
             kept = connection.scalar(sa.select(sa.func.max(at.step)).where(mine & (at.step <= forget_before)))
             if kept is not None:
                 connection.execute(sa.delete(tables.snapshots).where(mine & (at.step < kept)))
@@ -141,11 +148,31 @@ class Store:
             row = connection.execute(query.limit(1)).first()
         return None if row is None else (row.step, orjson.loads(zlib.decompress(row.state)))
 
-    def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> None:
-        """Write a line of the audit: who did what, when and from where."""
-        values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}
+    def forget(self, run: str, kind: str, *, from_step: int) -> None:
+        """Drop the snapshots of this step and later ones."""
+        at = tables.snapshots.c
+        void = sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step >= from_step))
         with self.transaction() as connection:
-            connection.execute(sa.insert(tables.audit).values(**values, detail=orjson.dumps(dict(detail)).decode()))
+            connection.execute(void)
+
+    def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> int:
+        """Write a line of the audit: who did what, when and from where; return its number."""
+        values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}
+        adding = sa.insert(tables.audit).values(**values, detail=orjson.dumps(dict(detail)).decode())
+        with self.transaction() as connection:
+            number: int = connection.execute(adding.returning(tables.audit.c.id)).scalar_one()
+        return number
+
+    def complete(self, number: int, detail: Mapping[str, Any]) -> None:
+        """Say what became of something that the audit has: a line is written before it is done, for a kill may come."""
+        changing = sa.update(tables.audit).where(tables.audit.c.id == number)
+        with self.transaction() as connection:
+            connection.execute(changing.values(detail=orjson.dumps(dict(detail)).decode()))
+
+    def take_back(self, number: int) -> None:
+        """Strike out a line of the audit: it was refused, and nothing was done."""
+        with self.transaction() as connection:
+            connection.execute(sa.delete(tables.audit).where(tables.audit.c.id == number))
 
     def audit(self, run: str) -> list[dict[str, Any]]:
         """Return the audit of a run, oldest first."""
@@ -155,10 +182,14 @@ class Store:
         return [{**row, "detail": orjson.loads(row["detail"])} for row in rows]
 
 
+def _packed(state: Mapping[str, Any]) -> bytes:
+    return zlib.compress(orjson.dumps(dict(state)), level=1)
+
+
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose a commit in a power cut: a revoked token would be back
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     cursor.close()
 

@@ -50,8 +50,15 @@ class Window:
     def add(self, built: Built) -> None:
         """Hold a batch."""
         with self._lock:
+            before = self._built.pop(built.batch.step, None)
+            self.num_bytes += built.num_bytes - (0 if before is None else before.num_bytes)
             self._built[built.batch.step] = built
-            self.num_bytes += built.num_bytes
+
+    def drop_from(self, step: int) -> None:
+        """Drop the batches of this step and later ones."""
+        with self._lock:
+            for void in [held for held in self._built if held >= step]:
+                self.num_bytes -= self._built.pop(void).num_bytes
 
     def make_room(self, num_bytes: int, *, below: int) -> bool:
         """Drop the oldest batches of steps below ``below`` for ``num_bytes`` more; return whether there is room."""

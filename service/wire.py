@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from mixer.types import RowArray
 from service.errors import BatchDigestError
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
 STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
 DIGEST_HEADER = "content-digest"  # RFC 9530
 
@@ -28,6 +31,27 @@ class Body:
     data: bytes
     etag: str
     headers: tuple[tuple[bytes, bytes], ...]
+
+    @cached_property
+    def head(self) -> bytes:
+        """The headers as they precede this body among several."""
+        return b"".join(b"%b: %b\r\n" % pair for pair in self.headers) + b"\r\n"
+
+
+def joined(bodies: list[Body]) -> bytes:
+    """Return several bodies as one: before each its headers, as they would come with it alone, and an empty line."""
+    return b"".join([part for body in bodies for part in (body.head, body.data)])
+
+
+def split(data: bytes) -> Iterator[tuple[dict[str, str], memoryview]]:
+    """Yield what ``joined`` was given: headers and a view of each body."""
+    view, begin = memoryview(data), 0
+    while begin < len(data):
+        end = data.index(b"\r\n\r\n", begin)
+        lines = data[begin:end].decode("latin-1").split("\r\n")
+        headers: dict[str, str] = dict(line.split(": ", 1) for line in lines)
+        begin = end + 4 + int(headers["content-length"])
+        yield headers, view[end + 4 : begin]
 
 
 def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
@@ -59,7 +83,7 @@ def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
     return Body(data, etag, tuple((key.encode(), value.encode()) for key, value in headers.items()))
 
 
-def decode(data: bytes, *, step: int, phase: int) -> RowBatch:
+def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
     """Return what ``encode`` was given; arrays are read-only views of ``data``."""
     record = pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
     flat: RowArray = record.column("rows").flatten().to_numpy()
@@ -72,7 +96,7 @@ def decode(data: bytes, *, step: int, phase: int) -> RowBatch:
     )
 
 
-def check_digest(data: bytes, header: str | None, *, step: int) -> None:
+def check_digest(data: bytes | memoryview, header: str | None, *, step: int) -> None:
     """Raise BatchDigestError unless ``data`` has the digest that the header claims."""
     found = f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
     if header != found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mixer.config import Curriculum, Pivot
-from mixer.errors import PivotError
+from mixer.errors import InfeasibleRegionError, PivotError
 from mixer.journal import Journal, read_journal
 from mixer.lookup import Lookup
 from mixer.phases import Phase
@@ -115,6 +116,24 @@ def restore(run: Curriculum, walk: Walk, step: int) -> Walk:
     return restored
 
 
+@given(curricula(), st.integers(0, 50), st.integers(0, 40), st.booleans())
+@settings(max_examples=30)
+def test_the_first_cut_is_the_first_step_at_which_a_pivot_is_not_refused(
+    run: Curriculum, trained: int, ahead: int, is_late: bool
+) -> None:
+    walk = Walk(run)
+    drive(walk, trained, late=ragged if is_late else on_time)
+    walk.phase_at(trained + ahead)
+    state = walk.state_dict()
+    first = walk.first_cut(trained)
+    assert trained <= first <= walk.frontier
+    for step in range(max(trained, 1), first):
+        with pytest.raises(PivotError):
+            walk.pivot(LIVE, step, cut=True)
+    assert walk.state_dict() == state
+    assert walk.pivot(LIVE, first, cut=True) == first
+
+
 def test_where_a_cut_may_not_be_it_says_where_it_may() -> None:
     walk = Walk(curriculum(3))
     drive(walk, 100)
@@ -159,6 +178,49 @@ def test_a_second_pivot_does_not_undo_what_the_first_left() -> None:
     assert walk.phase_at(step).regime == "again"
 
 
+@given(
+    curricula(),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 15), st.integers(1, 5)), min_size=1, max_size=4),
+    st.booleans(),
+)
+@settings(max_examples=60)
+def test_whatever_is_cut_no_decision_learns_from_steps_within_the_lag(
+    tmp_path_factory: pytest.TempPathFactory, run: Curriculum, cuts: list[tuple[int, int, int]], is_late: bool
+) -> None:
+    late, path, step = ragged if is_late else on_time, tmp_path_factory.mktemp("cuts") / "run.jsonl", 0
+    with Journal.create(path, fsync="never") as journal:
+        walk = Walk(run, journal=journal)
+        for i, (ahead, trained, back) in enumerate(cuts):
+            walk.phase_at(step + ahead)  # as a loader that composes ahead does
+            drive(walk, step + trained, since=step, late=late)
+            step += trained
+            newest = walk.phase_at(walk.frontier - 1)
+            for at in (newest.start, newest.start - back):  # the first undoes it, the second goes back further
+                with contextlib.suppress(PivotError, InfeasibleRegionError):
+                    walk.pivot(LIVE.model_copy(update={"name": f"{i}-{at}"}), max(step, at), cut=True)
+        walk.phase_at(walk.frontier)
+    decisions = [r for r in read_journal(path) if r["type"] == "phase" and r["feedback"] is not None]
+    assert all(r["feedback"]["last_step"] < r["start"] - run.feedback_lag for r in decisions)
+
+
+def test_a_second_cut_may_not_learn_from_what_was_summed_for_the_decision_that_the_first_undid() -> None:
+    law = {"min_steps": 3, "max_steps": 20}
+    seed = next(seed for seed in range(100) if curriculum(3, seed=seed, phases=law).phase_law.length(0) == 20)
+    walk = Walk(curriculum(3, feedback_lag=4, phases=law, seed=seed))
+    assert walk.phase_at(20).start == 20  # asked for ahead; the decision after it may learn from steps below 16
+    drive(walk, 14)
+    walk.pivot(LIVE, 20, cut=True)
+    state = walk.state_dict()
+    again = Pivot(name="again", caps={"source-1": 0.5})
+    with pytest.raises(
+        PivotError, match="steps 0 to 13 were summed .* from step 17 .* before step 13 .*step 18 or later"
+    ):
+        walk.pivot(again, 17, cut=True)
+    assert walk.state_dict() == state
+    with pytest.raises(PivotError, match="2 steps after the cut at step 18, and phases of 3 to 20 steps cannot fill"):
+        walk.pivot(again, 18, cut=True)
+
+
 @pytest.mark.parametrize("into", [0, 3])
 def test_the_journal_says_that_a_phase_was_cut_and_the_story_has_what_was_really_played(
     tmp_path: Path, into: int
@@ -182,11 +244,11 @@ def test_the_journal_says_that_a_phase_was_cut_and_the_story_has_what_was_really
     assert shape == [(phase.index, phase.start, phase.length) for phase in played]
     for earlier, later in zip(story.phases, story.phases[1:], strict=False):
         assert (np.array(earlier["drawn"]) + earlier["counts"]).tolist() == later["drawn"]
-    with Lookup(path) as journal_lookup:
-        for phase in played:
-            found = journal_lookup.phase_at(phase.end - 1)
-            assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
-            before = journal_lookup.before(found)
-            assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
+    lookup = Lookup(path)
+    for phase in played:
+        found = lookup.phase_at(phase.end - 1)
+        assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
+        before = lookup.before(found)
+        assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
     last = undecided.phases[-1]  # what the next decision will find
     assert (np.array(last["drawn"]) + last["counts"]).tolist() == walk.phase_at(step).drawn.tolist()

@@ -29,6 +29,8 @@ from mixer.fork import fork
 from mixer.journal import read_journal
 from mixer.packed import unpack
 from mixer.replay import Replay
+from mixer.sources import streams
+from mixer.sources.faults import NetworkFault
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 
@@ -275,34 +277,38 @@ def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_ye
     assert audit(out).difference is None
 
 
-class _Flaky:
-    """A source that cannot be reached for a while."""
+class Network:
+    """What lies before the source s2 of a data set; rows that were read are there all the same."""
 
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
+    def __init__(self, dataset: MixtureDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
+        stream = dataset._reader._sources[2]._ahead._stream  # type: ignore[attr-defined]
+        self._try_group = stream.try_group
         self.is_down = False
+        monkeypatch.setattr(stream, "try_group", self._through)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rows, name)
-
-    def take(self, num_rows: int) -> Any:
+    def _through(self) -> Any:
         if self.is_down:
-            raise SourceUnavailableError("source s2: gone", name="s2")
-        return self._rows.take(num_rows)
-
-    def probe(self) -> bool:
-        return not self.is_down
+            raise NetworkFault("cannot be reached: gone")
+        return self._try_group()
 
 
-def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(folder: Path) -> None:
+def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
     sources[2]["on_failure"] = "suspend"
     curriculum = a_curriculum(
-        folder, sources=sources, total_steps=300, pivots=[], floors={"s0": 0.2, "s2": 0.1}, policy="static"
+        folder,
+        sources=sources,
+        total_steps=300,
+        pivots=[],
+        floors={"s0": 0.2, "s2": 0.1},
+        policy="static",
+        retries={"attempts": 1},
     )
     dataset = MixtureDataset(curriculum, provenance=True, journal=folder / "suspended.jsonl")
-    flaky = _Flaky(dataset._reader._sources[2])  # type: ignore[attr-defined]
-    dataset._reader._sources[2] = flaky  # type: ignore[attr-defined]
+    network = Network(dataset, monkeypatch)
     seen: dict[int, list[int]] = {}
     drawn: list[set[int]] = []
     for batch in Reporting(dataset):
@@ -310,30 +316,34 @@ def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(
         for source, number in zip(batch["source_ids"].tolist(), batch["row_numbers"].tolist(), strict=True):
             seen.setdefault(source, []).append(number)
         drawn.append(set(batch["source_ids"].tolist()))
-        flaky.is_down = 99 < batch["step"] < 180
+        network.is_down = 99 < batch["step"] < 180
     for numbers in seen.values():
         assert sorted(numbers) == list(range(len(numbers)))  # also of those that were read for the batch that failed
-    assert any(2 in sources for sources in drawn[21:100])
-    assert not any(2 in sources for sources in drawn[101:180])
-    assert any(2 in sources for sources in drawn[240:])
     pivots = [line for line in read_journal(folder / "suspended.jsonl") if line["type"] == "pivot"]
+    out, back = (pivot["at_step"] for pivot in pivots)
+    assert 99 < out < 140
+    assert 180 < back < 240
+    assert any(2 in sources for sources in drawn[out - 5 : out])
+    assert not any(2 in sources for sources in drawn[out:back])
+    assert any(2 in sources for sources in drawn[back : back + 5])
     assert [pivot["name"].split("-")[0] for pivot in pivots] == ["without", "with"]
     assert pivots[0]["floors"] == {"s0": 0.2}
     assert pivots[1]["floors"] == {"s0": 0.2, "s2": 0.1}
 
 
-def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(folder: Path) -> None:
-    dataset = MixtureDataset(a_curriculum(folder, pivots=[], policy="static"))
-    flaky = _Flaky(dataset._reader._sources[2])  # type: ignore[attr-defined]
-    dataset._reader._sources[2] = flaky  # type: ignore[attr-defined]
-    flaky.is_down = True
+def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curriculum = a_curriculum(folder, pivots=[], policy="static", retries={"attempts": 1})
+    dataset = MixtureDataset(curriculum)
+    Network(dataset, monkeypatch).is_down = True
     batches = []
-    with pytest.raises(SourceUnavailableError, match="source s2: gone"):
+    with pytest.raises(SourceUnavailableError, match="source s2: cannot be reached: gone; gave up"):
         batches += [batch["input_ids"] for batch in iter(dataset)]
     assert dataset.step >= 21
     before = dataset.step
     state = json.loads(json.dumps(dataset.state_dict()))
-    restored = MixtureDataset(a_curriculum(folder, pivots=[], policy="static"))
+    restored = MixtureDataset(curriculum)
     restored.load_state_dict(state)
-    whole = [batch["input_ids"] for batch in MixtureDataset(a_curriculum(folder, pivots=[], policy="static"))]
+    whole = [batch["input_ids"] for batch in MixtureDataset(curriculum)]
     assert torch.equal(torch.cat(whole[before:]), torch.cat([batch["input_ids"] for batch in restored]))

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from mixer import effects as module
-from mixer.config import Curriculum
+from mixer.config import Curriculum, Pivot
 from mixer.effects import Outcomes, effects, measured, one_phase_effects, random_against_bandit
 from mixer.errors import EvidenceError, UnknownSourceError
 from mixer.journal import Journal
@@ -19,7 +19,8 @@ from mixer.randomness import generator
 from mixer.simulation import simulate
 from mixer.story import Story, read_story
 from mixer.types import Array
-from tests.curricula import curriculum
+from mixer.walk import Walk
+from tests.curricula import curriculum, drive
 
 
 def walk_story(seed: int, num_phases: int = 120, chance: float = 0.5, num_sources: int = 3) -> Story:
@@ -33,6 +34,7 @@ def walk_story(seed: int, num_phases: int = 120, chance: float = 0.5, num_source
         weights = region.sample(generator(seed, "phase.point", index)) if kind == "random" else region.lower
         length = run.phase_law.length(index)
         record = {"type": "phase", "index": index, "start": start, "length": length, "kind": kind, "parts": {}}
+        record["region"] = {} if index == 0 else None
         story.add({**record, "regime": "firehose", "weights": weights.tolist(), "probability_random": chance})
         start += length
     return story
@@ -156,6 +158,52 @@ def test_a_real_journal_gives_both_answers(tmp_path: Path) -> None:
     own = measured(story, "fall:web").values
     losses = story.phase_losses()[:, 0]
     np.testing.assert_array_equal(own[1:-1], losses[:-2] - losses[2:])
+
+
+def test_phases_that_a_pivot_cut_or_undid_do_not_count(tmp_path: Path) -> None:
+    run = curriculum(3, phases={"random_probability": 0.5, "initial_random": 0, "min_steps": 4, "max_steps": 10})
+    cut, undone = set(), []
+    with Journal.create(tmp_path / "w", fsync="never") as journal:
+        walk = Walk(run, journal=journal)
+        for i in range(60):
+            phase = walk.phase_at(walk.frontier)
+            step = phase.end
+            if i % 6 == 5:
+                step = phase.start + (2 if i % 12 == 5 else 0)
+                walk.pivot(Pivot(name=f"cut-{i}", caps={"source-0": 0.9 - i / 100}), step, cut=True)
+                if step > phase.start:
+                    cut.add(phase.index)
+                else:
+                    undone.append(phase.index)
+            drive(walk, step, since=phase.start)
+        drive(walk, walk.frontier + 1, since=walk.frontier)
+        num_phases = walk.phase_at(walk.frontier - 1).index + 1
+    story = read_story(tmp_path / "w")
+    assert story.cut == cut
+    assert (len(cut), len(undone)) == (5, 5)
+    assert [phase["index"] for phase in story.phases] == list(range(num_phases))
+    counted = [p["index"] for p in story.phases[1:-1] if p["kind"] == "random" and p["index"] not in cut]
+    answer = effects(tmp_path / "w")
+    assert answer["num_phases"] == len(counted)
+    assert answer["num_cut"] == sum(story.phases[index]["kind"] == "random" for index in cut) > 0
+    outcomes = measured(story, "fall")
+    found = one_phase_effects(story, outcomes)
+    loud = outcomes.adjusted.copy()
+    loud[sorted(cut)] += 1000.0  # nobody looks at these
+    again = one_phase_effects(story, Outcomes("", outcomes.values, loud))
+    np.testing.assert_array_equal(again.slopes, found.slopes)
+    windows = random_against_bandit(story, outcomes, carry_over=0)
+    assert windows.random_windows == len(counted)
+
+
+def test_regions_under_one_name_are_not_compared_with_each_other() -> None:
+    story = walk_story(4, 120)
+    story.phases[60]["region"] = {}  # a fork, or the end of a warmup in which a pivot fell
+    for phase in story.phases[60:]:
+        phase["weights"] = [phase["weights"][0] / 10, 0.5, 0.5 - phase["weights"][0] / 10]
+    level = 5.0 * (np.arange(120) >= 60)  # the run was elsewhere then; no weight did that
+    one, other = (one_phase_effects(story, as_outcomes(noise(4, 120) + add)) for add in (0.0, level))
+    np.testing.assert_allclose(one.slopes, other.slopes)
 
 
 def test_too_few_random_phases_are_refused_with_how_many_are_needed(tmp_path: Path) -> None:

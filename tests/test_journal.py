@@ -298,6 +298,16 @@ def test_a_phase_line_holds_the_phase_and_why_it_was_chosen(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(("policy", "chance"), [("static", 0.0), ("odm", 0.0), ("random", 1.0)])
+def test_a_policy_that_never_or_always_teleports_says_so_as_a_probability(
+    tmp_path: Path, policy: str, chance: float
+) -> None:
+    with Journal.create(tmp_path / "run.jsonl") as journal:
+        phases = drive(Walk(curriculum(3, policy=policy), journal=journal), 100)
+    assert {r["probability_random"] for r in lines(tmp_path / "run.jsonl") if r["type"] == "phase"} == {chance}
+    assert {phase.kind == "random" for phase in phases} == {chance == 1.0}
+
+
 def _until(records: Any, last: dict[str, Any]) -> list[dict[str, Any]]:
     taken = []
     for record in records:

@@ -37,32 +37,31 @@ def resumed(tmp_path: Path) -> Path:
 def test_phases_are_found_across_resumes(resumed: Path) -> None:
     phases = [record for record in history(resumed)[1] if record["type"] == "phase"]
     assert [phase["index"] for phase in phases] == list(range(len(phases)))
-    with Lookup(resumed) as journal:
-        for step in range(0, 300, 7):
-            expected = next(p for p in phases if p["start"] <= step < p["start"] + p["length"])
-            found = journal.phase_at(step)
-            assert found == {**expected, "chain": found["chain"]}
-        polish = journal.phase_at(299)
-        assert journal.first_of_regime(polish)["start"] == 150
-        before = journal.before(polish)
-        assert before is not None
-        assert before["index"] == polish["index"] - 1
-        assert journal.before(journal.phase_at(0)) is None
+    journal = Lookup(resumed)
+    for step in range(300):
+        found = journal.phase_at(step)
+        assert found == next(p for p in phases if p["start"] <= step < p["start"] + p["length"])
+    polish = journal.phase_at(299)
+    assert journal.first_of_regime(polish)["start"] == 150
+    before = journal.before(polish)
+    assert before is not None
+    assert before["index"] == polish["index"] - 1
+    assert journal.before(journal.phase_at(0)) is None
 
 
 def test_a_step_that_is_not_decided_says_which_are(resumed: Path) -> None:
-    with Lookup(resumed) as journal:
-        for step in (-1, 10_000):
-            with pytest.raises(StepError, match=r"count from 0|has phases for steps 0 to 3\d\d"):
-                journal.phase_at(step)
+    journal = Lookup(resumed)
+    for step in (-1, 10_000):
+        with pytest.raises(StepError, match=r"count from 0|has phases for steps 0 to 3\d\d"):
+            journal.phase_at(step)
 
 
 def test_a_line_edited_by_hand_is_refused_when_it_is_used(resumed: Path) -> None:
     text = resumed.read_bytes()
     at = text.rindex(b'"type":"phase"')
     resumed.write_bytes(text[:at] + text[at:].replace(b'"kind":"bandit"', b'"kind":"random"', 1))
-    with Lookup(resumed) as journal, pytest.raises(JournalError, match="damaged or does not follow"):
-        journal.phase_at(299)
+    with pytest.raises(JournalError, match=r"line \d+ is damaged or does not follow"):
+        Lookup(resumed).phase_at(299)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\n", b"{}\n", b'{"type":"feedback"}\n', b"no line feed"])

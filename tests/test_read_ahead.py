@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ import pytest
 
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, EmptySourceError, StateMismatchError
-from mixer.sources import open_sources, streams
+from mixer.sources import background, open_sources, streams
 from mixer.sources.background import Pool, Task
 from mixer.sources.holdout import is_held_out, text_bytes
 from mixer.sources.rows import StreamedRows
@@ -254,3 +255,39 @@ def test_readers_of_text_resume_exactly(file: Path) -> None:
     from mixer.testing import assert_source_is_exact
 
     assert_source_is_exact(lambda: source_of(file, curriculum={"holdout": 0.1}, reader=1, num_readers=3), 40)
+
+
+def test_the_interpreter_waits_for_calls_from_the_threads_of_a_library() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def read(argument: object) -> None:
+        begun.set()
+        time.sleep(0.2)
+        ended.set()
+
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(read)
+    libc, thread = ctypes.CDLL(None), ctypes.c_ulong()
+    assert libc.pthread_create(ctypes.byref(thread), None, call, None) == 0  # as Arrow starts its own
+    assert begun.wait(10)
+    background._await_foreign_threads(time.monotonic() + 0.02)
+    assert not ended.is_set()  # nor does it wait for ever
+    background._await_foreign_threads(time.monotonic() + 10)
+    assert ended.is_set()
+    assert libc.pthread_join(thread, None) == 0
+
+
+def test_what_is_open_is_closed_at_exit_after_the_threads(capfd: pytest.CaptureFixture[str]) -> None:
+    code = """
+import time, weakref
+from mixer.sources.background import POOL
+class File: pass
+def read():
+    time.sleep(0.3)
+    print("read", flush=True)
+file = File()
+POOL.close_at_exit(weakref.finalize(file, print, "closed"))
+POOL.submit(read)
+time.sleep(0.1)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert capfd.readouterr() == ("read\nclosed\n", "")

@@ -33,10 +33,12 @@ from mixer.errors import (
 from mixer.fork import fork
 from mixer.journal import Journal, read_journal
 from mixer.lines import journal_schema
+from mixer.lookup import Lookup
 from mixer.phases import Phase
 from mixer.replay import Replay
 from mixer.rewards import SourceLosses
 from mixer.scan import FIRST, chained, ending
+from mixer.story import read_story
 from mixer.walk import Walk
 from tests.curricula import MAX_LATE, batch_counts, curricula, curriculum, drive, noisy_losses, on_time, ragged
 
@@ -95,6 +97,15 @@ def check_replay(folder: Path, run: Curriculum, data: st.DataObject) -> None:
     replay = Replay(path)
     held = [phase for phase in replay.phases if decided and phase.start >= decided[0].start]
     assert same(held[: len(decided)], decided)
+    lookup, phases = Lookup(path), read_story(path).phases
+    assert [(p["start"], p["length"]) for p in phases] == [(p.start, p.length) for p in replay.phases]
+    for i, phase in enumerate(phases):
+        assert lookup.phase_at(phase["start"] + phase["length"] - 1) == lookup.phase_at(phase["start"]) == phase
+        assert lookup.before(phase) == (phases[i - 1] if i else None)
+        opening = next(earlier for earlier in reversed(phases[: i + 1]) if earlier["region"] is not None)
+        assert lookup.first_of_regime(phase)["region"] == opening["region"]
+    with pytest.raises(StepError, match=f"for steps 0 to {replay.frontier - 1}|no phase yet"):
+        lookup.phase_at(replay.frontier)
 
 
 @given(curricula(), st.data())

@@ -70,8 +70,7 @@ def advise(
     from mixer.lookup import Lookup
 
     first, last = _span(steps)
-    with Lookup(walk) as journal:
-        names = [source["name"] for source in journal.header["curriculum"]["sources"]]
+    names = [source["name"] for source in Lookup(walk).header["curriculum"]["sources"]]
     rows, everything = [], []
     for advice in ask(walk, policy, first=first, last=last):
         moved = np.argsort(-np.abs(advice.advised - advice.played), kind="stable")[:3]
@@ -124,7 +123,8 @@ def effects(
         print_json(answer)
         return
     print_table(
-        f"{answer['outcome']}: effect of 0.1 more of a source in {answer['num_phases']} random phases",
+        f"{answer['outcome']}: effect of 0.1 more of a source in {answer['num_phases']} random phases"
+        + (f" ({answer['num_cut']} more were cut by a pivot and do not count)" if answer["num_cut"] else ""),
         [{key: _signed(value) for key, value in row.items()} for row in answer["sources"]],
     )
     out = results()

@@ -117,7 +117,7 @@ def open_sources(
         UnknownSourceError: a stream for a source that is not declared.
         ConfigError, SourceError: a source that cannot be opened.
     """
-    from mixer.sources.rows import StreamedRows
+    from mixer.sources.rows import AHEAD_BYTES, StreamedRows
 
     if not 0 <= reader < num_readers:
         raise ConfigError(f"reader {reader} of {num_readers}: readers are numbered from 0 to num_readers - 1")
@@ -131,6 +131,7 @@ def open_sources(
             tokenizer,
             sequence_length=curriculum.sequence_length,
             on_exhausted=source.on_exhausted,
+            ahead_bytes=AHEAD_BYTES // len(curriculum.sources),
         )
         for source in curriculum.sources
     ]

@@ -83,6 +83,12 @@ class ReadAhead:
                     self._reader = None
                 raise
 
+    def at_hand(self) -> Encoded | None:
+        """Return the documents that ``peek`` would return at once; None if it would wait, raise or end an epoch."""
+        with self._lock:
+            read = self._queue[0] if self._queue and self._process == os.getpid() else None
+        return read.encoded.value if read is not None and read.num_documents else None
+
     def pop(self) -> None:
         """Take the group that ``peek`` returned."""
         with self._lock:

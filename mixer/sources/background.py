@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 import weakref
@@ -19,6 +20,7 @@ from typing import Any, Generic, TypeVar
 NUM_THREADS = 4  # `tokenizers` and pyarrow release the interpreter's lock and have threads of their own
 EXIT_WAIT_S = 15.0  # a thread that the interpreter ends inside a C++ library takes the whole process down
 FORK_WAIT_S = 10.0
+LOOK_S, NUM_QUIET_LOOKS = 0.005, 4
 
 Result = TypeVar("Result")
 
@@ -30,7 +32,7 @@ class Task(Generic[Result]):
         self._call = call
         self._claim = threading.Lock()  # held for ever by the one who runs it
         self._done = threading.Event()
-        self._result: Result
+        self._result: Result | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -49,13 +51,18 @@ class Task(Generic[Result]):
         """Whether ``result`` would return, or raise, at once."""
         return self._done.is_set()
 
+    @property
+    def value(self) -> Result | None:
+        """What the call returned, or None if it has not ended or has failed."""
+        return self._result if self._done.is_set() and self._error is None else None
+
     def result(self) -> Result:
         """Return what the call returned or raise what it raised, running it here if nobody has begun."""
         self.run()
         self._done.wait()
         if self._error is not None:
             raise self._error
-        return self._result
+        return self._result  # type: ignore[return-value]  # there, as the call has ended
 
     def cancel(self) -> None:
         """Let the task never begin, or wait until it has ended; its result does not matter any more."""
@@ -70,11 +77,9 @@ class Pool:
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
         self._threads: list[threading.Thread] = []
+        self._closing: list[weakref.finalize[Any, Any]] = []
         self._reset()
-        weakref.finalize(self, int)  # the first one arranges for all of them at exit, before which we stop:
-        atexit.register(
-            self._stop
-        )  # they close files that a thread may be reading, and what is arranged last comes first
+        atexit.register(self._stop)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._pause, after_in_parent=self._resume, after_in_child=self._reset)
 
@@ -92,6 +97,11 @@ class Pool:
             self._queue.append(task)
             self._changed.notify()
         return task
+
+    def close_at_exit(self, finalizer: weakref.finalize[Any, Any]) -> None:
+        """Let this finalizer of positional arguments run at exit, once no thread can be reading what it closes."""
+        finalizer.atexit = False
+        self._closing = [other for other in self._closing if other.alive] + [finalizer]
 
     def _work(self) -> None:
         while True:
@@ -118,6 +128,12 @@ class Pool:
         until_s = time.monotonic() + EXIT_WAIT_S
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
+        for finalizer in self._closing:
+            if arranged := finalizer.detach():  # by now it may refuse to be called
+                _, close, arguments, _ = arranged
+                close(*arguments)
+        if self._closing:
+            _await_foreign_threads(until_s)
 
     def _pause(self) -> None:
         """Wait for running tasks, whose locks and open generators a child could never release."""
@@ -136,6 +152,20 @@ class Pool:
         self._threads = []
         self._num_running = 0
         self._is_paused = self._is_stopped = False
+        self._closing = []
+
+
+def _await_foreign_threads(until_s: float) -> None:
+    """Wait until no thread of a C++ library is inside Python code, as Arrow's are that read a remote file ahead.
+
+    They outlive the closed reader by the read under way, and the interpreter, when it ends, would unwind them through
+    C++ that does not allow it, which ends the process with SIGABRT. Several looks, as one read may follow another.
+    """
+    num_quiet = 0
+    while num_quiet < NUM_QUIET_LOOKS and time.monotonic() < until_s:
+        ours = {t.ident for t in threading.enumerate() if not isinstance(t, threading._DummyThread)}
+        num_quiet = 0 if sys._current_frames().keys() - ours else num_quiet + 1
+        time.sleep(LOOK_S)
 
 
 POOL = Pool(NUM_THREADS)

@@ -21,10 +21,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented 
 )
 
 from mixer.config import RetriesConfig, SourceConfig
-from mixer.errors import ConfigError, EmptySourceError, MissingDataError, MixerError
+from mixer.errors import ConfigError, EmptySourceError, MalformedDataError, MissingDataError, MixerError
 from mixer.sources.faults import calm, explained, persist
-from mixer.sources.files import BUILDERS, builder_for, find_files, is_url
+from mixer.sources.files import BUILDERS, COMPRESSIONS, builder_for, find_files, is_url
 from mixer.sources.local import gather
+from mixer.sources.parquet import ParquetTables
 from mixer.sources.streams import WHOLE, Share, Stream, TextStream
 from mixer.sources.tokens import TokenStream
 
@@ -69,6 +70,8 @@ def open_stream(
         dataset = _own_copy(source.name, dataset)
     else:
         arguments, files = _arguments(source, resolve)
+        if source.token_column is not None and _is_parquet_here(source, arguments, files):
+            return _of_tables(source, files, row_length=row_length, vocab_size=vocab_size, **options)
         load = partial(_load, source, arguments, files, options["retries"])
         dataset, commit = load(source.revision)
         options["files"] = files
@@ -78,6 +81,19 @@ def open_stream(
         return TextStream(source, dataset, **options)
     is_table = dataset._ex_iterable.iter_arrow is not None and not _has(dataset._ex_iterable, "MappedExamplesIterable")
     return TokenStream(source, dataset, row_length=row_length, vocab_size=vocab_size, is_table=is_table, **options)
+
+
+def _is_parquet_here(source: SourceConfig, arguments: dict[str, Any], files: tuple[Path, ...]) -> bool:
+    """Whether a source is Parquet files of this machine, all of them, which need no `datasets`."""
+    is_all = arguments["path"] == "parquet" and len(files) == len(arguments["data_files"]["train"])
+    return is_all and source.split == "train" and not any(file.suffix in COMPRESSIONS for file in files)
+
+
+def _of_tables(source: SourceConfig, files: tuple[Path, ...], **options: Any) -> TokenStream:
+    try:
+        return TokenStream(source, ParquetTables(files), is_table=True, files=files, **options)
+    except Exception as error:  # as in Stream
+        raise explained(source.name, error, files, MalformedDataError) from error
 
 
 def _load(

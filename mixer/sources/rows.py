@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -22,10 +22,11 @@ from mixer.sources.ahead import Encoded, ReadAhead
 from mixer.sources.faults import NetworkFault
 from mixer.sources.streams import Documents, Stream, TextStream
 from mixer.tokenizer import TextTokenizer
-from mixer.types import TokenArray
+from mixer.types import IntArray, TokenArray
 
 STATE_VERSION = 2
-MAX_AHEAD = 4  # groups, so that a source holds about 5 MB at most
+AHEAD_BYTES = 64 << 20  # of rows that are read ahead, of all sources together; a group has about a MB
+MAX_AHEAD = 8  # groups of one source; a hub that needs more for its answer than these last is too slow anyhow
 
 
 class EndOfSource(Exception):  # noqa: N818  # a signal, like StopIteration
@@ -74,7 +75,8 @@ class StreamedRows:
 
     With ``repeat`` the remainder of one epoch is the beginning of the next, so that every token is delivered; with
     ``stop`` and ``error`` the last tokens that do not fill a row stay in the packer. After the first ``take`` the next
-    groups are read in the background: about 4 times as many rows as are taken at once, and half a group at least.
+    groups are read in the background: about 4 times as many rows as are taken at once and half a group at least, and
+    twice as many groups each time that they came too late.
 
     A source that stays out of reach raises SourceUnavailableError, with its name, at the ``take`` whose rows cannot be
     read; those before are given, and every later ``take`` tries again. A delivery whose config says
@@ -88,14 +90,16 @@ class StreamedRows:
         *,
         sequence_length: int,
         on_exhausted: Literal["repeat", "stop", "error"] = "repeat",
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
+        """Give the rows of ``stream``; at most about ``ahead_bytes`` of them, and one group, are read ahead."""
         self.name = stream.name
         self._tokenizer = tokenizer
-        self._is_text = isinstance(stream, TextStream)
-        self._ahead = ReadAhead(
-            stream, self._encode if self._is_text else _as_they_are, repeat=on_exhausted == "repeat"
-        )
+        encode = self._encode if isinstance(stream, TextStream) else _as_they_are
+        self._ahead = ReadAhead(stream, encode, repeat=on_exhausted == "repeat")
+        self._ahead_bytes = ahead_bytes
         self._packer = Packer(sequence_length, tokenizer.separator_id)
+        self._empty = np.empty((0, self.row_length), dtype=np.uint32)
         self._on_exhausted = on_exhausted
         self._groups: deque[_Group] = deque()  # read, and not yet taken in full
         self._taken = 0  # rows taken of the first of them
@@ -103,6 +107,7 @@ class StreamedRows:
         self._group_rows = 1  # of the last one read
         self._low = 0  # rows ready below which more are read ahead
         self._looks_ahead = False
+        self._depth = 1  # groups to be read ahead at least: what it took so far not to wait
         self._read = self._end_seen = _Counts()  # as of the end of the last of them; as of the last row taken
 
     @property
@@ -136,14 +141,38 @@ class StreamedRows:
         """
         while self._num_ready < num_rows:
             self._read_group(num_rows)
+        rows = np.concatenate([self._empty, *self._pieces(num_rows)])
+        self.skip(num_rows)
+        return rows
+
+    def at_hand(self, num_rows: int) -> int:
+        """Return how many of the next ``num_rows`` rows can be had without waiting or failing."""
+        while self._num_ready < num_rows and self._is_next_group_at_hand():
+            self._read_group(num_rows)
+        return min(self._num_ready, num_rows)
+
+    def begin(self) -> None:
+        """Let the next group be read in the background, before several sources are waited for one after the other."""
+        if not self._looks_ahead:
+            self._ahead.want(1)
+
+    def copy_to(self, out: TokenArray, places: IntArray) -> None:
+        """Copy the next rows, which are at hand, to ``places`` of ``out``, without taking them."""
+        start = 0
+        for piece in self._pieces(len(places)):
+            out[places[start : start + len(piece)]] = piece
+            start += len(piece)
+
+    def skip(self, num_rows: int) -> None:
+        """Take the next rows, which are at hand, without returning them."""
         if not self._looks_ahead and self._num_ready - num_rows < max(4 * num_rows, self._low):
             self._look_ahead(num_rows)
-        if self._groups and self._taken + num_rows < len(self._groups[0].rows):  # nearly always
-            rows = self._groups[0].rows[self._taken : self._taken + num_rows].copy()
-            self._taken += num_rows
-            self._num_ready -= num_rows
-            return rows
-        return self._take_over_borders(num_rows)
+        self._num_ready -= num_rows
+        self._taken += num_rows
+        while self._groups and self._taken >= len(self._groups[0].rows):
+            group = self._groups.popleft()
+            self._taken -= len(group.rows)
+            self._end_seen = group.counts
 
     def probe(self) -> bool:
         """Return whether the next group can be read now, in one attempt; what it reads waits for the next ``take``.
@@ -196,26 +225,22 @@ class StreamedRows:
             self._taken = state["taken"]
             self._num_ready -= self._taken
 
-    def _take_over_borders(self, num_rows: int) -> TokenArray:
-        pieces = [np.empty((0, self.row_length), dtype=np.uint32)]
-        missing = num_rows
-        while missing:
-            group = self._groups[0]
-            piece = group.rows[self._taken : self._taken + missing]
-            pieces.append(piece)
-            missing -= len(piece)
-            self._taken += len(piece)
-            self._num_ready -= len(piece)
-            if self._taken == len(group.rows):
-                self._groups.popleft()
-                self._taken = 0
-                self._end_seen = group.counts
-        return np.concatenate(pieces)
+    def _pieces(self, num_rows: int) -> Iterator[TokenArray]:
+        """Yield the next rows, which are at hand, as they lie in their groups."""
+        start = self._taken
+        for group in self._groups:
+            if num_rows <= 0:
+                return
+            piece = group.rows[start : start + num_rows]
+            yield piece
+            num_rows -= len(piece)
+            start = 0
 
     def _look_ahead(self, num_rows: int) -> None:
         self._looks_ahead = True  # until the next group has come
         missing = max(4 * num_rows, self._group_rows) - self._num_ready + num_rows
-        self._ahead.want(min(MAX_AHEAD, max(1, -(-missing // self._group_rows))) if self._is_text else MAX_AHEAD)
+        room = self._ahead_bytes // (4 * self.row_length * self._group_rows)
+        self._ahead.want(max(1, min(MAX_AHEAD, room, max(self._depth, -(-missing // self._group_rows)))))
 
     def _identity(self) -> dict[str, Any]:
         """What a state must have in common with this object."""
@@ -234,8 +259,10 @@ class StreamedRows:
 
     def _read_group(self, num_wanted: int) -> None:
         """Read documents until at least one more row is complete."""
+        if self._looks_ahead and self._ahead.at_hand() is None:  # it will have to wait
+            self._depth = min(MAX_AHEAD, 2 * self._depth)
         start = self._here()
-        rows: TokenArray = np.empty((0, self.row_length), dtype=np.uint32)
+        rows = self._empty
         counts = self._read
         try:
             while not len(rows):
@@ -260,8 +287,15 @@ class StreamedRows:
         self._read = counts
         self._num_ready += len(rows)
         self._group_rows = len(rows)
-        self._low = len(rows) // 2 if self._is_text else len(rows)  # Arrow reads a thousand rows or more at once
+        self._low = len(rows) // 2
         self._looks_ahead = False
+
+    def _is_next_group_at_hand(self) -> bool:
+        """Whether a group that completes a row has been read and encoded, so that reading it on cannot fail."""
+        encoded = self._ahead.at_hand()
+        if encoded is None or isinstance(encoded, np.ndarray):
+            return encoded is not None
+        return self._packer.num_waiting + sum(map(len, encoded)) + len(encoded) >= self.row_length
 
     def _packed(self, encoded: Encoded) -> tuple[TokenArray, int]:
         """Return the rows that are complete with these documents, and how many tokens were added."""

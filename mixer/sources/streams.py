@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mixer.config import RetriesConfig, SourceConfig
 from mixer.errors import EmptySourceError, MalformedDataError, StateMismatchError
+from mixer.sources.background import POOL
 from mixer.sources.faults import NetworkFault, calm, explained, persist
 from mixer.sources.files import files_digest
 from mixer.sources.holdout import is_held_out, text_bytes
@@ -277,6 +278,7 @@ class Stream(ABC, Generic[Group]):
                     self._batches = batches = self._dataset.iter(batch_size=self._batch_size)
                     # it holds a file open, and left to the end of Python its own clean-up fails noisily
                     self._close = weakref.finalize(self, _closed, batches)
+                    POOL.close_at_exit(self._close)
                 return next(self._batches, None)
         except Exception as error:  # `datasets` lets through whatever its readers and file systems raise
             raise explained(self.name, error, self._files, MalformedDataError) from error

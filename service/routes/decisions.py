@@ -1,5 +1,6 @@
 """Weights, phases, the journal, pivots and the config of a run."""
 
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -7,40 +8,74 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from mixer.config import Pivot
+from mixer.errors import MixerError
 from service.engine import Engine
+from service.errors import StoreError
 from service.guard import origin_of
 from service.routes.common import EngineOf, errors, identity_of, needs
-from service.schemas import Phases, PivotRequest, PivotTaken, Step, Weights
+from service.schemas import Phases, PivotRequest, PivotTaken, Step, TokenizerFile, Weights
+from service.store import Store
+
+log = logging.getLogger(__name__)
+
+SHOWN_SETTINGS = {
+    "ahead_steps",
+    "memory_bytes",
+    "retain_steps",
+    "feedback_wait_s",
+    "max_wait_s",
+    "max_body_bytes",
+    "requests_per_minute",
+}
 
 
 def decisions(engine_of: EngineOf) -> APIRouter:
     """Return the routes of one way to name the run."""
     router = APIRouter(tags=["decisions"], responses=errors(410))
-    Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
+    _add_weights(router, engine_of)
+    _add_record(router, engine_of)
+    _add_pivots(router, engine_of)
+    return router
 
+
+def _add_weights(router: APIRouter, engine_of: EngineOf) -> None:
     @router.get("/weights", dependencies=[needs("read")], summary="Weights of the phase that covers a step")
     async def weights(
         request: Request,
-        engine: Run,
+        engine: Annotated[Engine, Depends(engine_of)],
         step: Annotated[Step | None, Query(description="default: the newest phase", examples=[120])] = None,
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a decision that is due")] = 10,
     ) -> Weights:
-        if step is None:
-            step = max(engine.walk.frontier - 1, 0)
-        may_decide = identity_of(request).scope != "read"
-        phase = await engine.phase(step, wait_s, may_decide=may_decide)
-        region = engine.walk.regime_at(phase.start).region
+        may_decide = step is not None and identity_of(request).scope != "read"
+        asked = max(engine.frontier - 1, 0) if step is None else step
+        phase = await engine.phase(asked, wait_s, may_decide=may_decide)
+        lower, upper = engine.bounds_at(phase.start)
         return Weights(
             run=engine.name,
-            step=step,
+            step=asked,
             phase=phase.index,
             start=phase.start,
             length=phase.length,
             kind=phase.kind,
             regime=phase.regime,
             weights=phase.by_source(),
-            lower=dict(zip(phase.names, region.lower.tolist(), strict=True)),
-            upper=dict(zip(phase.names, region.upper.tolist(), strict=True)),
+            lower=dict(zip(phase.names, lower, strict=True)),
+            upper=dict(zip(phase.names, upper, strict=True)),
+        )
+
+
+def _add_record(router: APIRouter, engine_of: EngineOf) -> None:
+    Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
+
+    @router.get("/tokenizer", dependencies=[needs("read")], summary="What turned text into token ids")
+    async def tokenizer(engine: Run) -> TokenizerFile:
+        found = await run_in_threadpool(lambda: engine.tokenizer)  # it may have to be loaded
+        return TokenizerFile(
+            run=engine.name,
+            separator=found.separator,
+            vocab_size=found.vocab_size,
+            fingerprint=found.fingerprint,
+            file=found.to_json(),
         )
 
     @router.get("/phases", dependencies=[needs("read")], summary="Decisions, in order")
@@ -51,7 +86,7 @@ def decisions(engine_of: EngineOf) -> APIRouter:
     ) -> Phases:
         records = engine.phases_from(from_step, limit)
         end = records[-1]["start"] + records[-1]["length"] if records else from_step
-        return Phases(run=engine.name, names=engine.walk.names, phases=records, next_step=end)
+        return Phases(run=engine.name, names=engine.names, phases=records, next_step=end)
 
     @router.get(
         "/walk",
@@ -63,35 +98,40 @@ def decisions(engine_of: EngineOf) -> APIRouter:
     async def walk(engine: Run) -> StreamingResponse:
         return StreamingResponse(engine.journal_lines(), media_type="application/x-ndjson")
 
+    @router.get("/config", dependencies=[needs("read")], summary="The run's curriculum, and what the server allows")
+    async def config(request: Request, engine: Run) -> dict[str, Any]:
+        return {
+            "run": engine.name,
+            "names": list(engine.names),
+            "fingerprint": engine.curriculum.fingerprint,
+            "parent": engine.parent,
+            "curriculum": engine.curriculum.model_dump(mode="json"),
+            "limits": request.app.state.settings.model_dump(mode="json", include=SHOWN_SETTINGS),
+        }
+
+
+def _add_pivots(router: APIRouter, engine_of: EngineOf) -> None:
+    Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
+
     @router.post("/pivots", dependencies=[needs("admin")], summary="Redraw the region", status_code=201)
-    async def pivot(request: Request, engine: Run, body: PivotRequest) -> PivotTaken:
+    def pivot(request: Request, engine: Run, body: PivotRequest) -> PivotTaken:
         asked = Pivot(**body.model_dump(exclude={"at"}))
-        at_step = None if body.at == "next" else body.at
-        step = await run_in_threadpool(engine.pivot, asked, at_step)
-        await run_in_threadpool(
-            request.app.state.store.note,
-            run=engine.name,
-            who=identity_of(request).name,
-            origin=origin_of(request.scope),
-            action="pivot",
-            detail={**body.model_dump(mode="json"), "at_step": step},
-        )
+        detail = body.model_dump(mode="json")
+        store: Store = request.app.state.store
+        who, origin = identity_of(request).name, origin_of(request.scope)
+        note = store.note(run=engine.name, who=who, origin=origin, action="pivot", detail=detail | {"at_step": None})
+        try:
+            step = engine.pivot(asked, body.at)
+        except MixerError:
+            store.take_back(note)
+            raise
+        try:
+            store.complete(note, detail | {"at_step": step})
+        except StoreError as error:  # it is done and journalled all the same
+            log.warning("run %s: the audit does not say at which step %s is: %s", engine.name, body.name, error)
         return PivotTaken(name=body.name, at_step=step)
 
     @router.get("/pivots", dependencies=[needs("admin")], summary="Pivots: who asked for them, when, from where")
     def pivots(request: Request, engine: Run) -> list[dict[str, Any]]:
         audit: list[dict[str, Any]] = request.app.state.store.audit(engine.name)
         return audit
-
-    @router.get("/config", dependencies=[needs("read")], summary="The run's curriculum, and what the server allows")
-    async def config(request: Request, engine: Run) -> dict[str, Any]:
-        shown = {"ahead_steps", "memory_bytes", "retain_steps", "feedback_wait_s", "max_wait_s", "max_body_bytes"}
-        return {
-            "run": engine.name,
-            "names": list(engine.walk.names),
-            "fingerprint": engine.curriculum.fingerprint,
-            "curriculum": engine.curriculum.model_dump(mode="json"),
-            "limits": request.app.state.settings.model_dump(mode="json", include=shown | {"requests_per_minute"}),
-        }
-
-    return router

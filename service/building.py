@@ -1,0 +1,328 @@
+"""The thread of a run: it decides phases when they are due, and builds batches ahead of those who ask.
+
+A phase is decided when a step of it (or ``feedback_lag`` before it) is first asked for, so that building ahead never
+makes a decision older than it must be. A pivot may cut the phase in force while a batch of it is being read: nobody
+waits for the reading; what it gives is void, and the reader goes back to where the cut is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixer.batches import BatchReader
+from mixer.config import Curriculum, Pivot
+from mixer.delivery import Rows
+from mixer.errors import MixerError
+from mixer.sources.manifest import smallest_dtype
+from mixer.sources.rows import EndOfSource
+from mixer.walk import Walk
+from service.decisions import Decisions, UndecidedError
+from service.errors import StallError, StoreError
+from service.patience import Patience
+from service.record import RunJournal
+from service.served import Served
+from service.settings import Settings
+from service.store import Store
+from service.window import Bell, Built, Window
+
+IDLE_S = 0.5  # longest sleep of the thread: patience and faults are looked at again
+LOOKS_AT_NO_LOSS = ("static", "proportional", "unimax", "random")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """What /metrics counts, since the server started."""
+
+    batches_built: int = 0
+    batches_served: int = 0
+    bytes_served: int = 0
+    tokens_served: int = 0
+    reports: int = 0
+    repeated_reports: int = 0
+    rebuilt: int = 0
+    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when, monotonic)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What one run consists of, for those who decide, build, build again and hand out."""
+
+    name: str
+    curriculum: Curriculum
+    settings: Settings
+    store: Store
+    journal: RunJournal
+    walk: Walk
+    decisions: Decisions
+    patience: Patience
+    rows: Rows
+    served: Served
+    window: Window
+    on_event: Callable[[str, dict[str, Any]], None]
+    bell: Bell = field(default_factory=Bell)
+    counters: Counters = field(default_factory=Counters)
+
+    def read(self, reader: BatchReader, step: int) -> Built:
+        """Read a global batch, its tokens in the smallest dtype that holds the vocabulary."""
+        batch = reader.read(step)
+        if not self.rows.is_prepared:  # prepared rows have it already
+            dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
+            batch = batch._replace(rows=batch.rows.astype(dtype, copy=False))
+        return Built(batch)
+
+    def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
+        """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.
+
+        Args:
+            up_to: a step.
+            reader: one to move; by default the sources are opened.
+        """
+        place = None if self.rows.is_prepared else self.store.newest(self.name, "place", up_to=up_to)
+        if reader is None or (place is None and not self.rows.is_prepared):
+            reader = self.rows.open(self.decisions.view(), on_read_through=self.walk.learn_unique_tokens)
+        if self.rows.is_prepared:
+            return reader, up_to
+        if place is None:
+            return reader, 0
+        reader.load_state_dict(place[1])
+        return reader, place[0]
+
+
+class Builder:
+    """Decides and builds in a thread of its own.
+
+    Args:
+        parts: of the run.
+
+    Attributes:
+        next: the first step that is not built yet.
+        end: the first step that the sources have no rows for; None as long as none is known.
+        wanted: the newest step asked for, as far as is known.
+        problem: why the run cannot go on just now.
+        reader: of the sources; None until they are open.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.next = 0
+        self.end: int | None = None
+        # after a restart, before the step that makes a decision due
+        self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
+        self.problem: MixerError | None = None
+        self.is_paused = False
+        self.reader: BatchReader | None = None
+        self._at = 0  # the step that the reader gives next
+        self._num_cuts = 0
+        self._cuts_seen = 0  # by the reader
+        self._snapshot_at = 0  # line of the journal
+        self._turn = threading.RLock()  # deciding, cutting, and keeping what was read: one at a time
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._work, name=f"engine-{parts.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and take a snapshot."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.problem is None:
+            try:
+                self._save_walk()
+                self._parts.served.settle()
+            except MixerError as error:
+                log.warning("run %s: no snapshot at the end: %s", self._parts.name, error)
+
+    def wake(self) -> None:
+        """Look again at what there is to do."""
+        self._wake.set()
+
+    def want(self, step: int) -> None:
+        """Note that a step is wanted; one beyond reach waits until others have come nearer."""
+        reach = max(self.wanted, self._parts.decisions.frontier - 1) + self._parts.settings.ahead_steps
+        if self.wanted < step <= reach:
+            self.wanted = step
+            self._wake.set()
+
+    @property
+    def oldest(self) -> int:
+        """The oldest step that can be asked for again."""
+        return max(0, self.wanted + 1 - self._parts.settings.retain_steps)
+
+    @property
+    def run_end(self) -> int:
+        """The first step that the run does not have, as far as is known."""
+        total = self._parts.curriculum.total_steps
+        return total if self.end is None else min(self.end, total)
+
+    def cut(self, pivot: Pivot) -> int:
+        """Redraw the region from the first step on that no rank was given, and return it.
+
+        Places of the streams after the cut are forgotten before the journal has the pivot, and what is in memory after
+        that, so that a kill at any instant leaves a run that was cut, or one that was not.
+
+        Raises:
+            PivotError, InfeasibleRegionError, UnknownSourceError, JournalError: see ``Walk.pivot``; nothing changes.
+        """
+        parts = self._parts
+        with self._turn:
+            first = parts.served.close()
+            try:
+                step = parts.walk.first_cut(first)
+                if not parts.rows.is_prepared:
+                    parts.store.forget(parts.name, "place", from_step=step + 1)
+                is_cut = step < parts.walk.frontier
+                parts.walk.pivot(pivot, step, cut=True)
+                if is_cut:
+                    self._take_back(step)
+            finally:
+                parts.served.open()
+        self._wake.set()
+        parts.bell.ring()
+        return step
+
+    def _take_back(self, step: int) -> None:
+        """Forget what was built from ``step`` on, or is being read."""
+        self._parts.window.drop_from(step)
+        self.next = min(self.next, step)
+        self.end = None if self.end is None or self.end >= step else self.end
+        self._num_cuts += 1
+
+    def _work(self) -> None:
+        while not self._is_stopping:
+            self._wake.clear()
+            try:
+                is_busy = not self.is_paused and self._advance()
+                self.problem = None
+            except MixerError as error:
+                self._fail(error)
+                is_busy = False
+            except Exception as error:  # a thread that died would leave every trainer waiting without a word
+                log.exception("run %s", self._parts.name)
+                self._fail(StallError(f"{type(error).__name__}: {error}"))
+                is_busy = False
+            if not is_busy:
+                self._wake.wait(IDLE_S)
+
+    def _fail(self, error: MixerError) -> None:
+        parts = self._parts
+        if self.problem is None:
+            log.error("run %s cannot go on: %s", parts.name, error)
+            parts.on_event("alarm", {"run": parts.name, "code": error.code, "message": str(error)})
+        self.problem = error
+        parts.bell.ring()
+
+    def _advance(self) -> bool:
+        """Build the next batch, deciding its phase first if need be; False if there is nothing to do now."""
+        parts = self._parts
+        parts.served.extend_early()
+        if self.reader is None or self._cuts_seen < self._num_cuts:
+            self._place_reader()
+        with self._turn:
+            reader, cuts, step = self.reader, self._num_cuts, self._at
+            if reader is None or self._cuts_seen < cuts:  # a cut came meanwhile
+                return True
+            if step >= self.next and not self._may_build(step, reader):
+                return False
+        try:
+            built = parts.read(reader, step)
+        except UndecidedError:  # cut away meanwhile
+            return True
+        except EndOfSource:
+            return self._end_at(step, cuts)
+        for rank in range(parts.patience.world_size or 1):
+            built.body(rank, parts.patience.world_size or 1)
+        with self._turn:
+            if cuts == self._num_cuts:
+                self._keep(built)
+        parts.bell.ring()
+        return True
+
+    def _place_reader(self) -> None:
+        """Bring the reader to the next step to be built, or to a saved place before it, from which it reads on."""
+        parts, is_first = self._parts, self.reader is None
+        with self._turn:
+            cuts, up_to = self._num_cuts, self.next
+            if is_first and parts.decisions.records:  # after a restart: batches of the newest phase are asked for again
+                up_to = parts.decisions.records[-1]["start"] if parts.rows.is_prepared else parts.decisions.frontier
+        reader, at = parts.place_reader(up_to, self.reader)
+        with self._turn:
+            if cuts == self._num_cuts:
+                self.reader, self._at, self._cuts_seen = reader, at, cuts
+                self.next = at if is_first else self.next
+
+    def _may_build(self, step: int, reader: BatchReader) -> bool:
+        """Return whether the next batch is due, its phase decided, and a place before it saved."""
+        parts = self._parts
+        if step >= self.run_end or step > self.wanted + parts.settings.ahead_steps:
+            return False
+        if not parts.window.make_room(self._batch_bytes(), below=self.wanted):
+            return False
+        if step >= parts.decisions.frontier and not self._decide(step):
+            return False
+        if not parts.rows.is_prepared and step and step % parts.settings.place_steps == 0:
+            self._save("place", step, reader.state_dict(), forget_before=self.oldest)
+        return True
+
+    def _batch_bytes(self) -> int:
+        """At most, before the first batch says it: four bytes a token, twice."""
+        curriculum = self._parts.curriculum
+        return 8 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+
+    def _keep(self, built: Built) -> None:
+        step = built.batch.step
+        self._at = step + 1
+        if step < self.next:  # it was built before the reader had to go back
+            return
+        self._parts.window.add(built)
+        self.next = step + 1
+        self._parts.counters.batches_built += 1
+
+    def _end_at(self, step: int, cuts: int) -> bool:
+        with self._turn:
+            if cuts != self._num_cuts:
+                return True
+            self.end = step
+        self._parts.bell.ring()
+        return False
+
+    def _decide(self, start: int) -> bool:
+        """Decide the phase from ``start`` if it is due and its losses have come."""
+        parts = self._parts
+        if start and self.wanted < start - parts.curriculum.feedback_lag:
+            return False
+        if start == 0:
+            for name, tokens in parts.rows.epoch_tokens().items():
+                parts.walk.learn_unique_tokens(name, tokens)
+        looks_at_losses = parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
+        if start and looks_at_losses and not parts.patience.is_over(start):
+            return False
+        parts.walk.phase_at(start)
+        parts.bell.ring()
+        if parts.journal.position.line - self._snapshot_at >= parts.settings.snapshot_lines:
+            self._save_walk()
+        return True
+
+    def _save_walk(self) -> None:
+        parts = self._parts
+        state = parts.walk.state_dict(from_step=self.oldest, can_undo=True)
+        line = state["journal"][0]
+        self._save("walk", line, state, forget_before=line)
+        self._snapshot_at = line
+
+    def _save(self, kind: str, number: int, state: Mapping[str, Any], *, forget_before: int) -> None:
+        """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
+        try:
+            self._parts.store.save(self._parts.name, kind, number, state, forget_before=forget_before)
+        except StoreError as error:
+            log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, number, error)

@@ -1,0 +1,289 @@
+"""What a page shows of a journal, kept up to date line by line.
+
+Reports are added up by phase as they come, so memory grows with phases (about 8,000 in a run of 200,000 steps), not
+with steps or ranks. It is told each line once, those of before a restart too; a service's journal has no ``resume``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mixer.config import Curriculum, ScheduledPivot
+from mixer.records import cut_phases, planned_regimes
+from mixer.regimes import Regime
+from mixer.types import Array
+
+NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
+PACE_S = 60.0  # throughput is measured over so long
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal as it is listed: its number from 1, its type, its step and what it says."""
+
+    line: int
+    type: str
+    step: int
+    text: str
+
+
+@dataclass
+class Rank:
+    """What one rank has reported: its newest step and the number of its reports."""
+
+    step: int = -1
+    reports: int = 0
+
+
+class Table:
+    """Rows of numbers that are appended to, float64 [N, K]; grows by doubling."""
+
+    def __init__(self, num_columns: int) -> None:
+        self._rows = np.zeros((64, num_columns))
+        self.size = 0
+
+    def append(self, row: Any) -> None:
+        """Add one row, [K], or one number for all of it; what is not a finite number becomes NaN."""
+        if self.size == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        values = np.array(row, dtype=np.float64)
+        self._rows[self.size] = np.where(np.isfinite(values), values, np.nan)
+        self.size += 1
+
+    @property
+    def rows(self) -> Array:
+        """A view of what is there, [N, K]."""
+        return self._rows[: self.size]
+
+    def ended(self) -> Table:
+        """Return the same rows without those that are still to come."""
+        return copy.copy(self)
+
+
+@dataclass
+class Chronicle:
+    """The columns of one walk. ``add`` takes the lines of its journal in order, the header first."""
+
+    num_lines: int = 0
+    header: dict[str, Any] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    regime_names: list[str] = field(default_factory=list)
+    newest: dict[str, Any] = field(default_factory=dict)  # the newest phase's line
+    before: dict[str, Any] = field(default_factory=dict)  # the one before, if a pivot may undo the newest
+    entries: list[Entry] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
+    regimes: tuple[Regime, ...] = ()  # planned now, those pivots included, in order of their first step
+    ranks: dict[int, Rank] = field(default_factory=dict)
+    unique_tokens: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
+    now: dict[str, Array] = field(default_factory=dict)  # index and width that the newest decision with any used, [K]
+    weight_steps: Array = field(default_factory=lambda: np.zeros(0))  # weights times steps, summed, [K]
+    tokens: Array = field(default_factory=lambda: np.zeros(0))  # tokens reported, [K]
+    heard_in: Array = field(default_factory=lambda: np.zeros(0))  # the newest phase with a report of each source, [K]
+
+    @cached_property
+    def curriculum(self) -> Curriculum:
+        """The run's config, as the header has it."""
+        return Curriculum(**self.header["curriculum"])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The K sources in declared order."""
+        return self.curriculum.names
+
+    @property
+    def end(self) -> int:
+        """The first step that no phase covers."""
+        return self.starts[-1] + self.lengths[-1] if self.starts else 0
+
+    def regime_at(self, step: int) -> Regime:
+        """Return the regime that ``step`` lies in."""
+        return next(regime for regime in reversed(self.regimes) if regime.start <= step)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in the next line."""
+        self.num_lines += 1
+        kind = record["type"]
+        if kind == "header":
+            self.header = dict(record)
+            columns = ("weights", "counts", "loss_sums", "tokens", "index", "width")
+            self.tables = {name: Table(len(self.names)) for name in columns}
+            self.now = {name: np.full(len(self.names), np.nan) for name in ("index", "width")}
+            self.weight_steps = np.zeros(len(self.names))
+            self.tokens = np.zeros(len(self.names))
+            self.heard_in = np.full(len(self.names), -1)
+            self.regimes = planned_regimes(self.curriculum, ())
+        elif kind == "phase":
+            self._add_phase(record)
+        elif kind == "feedback":
+            self._add_feedback(record)
+        elif kind == "pivot":
+            self._cut(record)
+            self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
+            self.regimes = planned_regimes(self.curriculum, self.pivots)
+        elif kind == "alarm":
+            self.alarms.append({key: record.get(key) for key in ("step", "source", "kind", "message")})
+        elif kind == "unique_tokens":
+            self.unique_tokens[record["source"]] = record["tokens"]
+        if kind in NOTED:
+            step = record.get("start", record.get("at_step", record.get("step", record.get("decided_before", 0))))
+            self.entries.append(Entry(self.num_lines, kind, step, told(record, self.names)))
+
+    def _add_phase(self, record: Mapping[str, Any]) -> None:
+        self.starts.append(record["start"])
+        self.lengths.append(record["length"])
+        self.kinds.append(record["kind"])
+        self.regime_names.append(record["regime"])
+        self.tables["weights"].append(record["weights"])
+        self.tables["counts"].append(record["counts"])
+        for name in ("loss_sums", "tokens"):
+            self.tables[name].append(0.0)
+        for name in ("index", "width"):
+            parts = record["parts"].get(name)
+            self.tables[name].append(np.nan if parts is None else parts)
+            row = self.tables[name].rows[-1]
+            self.now[name] = np.where(np.isnan(row), self.now[name], row)
+        self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
+        self.before, self.newest = self.newest, dict(record)
+
+    def _cut(self, pivot: Mapping[str, Any]) -> None:
+        """Leave of the newest phase what a pivot left of it: fewer steps, or nothing at all.
+
+        No step from there on was reported (the walk refuses), so losses stay as they are.
+        """
+        if pivot["at_step"] >= pivot["decided_before"]:
+            return
+        left = [self.newest]
+        cut_phases(left, pivot, self.header["curriculum"])
+        lost = self.newest["length"] - sum(phase["length"] for phase in left)
+        self.weight_steps = self.weight_steps - np.asarray(self.newest["weights"]) * lost
+        if left:
+            self.newest = left[0]
+            self.lengths[-1] = left[0]["length"]
+            self.tables["counts"].rows[-1] = left[0]["counts"]
+            return
+        for column in (self.starts, self.lengths, self.kinds, self.regime_names):
+            column.pop()
+        for table in self.tables.values():
+            table.size -= 1
+        self.newest, self.before = self.before, {}
+
+    def _add_feedback(self, record: Mapping[str, Any]) -> None:
+        rank = self.ranks.setdefault(record["rank"], Rank())
+        rank.step, rank.reports = max(rank.step, record["step"]), rank.reports + 1
+        phase = bisect.bisect_right(self.starts, record["step"]) - 1
+        if phase >= 0:
+            drawn = record["sources"]
+            for name in ("loss_sums", "tokens"):
+                self.tables[name].rows[phase, drawn] += record[name]
+            self.tokens[drawn] += record["tokens"]
+            self.heard_in[drawn] = np.maximum(self.heard_in[drawn], phase)
+
+    def losses_now(self) -> Array:
+        """Mean loss of each source in the newest phase that it was heard of in, nats, [K]; NaN before the first."""
+        sums, tokens = self.tables["loss_sums"].rows, self.tables["tokens"].rows
+        losses = np.full(len(self.names), np.nan)
+        for i in np.flatnonzero(self.heard_in >= 0):
+            if tokens[self.heard_in[i], i] > 0:
+                losses[i] = sums[self.heard_in[i], i] / tokens[self.heard_in[i], i]
+        return losses
+
+    def snapshot(self) -> Chronicle:
+        """Return what there is now, to be read while more is added to this one: lists are copied, arrays shared."""
+        same = copy.copy(self)
+        for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots"):
+            setattr(same, name, list(getattr(self, name)))
+        same.tables = {name: table.ended() for name, table in self.tables.items()}
+        same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
+        same.unique_tokens, same.now = dict(self.unique_tokens), dict(self.now)
+        same.tokens, same.heard_in = self.tokens.copy(), self.heard_in.copy()
+        return same
+
+    def drawn(self) -> Array:
+        """Rows drawn of each source up to the end of the newest phase, [K]."""
+        if not self.newest:
+            return np.zeros(len(self.names))
+        return np.array(self.newest["drawn"], dtype=np.float64) + np.array(self.newest["counts"], dtype=np.float64)
+
+
+class Pace:
+    """How fast steps are reported, by the clock of this process."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()  # when the newest step was first reported
+        self._step = -1
+
+    def note(self, step: int) -> None:
+        """A report of ``step`` has come."""
+        if step > self._step:
+            self._step = step
+            self._seen.append((self._clock(), step))
+
+    def steps_per_s(self) -> float | None:
+        """Steps per second over the last minute, or since the first report if that is less; None before two of them."""
+        now = self._clock()
+        while len(self._seen) > 1 and now - self._seen[0][0] > PACE_S:
+            self._seen.popleft()
+        if self._step < 0 or now - self._seen[0][0] < 1.0:
+            return None
+        return (self._step - self._seen[0][1]) / (now - self._seen[0][0])
+
+
+class Watch:
+    """A chronicle that whoever writes the journal tells each line, read from other threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._chronicle = Chronicle()
+        self._pace = Pace(clock)
+        self._lock = threading.Lock()
+
+    def add(self, record: Mapping[str, Any], *, is_new: bool = True) -> None:
+        """Take in the next line, the header first; ``is_new`` unless it was written before a restart."""
+        with self._lock:
+            self._chronicle.add(record)
+            if is_new and record["type"] == "feedback":
+                self._pace.note(record["step"])
+
+    def steps_per_s(self) -> float | None:
+        """Return how fast steps are reported, over the last minute; None if that is not known yet."""
+        with self._lock:
+            return self._pace.steps_per_s()
+
+    def chronicle(self) -> Chronicle:
+        """Return the chronicle as it stands; what is added later does not reach it."""
+        with self._lock:
+            return self._chronicle.snapshot()
+
+
+def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return in words what one line of the journal says, for a list that is searched."""
+    if record["type"] == "phase":
+        weights = np.asarray(record["weights"])
+        largest = [i for i in np.argsort(-weights, kind="stable")[:4] if weights[i] > 0]
+        shares = ", ".join(f"{names[i]} {weights[i]:.3f}" for i in largest)
+        return f"phase {record['index']}, {record['length']} steps, {record['kind']}, {record['regime']}: {shares}"
+    if record["type"] == "pivot":
+        tables = [f"{key} {record[key]}" for key in ("floors", "caps", "exclude") if record[key] is not None]
+        cuts = record["at_step"] < record["decided_before"]
+        how = f" cuts the newest phase at step {record['at_step']}" if cuts else ""
+        return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
+    if record["type"] == "unique_tokens":
+        return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
+    if record["type"] == "fork":
+        return f"fork at step {record['step']}: the lines before are its parent's, from here on this run decides"
+    what = ": ".join(filter(None, (record.get("kind"), record.get("message"))))
+    return f"{record.get('source') or 'the run'}: {what or 'alarm'}"
