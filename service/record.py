@@ -109,8 +109,7 @@ class TableLines:
 
     def _check_is_writer(self, connection: sa.Connection) -> None:
         at = tables.journal_writers.c
-        mine = sa.select(at.writer).where(at.run == self._run).with_for_update(read=True)
-        writer = connection.scalar(mine)
+        writer = connection.scalar(sa.select(at.writer).where(at.run == self._run).with_for_update(read=True))
         if writer != self._writer:
             raise JournalError(
                 f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
