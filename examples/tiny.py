@@ -95,7 +95,8 @@ def in_two_sittings(train: Callable[[Path, int], None]) -> None:
 
 def on_ranks(world_size: int, train: Callable[..., None], *arguments: Any) -> None:
     """Call ``train(*arguments)`` in ``world_size`` processes, with the environment that torchrun would give them."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on a port that is free, and kept  # type: ignore[attr-defined]
+    # on a port that is free, and kept
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     torch.multiprocessing.spawn(_rank, (world_size, store.port, train, arguments), nprocs=world_size)  # type: ignore[no-untyped-call, attr-defined]
 
 

@@ -87,8 +87,8 @@ def create_app(
 class GuardedApp(FastAPI):
     """The framework behind the guard, not around it: what it wraps around all middleware costs every batch 15 us.
 
-    Every error has the one shape. Whoever builds the application sets ``door``, and ``state.drain``, which at the end of
-    the server lets nobody wait any more.
+    Every error has the one shape. Whoever builds the application sets ``door``, and ``state.drain``, which at the end
+    of the server lets nobody wait any more.
     """
 
     door: Guard
