@@ -10,39 +10,29 @@ import importlib
 import os
 import ssl
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
-from urllib.parse import urlencode
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
-import orjson
 import tenacity
 import urllib3
-from pydantic import BaseModel, TypeAdapter
 
-from mixer import errors as mixer_errors
 from mixer.batches import RowBatch
 from mixer.config import Pivot
-from mixer.errors import ConfigError, MixerError
 from mixer.rewards import SourceLosses
-from service import errors as service_errors
-from service.errors import RefusedError, UnreachableError
+from service.calls import Answer, Call, Calls, Raw, TransientError, read
+from service.errors import UnreachableError
 from service.memory import Pool
 from service.schemas import (
     Feedback,
-    FeedbackTaken,
     ForkRequest,
     Phases,
     PivotRequest,
     PivotTaken,
     Run,
     Status,
-    TokenizerFile,
     Weights,
 )
-from service.wire import DIGEST_HEADER, PHASE_HEADER, STEP_HEADER, check_digest, decode, split
 
 if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
@@ -51,108 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
 
 PATIENCE_S = 120.0
-WAIT_S = 20.0  # of one request for a batch that is not built yet
+WAIT_S = 5.0  # of one request for what is not there yet: so long a trainer that stops may have to wait for its threads
 CONNECT_S, READ_S = 5.0, 60.0
-TRANSIENT = ("not-ready", "run-state", "rate-limit", "store", "stalled", "journal", "slow-client")
-
 PIECE_BYTES = 64 << 10  # received at once
-MAX_STEPS = 99  # of one answer
 CONNECTIONS = 16  # kept for threads that share a client
-
-Answer = TypeVar("Answer")
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class _TransientError(Exception):
-    """An answer, or none, that may be another in a moment."""
-
-    def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(why)
-        self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """An answer as it came, whichever library it came through; names of headers are found in any case."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes | memoryview
-
-
-@dataclass(frozen=True)
-class _Call(Generic[Answer]):
-    """One request, and what to make of its answer."""
-
-    method: str
-    path: str
-    read: Callable[[_Raw], Answer]
-    params: Mapping[str, Any] = field(default_factory=dict)
-    body: BaseModel | None = None
-
-    @property
-    def target(self) -> str:
-        """Path and query."""
-        params = {key: value for key, value in self.params.items() if value is not None}
-        return f"{self.path}?{urlencode(params)}" if params else self.path
-
-    @property
-    def content(self) -> str | None:
-        """What is sent."""
-        return None if self.body is None else self.body.model_dump_json(exclude_none=True)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What goes with what is sent."""
-        return {} if self.body is None else {"content-type": "application/json"}
-
-
-class _Calls:
-    """Every request of the API; the clients send them."""
-
-    def __init__(self, run: str | None) -> None:
-        self._prefix = "" if run is None else f"/runs/{run}"
-
-    def weights(self, step: int | None, wait_s: float) -> _Call[Weights]:
-        params = {"step": step, "wait_s": wait_s}
-        return _Call("GET", f"{self._prefix}/weights", _model(Weights), params)
-
-    def phases(self, from_step: int, limit: int) -> _Call[Phases]:
-        return _Call("GET", f"{self._prefix}/phases", _model(Phases), {"from": from_step, "limit": limit})
-
-    def batch(self, step: int, rank: int, world_size: int, wait_s: float) -> _Call[RowBatch]:
-        params = {"rank": rank, "world_size": world_size, "wait_s": wait_s}
-        return _Call("GET", f"{self._prefix}/batches/{step}", _read_batch, params)
-
-    def batches(self, steps: range, rank: int, world_size: int, wait_s: float) -> _Call[list[RowBatch]]:
-        limit = min(len(steps), MAX_STEPS)
-        params: dict[str, Any] = {"from": steps[0], "limit": limit, "every": steps.step}
-        params |= {"rank": rank, "world_size": world_size, "wait_s": wait_s}
-        return _Call("GET", f"{self._prefix}/batches", _read_batches, params)
-
-    def feedback(self, report: Feedback) -> _Call[FeedbackTaken]:
-        return _Call("POST", f"{self._prefix}/feedback", _model(FeedbackTaken), body=report)
-
-    def pivot(self, pivot: PivotRequest) -> _Call[PivotTaken]:
-        return _Call("POST", f"{self._prefix}/pivots", _model(PivotTaken), body=pivot)
-
-    def status(self) -> _Call[Status]:
-        return _Call("GET", f"{self._prefix}/status", _model(Status))
-
-    def config(self) -> _Call[dict[str, Any]]:
-        return _Call("GET", f"{self._prefix}/config", _json)
-
-    def tokenizer(self) -> _Call[TextTokenizer]:
-        return _Call("GET", f"{self._prefix}/tokenizer", _read_tokenizer)
-
-    def progress(self, step: int) -> _Call[dict[str, Any]]:
-        return _Call("GET", f"{self._prefix}/progress", _json, {"step": step})
-
-    def fork(self, run: str, request: ForkRequest) -> _Call[Run]:
-        return _Call("POST", f"/runs/{run}/fork", _model(Run), body=request)
-
-    def runs(self) -> _Call[list[Run]]:
-        return _Call("GET", "/runs", lambda answer: TypeAdapter(list[Run]).validate_json(bytes(answer.content)))
 
 
 class MixerClient:
@@ -180,7 +72,7 @@ class MixerClient:
         verify: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self._calls = _Calls(run)
+        self._calls = Calls(run)
         self._patience_s = patience_s
         self._headers, self._verify = _authorization(token), verify
         self._pool = Pool()
@@ -213,9 +105,19 @@ class MixerClient:
         """
         return self._send(self._calls.batch(step, rank, world_size, WAIT_S))
 
-    def batches(self, steps: range, rank: int = 0, world_size: int = 1) -> list[RowBatch]:
-        """Return a rank's rows of the first of ``steps``, waited for, and of those after it that are at hand."""
-        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S))
+    def batches(
+        self,
+        steps: range,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        is_given_up: Callable[[], bool] = lambda: False,
+    ) -> list[RowBatch]:
+        """Return a rank's rows of the first of ``steps``, waited for, and of those after it that are at hand.
+
+        Once ``is_given_up`` nothing is tried again.
+        """
+        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S), is_given_up)
 
     def feedback(self, report: Feedback) -> bool:
         """Tell what a rank saw in a step; it is durable when this returns. False if it was known."""
@@ -267,10 +169,10 @@ class MixerClient:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_http": None, "_pid": 0, "_pool": Pool()}
 
-    def _send(self, call: _Call[Answer]) -> Answer:
+    def _send(self, call: Call[Answer], is_given_up: Callable[[], bool] = lambda: False) -> Answer:
         if self._pid != os.getpid():  # a connection must not be shared with the process that forked this one
             self._pid, self._http = os.getpid(), self._opened()
-        for attempt in tenacity.Retrying(**_retrying(self.url, self._patience_s)):
+        for attempt in tenacity.Retrying(**_retrying(self.url, self._patience_s, is_given_up)):
             with attempt:
                 try:
                     answer = self._http.request(
@@ -284,8 +186,8 @@ class MixerClient:
                     content = self._content_of(answer)
                     answer.release_conn()
                 except urllib3.exceptions.HTTPError as error:
-                    raise _TransientError(str(error) or type(error).__name__) from error
-                return _read(_Raw(answer.status, answer.headers, content), call)
+                    raise TransientError(str(error) or type(error).__name__) from error
+                return read(Raw(answer.status, answer.headers, content), call)
         raise AssertionError("tenacity returns or raises")
 
     def _content_of(self, answer: urllib3.BaseHTTPResponse) -> bytes | memoryview:
@@ -314,7 +216,7 @@ class AsyncMixerClient:
         verify: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self._calls = _Calls(run)
+        self._calls = Calls(run)
         self._patience_s = patience_s
         self._http = httpx2.AsyncClient(
             base_url=self.url,
@@ -371,7 +273,7 @@ class AsyncMixerClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _send(self, call: _Call[Answer]) -> Answer:
+    async def _send(self, call: Call[Answer]) -> Answer:
         async for attempt in tenacity.AsyncRetrying(**_retrying(self.url, self._patience_s)):
             with attempt:
                 try:
@@ -379,8 +281,8 @@ class AsyncMixerClient:
                         call.method, call.target, content=call.content, headers=call.headers
                     )
                 except (httpx2.TransportError, httpx2.DecodingError) as error:
-                    raise _TransientError(str(error) or type(error).__name__) from error
-                return _read(_Raw(answer.status_code, answer.headers, answer.content), call)
+                    raise TransientError(str(error) or type(error).__name__) from error
+                return read(Raw(answer.status_code, answer.headers, answer.content), call)
         raise AssertionError("tenacity returns or raises")
 
 
@@ -389,12 +291,12 @@ def _authorization(token: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"} if token else {}
 
 
-def _retrying(url: str, patience_s: float) -> dict[str, Any]:
+def _retrying(url: str, patience_s: float, is_given_up: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     doubling = tenacity.wait_random_exponential(multiplier=0.05, max=2.0)  # jitter, or all ranks come back at once
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after_s if isinstance(error, _TransientError) else 0.0
+        asked = error.retry_after_s if isinstance(error, TransientError) else 0.0
         return max(min(asked, 5.0), float(doubling(state)))
 
     def give_up(state: tenacity.RetryCallState) -> Any:
@@ -405,74 +307,11 @@ def _retrying(url: str, patience_s: float) -> dict[str, Any]:
         ) from error
 
     return {
-        "retry": tenacity.retry_if_exception_type(_TransientError),
-        "stop": tenacity.stop_after_delay(patience_s),
+        "retry": tenacity.retry_if_exception_type(TransientError),
+        "stop": lambda state: is_given_up() or state.seconds_since_start >= patience_s,
         "wait": wait,
         "retry_error_callback": give_up,
     }
-
-
-def _read(answer: _Raw, call: _Call[Answer]) -> Answer:
-    """Return what an answer means; raise _TransientError if it may be another in a moment."""
-    if answer.status < 400:
-        return call.read(answer)
-    try:
-        problem = orjson.loads(answer.content)["error"]
-        code, message, hint = str(problem["code"]), str(problem["message"]), str(problem["hint"])
-    except (ValueError, KeyError, TypeError):  # a proxy's page, not the service's
-        code, message = "", _phrase(answer.status)
-        hint = "look at what stands between this trainer and the server"
-    if code in TRANSIENT or answer.status in (502, 503, 504):
-        after = answer.headers.get("retry-after", "")
-        raise _TransientError(message, float(after) if after.isdecimal() and code != "not-ready" else 0.0)
-    raise _error(code, message, hint, answer.status)
-
-
-def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "no such status"
-
-
-def _error(code: str, message: str, hint: str, status: int) -> MixerError:
-    known = _KNOWN.get(code)
-    return known(message) if known is not None else RefusedError(f"{status} {code}: {message}; {hint}")
-
-
-def _classes() -> dict[str, type[MixerError]]:
-    found = [*vars(mixer_errors).values(), *vars(service_errors).values()]
-    classes = [value for value in found if isinstance(value, type) and issubclass(value, MixerError)]
-    special = {"infeasible-region": ConfigError}  # its own takes a certificate that does not travel
-    return {cls.code: cls for cls in classes} | special
-
-
-_KNOWN = _classes()
-
-
-def _model(model: type[Model]) -> Callable[[_Raw], Model]:
-    return lambda answer: model.model_validate_json(bytes(answer.content))
-
-
-def _json(answer: _Raw) -> dict[str, Any]:
-    read: dict[str, Any] = orjson.loads(answer.content)
-    return read
-
-
-def _read_tokenizer(answer: _Raw) -> TextTokenizer:
-    from tokenizers import Tokenizer
-
-    from mixer.tokenizer import TextTokenizer
-
-    told = TokenizerFile.model_validate_json(bytes(answer.content))
-    return TextTokenizer(Tokenizer.from_str(told.file), told.separator)
-
-
-def _read_batch(answer: _Raw) -> RowBatch:
-    step, phase = int(answer.headers[STEP_HEADER]), int(answer.headers[PHASE_HEADER])
-    check_digest(answer.content, answer.headers.get(DIGEST_HEADER), step=step)
-    return decode(answer.content, step=step, phase=phase)
-
-
-def _read_batches(answer: _Raw) -> list[RowBatch]:
-    return list(split(answer.content))
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ from service.served import Served
 from service.settings import Settings
 from service.sharing import Sharing
 from service.store import Store
-from service.window import Window
+from service.window import Window, resolve
 from service.wire import Body
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = self._is_draining = False
+        self._is_draining = False
 
     # The life of an engine.
 
@@ -113,8 +113,7 @@ class Engine:
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
-        self._is_stopping = True
-        self._bell.ring()
+        self.drain()
         self._builder.stop()
         self.journal.close()
 
@@ -324,19 +323,23 @@ class Engine:
             raise RequestError(f"step is {step}; steps count from 0")
         deadline = time.monotonic() + min(wait_s, self._settings.max_wait_s)
         while True:
-            ticket = self._bell.ticket()
+            # one beyond reach is to be wanted again whenever others have come nearer
+            ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
             try:
                 if step >= self.end:
-                    if self._builder.end is None or await self._claim(
-                        self._builder.end
-                    ):  # it ends there for every rank
+                    end = self._builder.end
+                    if end is None or await self._claim(end):  # it ends there for every rank
                         raise self._ended(step)
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_draining or self._is_stopping:
+                if left <= 0 or self._is_draining:
                     raise self._not_yet(step)
-                await asyncio.wait([ticket], timeout=left)
+                late = ticket.get_loop().call_later(left, resolve, ticket)
+                try:
+                    await ticket
+                finally:
+                    late.cancel()
                 self._builder.want(step)
             finally:
                 self._bell.forget(ticket)

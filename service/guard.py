@@ -42,7 +42,6 @@ OPEN_PATHS = ("/healthz", "/readyz", "/")
 OPEN_FOLDER = "/dashboard/"  # the page's own files, which say nothing of any run
 MAX_HEADER_BYTES = 16 * 1024
 TOKENS_TIMEOUT_S = 2.0  # then those known are good for as long again
-MAX_KEYS = 10_000  # addresses and tokens whose requests are counted between two looks at the limit
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -75,8 +74,6 @@ class Guard:
         self._limiter = FixedWindowRateLimiter(SteadyStorage())
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count()  # a random id for each takes 5 us
-        self._stride = max(1, min(100, settings.requests_per_minute // 100))
-        self._uncounted: dict[str, int] = {}
         self._reading: asyncio.Task[None] | None = None  # of tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,17 +162,8 @@ class Guard:
         self._check_rate(identity, scope)
 
     def _check_rate(self, identity: Identity, scope: Scope) -> None:
-        """Raise RateLimitError for one request too many; the library, which starts threads, is told by the hundred."""
         key = identity.name if identity is not LOCAL else origin_of(scope)
-        count = self._uncounted.get(key, self._stride - 1) + 1  # the first request of all is counted at once
-        if count < self._stride:
-            self._uncounted[key] = count
-            return
-        if len(self._uncounted) > MAX_KEYS:
-            self._uncounted.clear()
-        self._uncounted[key] = 0
-        if not self._limiter.hit(self._rate, key, cost=self._stride):
-            self._uncounted[key] = self._stride
+        if not self._limiter.hit(self._rate, key):
             reset = self._limiter.get_window_stats(self._rate, key).reset_time
             raise RateLimitError(
                 f"{key} sent more than {self._settings.requests_per_minute} requests in a minute",

@@ -24,8 +24,9 @@ _ONE = re.compile(_RANK.encode())
 _SEVERAL = re.compile(rf"from=([0-9]{{1,9}})&limit=([1-9][0-9]?)&every=([1-9][0-9]{{0,2}})&{_RANK}".encode())
 _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
-MOMENT_S = 0.002
+MOMENT_S, MOMENTS = 0.00025, 8  # an answer waits 2 ms at most for what is being built
 MAX_STEPS = 99  # of one answer
+SMALL_BYTES = 64 << 10  # up to here an answer takes no longer than its turn would
 MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small answers wait behind large ones
 
 
@@ -39,12 +40,12 @@ async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s
 async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, wait_s: float) -> list[Body]:
     """Return a rank's rows of the first of ``steps``, and of as many after it as are at hand, or are a moment later."""
     bodies = [await batch_of(engine, steps[0], rank, world_size, wait_s)]
-    left, may_wait = MAX_JOINED_BYTES - len(bodies[0].data), True
+    left, moments = MAX_JOINED_BYTES - len(bodies[0].data), MOMENTS
     for step in steps[1:]:
         if left <= 0:
             break
-        if may_wait and engine.next_step <= step < engine.frontier:  # it is being built, and answers cost it time
-            may_wait = False
+        while moments and engine.next_step <= step < engine.frontier:  # it is being built, and answers cost it time
+            moments -= 1
             await asyncio.sleep(MOMENT_S)
         if engine.next_step <= step:
             break
@@ -91,7 +92,8 @@ class FastLane:
             steps = range(first, first + limit * every, every)
             data = joined(await batches_of(engine, steps, rank, world_size, wait_s))
             headers = several_headers(data)
-        await self._turns.take()
+        if len(data) > SMALL_BYTES:
+            await self._turns.take()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data})
 

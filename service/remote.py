@@ -6,12 +6,10 @@ prefetching nor a restart of either side changes them.
 
 from __future__ import annotations
 
-import itertools
 import ssl
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +80,6 @@ class RemoteWalk:
         phase = Phase(**fields, **arrays, names=self.names)
         self._kept.append(phase)
         return phase
-
-
-@dataclass(frozen=True, eq=False)
-class _Fetched:
-    """Batches of consecutive steps of a worker; ``is_end`` if the run has no more after them."""
-
-    batches: list[RowBatch]
-    is_end: bool
 
 
 class RemoteMixtureDataset(IterableDataset[Batch]):
@@ -163,34 +153,44 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         first = self._step
         steps = range(first + worker, self.curriculum.total_steps, num_workers)
-        ahead = min(self._prefetch, CONNECTIONS)
-        together = self._prefetch // ahead  # steps that one thread asks for
+        together = max(1, self._prefetch // CONNECTIONS)  # steps that one thread asks for
         ranges = (steps[i : i + together] for i in range(0, len(steps), together))
-        pool = ThreadPoolExecutor(ahead, thread_name_prefix="remote-batches")
-        coming: deque[Future[_Fetched]] = deque()
+        pool = ThreadPoolExecutor(min(self._prefetch, CONNECTIONS), thread_name_prefix="remote-batches")
+        coming: deque[Future[RowBatch]] = deque()
         try:
-            coming.extend(pool.submit(self._fetch, part) for part in itertools.islice(ranges, ahead))
-            while coming:
-                fetched = coming.popleft().result()
-                for rows in fetched.batches:
-                    if rows is fetched.batches[-1]:
-                        coming.extend(pool.submit(self._fetch, part) for part in itertools.islice(ranges, 1))
-                    begin = self._row if rows.step == first else 0
-                    yield from self._yielded(self._tensors(rows), rows.step + num_workers, begin)
-                if fetched.is_end:
+            while True:
+                while len(coming) + together <= self._prefetch and (part := next(ranges, None)) is not None:
+                    slots: list[Future[RowBatch]] = [Future() for _ in part]
+                    coming.extend(slots)
+                    pool.submit(self._fetch, part, slots)
+                if not coming:
                     return
+                try:
+                    rows = coming.popleft().result()
+                except RunEndedError:
+                    return
+                begin = self._row if rows.step == first else 0
+                yield from self._yielded(self._tensors(rows), rows.step + num_workers, begin)
         finally:
+            for slot in coming:
+                slot.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, steps: range) -> _Fetched:
-        """Return the batches of ``steps``, as far as the run goes."""
-        batches: list[RowBatch] = []
-        while len(batches) < len(steps):
-            try:
-                batches += self._client.batches(steps[len(batches) :], self.rank, self.world_size)
-            except RunEndedError:
-                return _Fetched(batches, is_end=True)
-        return _Fetched(batches, is_end=False)
+    def _fetch(self, steps: range, slots: list[Future[RowBatch]]) -> None:
+        """Fetch the batches of ``steps``, each into its slot at once: the next may wait for the losses of it."""
+        done = 0
+        try:
+            while done < len(steps) and not slots[done].cancelled():  # else its data set is not iterated any more
+                is_given_up = slots[done].cancelled
+                left = steps[done:]
+                for rows in self._client.batches(left, self.rank, self.world_size, is_given_up=is_given_up):
+                    if slots[done].set_running_or_notify_cancel():
+                        slots[done].set_result(rows)
+                    done += 1
+        except Exception as error:  # whoever waits for the batch hears of it
+            for slot in slots[done:]:
+                if slot.set_running_or_notify_cancel():
+                    slot.set_exception(error)
 
     def _yielded(self, batch: Batch, following: int, begin: int) -> Iterator[Batch]:
         """Yield a batch, or its rows from ``begin`` on, noting before each where the next one is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -78,28 +79,30 @@ class Bell:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], int] = {}
 
-    def ticket(self) -> asyncio.Future[None]:
-        """Return a future that the next ring resolves; take it before looking what there is to wait for."""
+    def ticket(self, step: int) -> asyncio.Future[None]:
+        """Return a future that the next ring for ``step`` resolves; take it before looking whether to wait."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._waiting.add(future)
+            self._waiting[future] = step
         return future
 
     def forget(self, ticket: asyncio.Future[None]) -> None:
         """Give back a ticket that is not waited for."""
         with self._lock:
-            self._waiting.discard(ticket)
+            self._waiting.pop(ticket, None)
 
-    def ring(self) -> None:
-        """Wake all who wait."""
+    def ring(self, *, below: int = sys.maxsize) -> None:
+        """Wake who waits for a step below this one; by default all: each may have become another's turn."""
         with self._lock:
-            waiting, self._waiting = self._waiting, set()
-        for future in waiting:
+            woken = [future for future, step in self._waiting.items() if step < below]
+            for future in woken:
+                del self._waiting[future]
+        for future in woken:
             loop = future.get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_resolve, future)
+                loop.call_soon_threadsafe(resolve, future)
 
 
 class Turns:
@@ -130,6 +133,7 @@ class Turns:
         self._is_taken = False
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def resolve(future: asyncio.Future[None]) -> None:
+    """Let go on who waits for this, unless that is done."""
     if not future.done():
         future.set_result(None)
