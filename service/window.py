@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from mixer.batches import RowBatch
 from service.wire import Body, encode, rows_in
 
+BODY_BYTES = 2048  # what a body takes beside its bytes: of 64 ranks with short rows, twenty times the rows
+
 
 @dataclass(eq=False)
 class Built:
@@ -21,8 +23,9 @@ class Built:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that it takes: the rows, and as many again once they are encoded for every rank."""
-        return 2 * self.batch.rows.nbytes
+        """Bytes that it takes: the rows, and its bodies so far, or as many bytes again before they are encoded."""
+        encoded = sum(len(body.data) + BODY_BYTES for body in list(self.bodies.values()))
+        return self.batch.rows.nbytes + max(self.batch.rows.nbytes, encoded)
 
     def body(self, rank: int, world_size: int) -> Body:
         """Return the rows of a rank, encoded; two threads that encode at once make the same bytes."""
@@ -40,7 +43,7 @@ class Window:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._built: OrderedDict[int, Built] = OrderedDict()
+        self._built: OrderedDict[int, tuple[Built, int]] = OrderedDict()  # and the bytes that it was taken for
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -48,20 +51,22 @@ class Window:
 
     def get(self, step: int) -> Built | None:
         """Return the batch of a step, if it is held."""
-        return self._built.get(step)
+        held = self._built.get(step)
+        return None if held is None else held[0]
 
     def add(self, built: Built) -> None:
         """Hold a batch."""
         with self._lock:
-            before = self._built.pop(built.batch.step, None)
-            self.num_bytes += built.num_bytes - (0 if before is None else before.num_bytes)
-            self._built[built.batch.step] = built
+            _, before = self._built.pop(built.batch.step, (None, 0))
+            num_bytes = built.num_bytes
+            self.num_bytes += num_bytes - before
+            self._built[built.batch.step] = built, num_bytes
 
     def drop_from(self, step: int) -> None:
         """Drop the batches of this step and later ones."""
         with self._lock:
             for void in [held for held in self._built if held >= step]:
-                self.num_bytes -= self._built.pop(void).num_bytes
+                self.num_bytes -= self._built.pop(void)[1]
 
     def make_room(self, num_bytes: int, *, below: int) -> bool:
         """Drop the oldest batches of steps below ``below`` for ``num_bytes`` more; return whether there is room."""
@@ -70,7 +75,7 @@ class Window:
                 oldest = next(iter(self._built))
                 if oldest >= below:
                     return False
-                self.num_bytes -= self._built.pop(oldest).num_bytes
+                self.num_bytes -= self._built.pop(oldest)[1]
             return True
 
 
