@@ -71,7 +71,7 @@ def run_demo(out: Path, *, num_steps: int | None, config: Path | None, is_served
         return
     journal_path = out / JOURNAL
     with Journal.open(journal_path) if journal_path.exists() else Journal.create(journal_path) as journal:
-        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, walk=Walk(curriculum, journal=journal))
+        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, journal=journal)
         _run(curriculum, dataset, out, tokenizer, journal_path, as_json=as_json)
 
 

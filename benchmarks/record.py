@@ -23,7 +23,7 @@ from mixer.simulation import simulate
 MEASURES = {  # what -> code; `path` is the journal
     "open, to go on with it": "from mixer.journal import Journal; work = lambda: Journal.open(path).close()",
     "find line 100,000": "from mixer.scan import find_line; work = lambda: find_line(path, 100_000)",
-    "read every line": "from mixer.journal import read_journal; work = lambda: [0 for _ in read_journal(path)]",
+    "read every line": "from mixer.journal import read_journal; work = lambda: sum(1 for _ in read_journal(path))",
     "Replay(path): every phase again": "from mixer.replay import Replay; work = lambda: Replay(path).frontier",
     "mixer replay: every decision again": "from mixer.audit import audit; work = lambda: audit(path).lines",
 }

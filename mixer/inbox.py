@@ -177,7 +177,8 @@ def losses_to_record(losses: SourceLosses) -> dict[str, Any]:
 
 def record_to_losses(record: dict[str, Any], num_sources: int) -> SourceLosses:
     """Return what ``losses_to_record`` was given."""
-    columns = np.zeros((4, num_sources))
-    columns[:, record["sources"]] = [record[name] for name in ("rows", "tokens", "loss_sums", "square_sums")]
-    rows, tokens = columns[:2].astype(np.int64)
-    return SourceLosses(rows=rows, tokens=tokens, loss_sums=columns[2], square_sums=columns[3], rank=record["rank"])
+    places = np.array(record["sources"], dtype=np.intp)
+    counts, sums = np.zeros((2, num_sources), dtype=np.int64), np.zeros((2, num_sources))
+    counts[:, places] = np.array([record["rows"], record["tokens"]], dtype=np.int64)
+    sums[:, places] = np.array([record["loss_sums"], record["square_sums"]], dtype=np.float64)
+    return SourceLosses(rows=counts[0], tokens=counts[1], loss_sums=sums[0], square_sums=sums[1], rank=record["rank"])

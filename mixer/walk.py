@@ -231,8 +231,8 @@ class Walk:
                 ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
 
         Raises:
-            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
-                phases reach it, or the name is taken.
+            PivotError: the step is decided already (with ``cut``: before the newest phase, reported on, or so early
+                that reports within the lag are summed already), no whole phases reach it, or the name is taken.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
         """
         step = self.frontier if at_step is None else operator.index(at_step)

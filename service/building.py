@@ -141,7 +141,7 @@ class Builder:
             try:
                 self._save_walk()
                 self._parts.served.settle()
-            except (StoreError, MixerError) as error:
+            except MixerError as error:
                 log.warning("run %s: no snapshot at the end: %s", self._parts.name, error)
 
     def wake(self) -> None:
@@ -322,9 +322,9 @@ class Builder:
         self._save("walk", line, state, forget_before=line)
         self._snapshot_at = line
 
-    def _save(self, kind: str, at: int, state: Mapping[str, Any], *, forget_before: int) -> None:
+    def _save(self, kind: str, number: int, state: Mapping[str, Any], *, forget_before: int) -> None:
         """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
         try:
-            self._parts.store.save(self._parts.name, kind, at, state, forget_before=forget_before)
+            self._parts.store.save(self._parts.name, kind, number, state, forget_before=forget_before)
         except StoreError as error:
-            log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, at, error)
+            log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, number, error)

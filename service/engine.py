@@ -93,7 +93,7 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = self._is_draining = False
+        self._is_draining = False
 
     # The life of an engine.
 
@@ -108,8 +108,7 @@ class Engine:
 
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
-        self._is_stopping = True
-        self._bell.ring()
+        self.drain()
         self._builder.stop()
         self.journal.close()
 
@@ -323,14 +322,13 @@ class Engine:
             ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
             try:
                 if step >= self.end:
-                    if self._builder.end is None or await self._claim(
-                        self._builder.end
-                    ):  # it ends there for every rank
+                    end = self._builder.end
+                    if end is None or await self._claim(end):  # it ends there for every rank
                         raise self._ended(step)
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_draining or self._is_stopping:
+                if left <= 0 or self._is_draining:
                     raise self._not_yet(step)
                 late = ticket.get_loop().call_later(left, resolve, ticket)
                 try:

@@ -109,8 +109,7 @@ class TableLines:
 
     def _check_is_writer(self, connection: sa.Connection) -> None:
         at = tables.journal_writers.c
-        mine = sa.select(at.writer).where(at.run == self._run).with_for_update(read=True)
-        writer = connection.scalar(mine)
+        writer = connection.scalar(sa.select(at.writer).where(at.run == self._run).with_for_update(read=True))
         if writer != self._writer:
             raise JournalError(
                 f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
@@ -150,19 +149,24 @@ class TableLines:
 
     def raw_lines(self) -> Iterator[bytes]:
         """Yield every line as it is stored."""
-        at, last = tables.journal_lines.c, 0
-        while True:
-            query = sa.select(at.number, at.line).where((at.run == self._run) & (at.number > last)).order_by(at.number)
-            with self._store.transaction() as connection:
-                rows = connection.execute(query.limit(1000)).all()
-            if not rows:
-                return
-            for row in rows:
-                yield bytes(row.line)
-            last = rows[-1].number
+        return stored_lines(self._store, self._run)
 
     def close(self) -> None:
         """Nothing to let go of: the store has the connections."""
+
+
+def stored_lines(store: Store, run: str) -> Iterator[bytes]:
+    """Yield every line of a journal in the database, whoever writes it."""
+    at, last = tables.journal_lines.c, 0
+    while True:
+        query = sa.select(at.number, at.line).where((at.run == run) & (at.number > last)).order_by(at.number)
+        with store.transaction() as connection:
+            rows = connection.execute(query.limit(1000)).all()
+        if not rows:
+            return
+        for row in rows:
+            yield bytes(row.line)
+        last = rows[-1].number
 
 
 def _follow(position: Position, line: bytes, run: str) -> Position:
@@ -364,7 +368,7 @@ def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Cu
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "parent.jsonl", Path(name) / "fork.jsonl"
         with path.open("wb") as file:
-            file.writelines(TableLines(store, parent).raw_lines())
+            file.writelines(stored_lines(store, parent))
         fork(path, at_step, curriculum, out, fsync="never")
         return out.read_bytes().splitlines(keepends=True)
 

@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 
 from mixer.config import Curriculum
-from service.app import GuardedApp, create_app
+from service.app import create_app
 from service.auth import FileShelf, TokenBook, check_bind, token_book
 from service.connections import connection_class
 from service.errors import BindError
@@ -99,9 +99,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is in flight."""
-        app = self.config.app
-        if isinstance(app, GuardedApp) and app.drain is not None:
-            app.drain()
+        self.config.app.state.drain()  # type: ignore[union-attr]  # it is the application itself
         await super().shutdown(sockets)
 
 

@@ -119,7 +119,7 @@ class Store:
     def drop_run(self, name: str) -> None:
         """Forget a run that could not be started."""
         with self.transaction() as connection:
-            for table in (tables.snapshots, tables.journal_lines):
+            for table in (tables.snapshots, tables.journal_lines, tables.journal_writers):
                 connection.execute(sa.delete(table).where(table.c.run == name))
             connection.execute(sa.delete(tables.runs).where(tables.runs.c.name == name))
 

@@ -2,89 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from mixer.batches import RowBatch
 from mixer.config import Curriculum
 from mixer.errors import JournalError
 from service.client import MixerClient
-from service.engine import Engine
 from service.record import TableLines
 from service.settings import Settings
 from service.store import Store
-from service.wire import decode
 from tests.fleet import Fleet, digest_of
 from tests.postgres import Postgres, postgres
 from tests.serving import Served, losses_of, write_run
+from tests.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
 
 PATIENT = ("--feedback-wait-s", "600")  # decisions wait for every rank, so that timing shapes nothing
 READY_BEFORE = 0.75  # of the kills wait until the server is ready; the others may hit it while it starts
 LONGEST_WAIT_S = 0.6
 LOCKED_S = 0.3
 
-Records = list[dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Postgres]:
     with postgres() as server:
         yield server
-
-
-@contextmanager
-def engine_in(folder: Path, curriculum: Curriculum) -> Iterator[Engine]:
-    """Run an engine in this process, which takes no time to start."""
-    with closing(Store.open(f"sqlite:///{folder / 'service.db'}")) as store:
-        engine = Engine("run", curriculum, store, Settings(folder=folder, feedback_wait_s=600))
-        engine.start()
-        yield engine
-        engine.stop()
-
-
-def rows_of(engine: Engine, step: int, rank: int, num_ranks: int) -> RowBatch:
-    body = asyncio.run(engine.body(step, rank, num_ranks, 60.0))
-    return decode(body.data, step=step, phase=0)
-
-
-def undisturbed(config: Path, folder: Path, num_ranks: int) -> tuple[dict[tuple[int, int], str], Records]:
-    """Return the digest of every batch by step and rank, and the journal, of a run that nothing befalls."""
-    curriculum = Curriculum.from_yaml(config)
-    digests = {}
-    with engine_in(folder, curriculum) as engine:
-        for step in range(curriculum.total_steps):
-            for rank in range(num_ranks):
-                rows = rows_of(engine, step, rank, num_ranks)
-                digests[step, rank] = digest_of(rows)
-                engine.report(step, losses_of(rows, rank))
-    return digests, [json.loads(line) for line in engine.journal_lines()]
-
-
-def journal_of(server: Served) -> Records:
-    return [json.loads(line) for line in httpx2.get(server.url + "/walk", trust_env=False).content.splitlines()]
-
-
-def what_was_decided(records: Records) -> Records:
-    """Return all but the reports, without what depends on the order in which these came."""
-    decided = [record for record in records if record["type"] != "feedback"]
-    return [{key: value for key, value in record.items() if key not in ("number", "chain")} for record in decided]
-
-
-def what_was_reported(records: Records) -> Records:
-    reports = [record for record in records if record["type"] == "feedback"]
-    kept = [{key: value for key, value in record.items() if key not in ("number", "chain")} for record in reports]
-    return sorted(kept, key=lambda record: (record["step"], record["rank"]))
 
 
 def disturb(server: Served, fleet: Fleet, cut: Callable[[], None], *, kills: int, seed: int) -> dict[str, int]:
@@ -158,11 +107,15 @@ def test_an_engine_that_comes_back_decides_nothing_before_somebody_asks(tmp_path
     curriculum = Curriculum.from_yaml(write_run(tmp_path, feedback_lag=6))
     with engine_in(tmp_path, curriculum) as engine:
         rows_of(engine, 0, 0, 1)
-        time.sleep(0.5)
+        time.sleep(0.5)  # as long as it builds ahead, it may decide
         frontier = engine.walk.frontier
         assert frontier > curriculum.feedback_lag
     with engine_in(tmp_path, curriculum) as engine:
-        time.sleep(1)
+        deadline = time.monotonic() + 60
+        while engine.next_step < frontier:  # it builds what was decided
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(0.5)
         assert engine.next_step == engine.walk.frontier == frontier
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer.errors import JournalError, StepError
+from mixer.explain import explain
 from mixer.journal import Journal
 from mixer.lookup import Lookup, history
+from mixer.scan import BLOCK_BYTES
 from mixer.walk import Walk
 from tests.curricula import curriculum, drive
 
@@ -71,6 +74,21 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
         Lookup(tmp_path / "w")
     with pytest.raises(JournalError):
         Lookup(tmp_path / "missing")
+
+
+def test_questions_take_the_same_memory_and_few_bytes_of_a_journal_of_any_length(tmp_path: Path) -> None:
+    peaks = []
+    for num_steps in (1000, 6000):
+        run, path = curriculum(2, phases={"min_steps": 1, "max_steps": 3}), tmp_path / f"{num_steps}.jsonl"
+        with Journal.create(path, fsync="never") as journal:
+            drive(Walk(run, journal=journal), num_steps)
+        assert path.stat().st_size > 2 * BLOCK_BYTES
+        explain(path, 0)  # what is imported late
+        tracemalloc.start()
+        assert explain(path, num_steps - 1)["phase"]["start"] >= num_steps - 3
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 20_000
 
 
 @given(st.binary(max_size=200))

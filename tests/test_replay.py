@@ -205,6 +205,31 @@ def test_another_config_is_named_as_the_cause(tmp_path: Path, fields: dict[str, 
     assert "first difference: line" in shown.stdout
 
 
+def test_under_another_config_a_fork_parts_at_its_first_decision_and_not_at_the_line_of_the_fork(
+    tmp_path: Path,
+) -> None:
+    parent, child = tmp_path / "run.jsonl", tmp_path / "fork.jsonl"
+    run = recorded(parent, 200)
+    step = Replay(parent).phases[6].start
+    new = Curriculum(**{**run.model_dump(mode="json"), "floors": {"source-2": 0.5}})
+    fork(parent, step, new, child)
+    with Journal.open(child) as journal:
+        drive(Walk(new, journal=journal), step + 40, since=step)
+    assert audit(child, curriculum=new).difference is None
+    verdict = audit(child, curriculum=run)
+    assert verdict.difference is not None
+    assert (verdict.difference.kind, verdict.difference.step) == ("phase", step)
+    assert verdict.causes == ["config field floors.source-2: 0.5 in the journal, None in the config"]
+
+
+def test_a_walk_that_only_ends_sooner_says_which(tmp_path: Path) -> None:
+    for name, steps in (("a", 60), ("b", 120)):
+        recorded(tmp_path / name, steps)
+    shown = cli.invoke(app, ["diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert shown.exit_code == 1
+    assert f"the same phases up to step {Replay(tmp_path / 'a').frontier - 1}; {tmp_path / 'b'} has" in shown.stdout
+
+
 def test_other_libraries_are_named_as_a_possible_cause(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     recorded(path)

@@ -23,7 +23,7 @@ from service.errors import UnreachableError
 from service.rates import SteadyStorage
 from tests.serving import Served, losses_of, write_run
 
-TIMEOUT_S = 0.8
+TIMEOUT_S = 0.5
 REPORT = json.dumps({"step": 0, "sources": {}}).encode()
 
 
@@ -159,6 +159,7 @@ def test_clients_that_vanish_in_the_middle_of_a_body_or_of_a_wait_leave_nothing_
     assert httpx2.get(served.url + "/weights", trust_env=False).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_cut_off_and_one_that_reads_slowly_is_not(served: Served) -> None:
     size = len(httpx2.get(served.url + "/openapi.json", trust_env=False).content)
     number = 16_000_000 // size  # more than the kernel takes in
@@ -190,6 +191,7 @@ def test_the_limiter_goes_by_a_clock_that_does_not_jump(monkeypatch: pytest.Monk
 # Servers of their own
 
 
+@pytest.mark.slow
 def test_two_thousand_idle_connections_keep_nobody_from_an_answer(tmp_path: Path) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most < 5000:
@@ -273,7 +275,7 @@ def test_over_tls_a_trainer_trusts_the_authority_that_it_is_given_and_no_other(t
         server.kill()
 
 
-@pytest.mark.parametrize("broken", ["cert", "key"])
+@pytest.mark.parametrize("broken", ["cert", pytest.param("key", marks=pytest.mark.slow)])
 def test_a_certificate_that_cannot_be_used_is_said_in_one_sentence(tmp_path: Path, broken: str) -> None:
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")

@@ -19,12 +19,13 @@ from mixer.preparation import prepare
 from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
 from service.events import Events
-from service.record import UNFINISHED
+from service.record import UNFINISHED, stored_lines
 from service.runs import Runs, _curriculum_of
 from service.settings import Settings
 from service.sharing import Sharing
 from service.store import Store
-from tests.engines import KilledError, body
+from tests.engines import KilledError, body, rows_of
+from tests.postgres import postgres
 from tests.serving import STEPS, Served, losses_of, write_run
 
 
@@ -224,3 +225,28 @@ def test_a_run_that_cannot_be_opened_is_not_kept(runs: Runs, monkeypatch: pytest
             runs.create("other", runs.record("run").curriculum)
     assert runs.names() == ["run"] == [record.name for record in runs._store.runs()]
     runs.create("other", runs.record("run").curriculum)
+
+
+@pytest.mark.slow
+def test_forks_and_cuts_are_the_same_where_the_journal_lies_in_postgresql(folder: Path, tmp_path: Path) -> None:
+    with postgres() as server:
+        settings = Settings(folder=tmp_path, database=server.new_database(), feedback_wait_s=0)
+        curriculum = Curriculum.from_yaml(write_run(folder))
+        for _ in range(2):  # and once more, after a restart
+            store = Store.open(settings.database_url)
+            runs = Runs(settings, store, Events())
+            runs.open_all(curriculum, "run")
+            parent = runs.engine("run")
+            rows = [body(parent, step, 0, 1).data for step in range(20)]
+            begin = parent.phases[1]["start"]
+            if "fork" not in runs.names():
+                runs.fork("run", "fork", begin, {"policy": {"name": "static", "weights": {"s0": 0.5, "s2": 0.5}}})
+                cut = parent.pivot(Pivot(name="without-s3", exclude=("s3",)), "now")
+            fork = runs.engine("fork")
+            assert [body(fork, step, 0, 1).data for step in range(begin)] == rows[:begin]
+            assert all(set(rows_of(body(fork, step)).source_ids) == {0, 2} for step in range(begin, begin + 20))
+            assert all(3 not in rows_of(body(parent, step)).source_ids for step in range(cut, cut + 10))
+            runs.close()
+            (tmp_path / "fork.jsonl").write_bytes(b"".join(stored_lines(store, "fork")))
+            store.close()
+    assert audit(tmp_path / "fork.jsonl").difference is None

@@ -127,7 +127,11 @@ def _print_comparison(found: dict[str, Any]) -> None:
         out.print("the same phases to the last bit", highlight=False)
     else:
         steps = found["steps"]
-        out.print(f"the same phases up to step {min(steps) - 1}; one walk has {abs(steps[0] - steps[1])} steps more")
+        longer = found["walks"][int(steps[1] > steps[0])]
+        same = f"the same phases up to step {min(steps) - 1}" if min(steps) else "no phase in common"
+        out.print(
+            f"{same}; {longer} has {abs(steps[0] - steps[1])} steps more", markup=False, highlight=False, soft_wrap=True
+        )
     apart = [span for span in found["spans"] if span["l1"]]
     if apart:
         title = f"mean distance l1 {found['mean_l1']:.4f}, l2 {found['mean_l2']:.4f}; {len(apart)} spans differ"

@@ -380,7 +380,7 @@ function logText(tick) {
 
 function tickText(tick, span) {
   if (Math.abs(tick) >= 1000) return compact(tick);
-  if (tick !== 0 && span < 0.005) return tick.toExponential(0);
+  if (tick !== 0 && span < 0.005) return (+tick.toPrecision(3)).toExponential();
   const digits = Math.min(Math.max(0, Math.ceil(1.2 - Math.log10(span || 1))), 6);
   return String(+tick.toFixed(digits));
 }
