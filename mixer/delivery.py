@@ -85,12 +85,14 @@ class Rows:
         self.rank, self.world_size = rank, world_size
         self._streams = streams
         self._tokenizer = tokenizer
+        self._known: dict[str, str] = {}
         self._prepared: Prepared | None = None
         if curriculum.prepared is not None:
             from mixer.sources.prepared import Prepared
 
             self._prepared = prepared or Prepared.open(curriculum.resolve(curriculum.prepared))
             self._prepared.check_against(curriculum, tokenizer.fingerprint if tokenizer is not None else None)
+            self._known = {name: f"rows {rows.fingerprint}" for name, rows in self._prepared.sources.items()}
 
     @property
     def is_prepared(self) -> bool:
@@ -117,8 +119,8 @@ class Rows:
         return f"{curriculum} with {rows}"
 
     def known(self) -> dict[str, str]:
-        """Return the digest of each source's rows, where it is known before they are read: for a journal's header."""
-        return {} if self._prepared is None else {n: rows.fingerprint for n, rows in self._prepared.sources.items()}
+        """Return which data each source is of, for a journal's header; of streams, those that were opened."""
+        return dict(self._known)
 
     def epoch_tokens(self) -> dict[str, int]:
         """Return the tokens of one epoch of each source, where they are known beforehand."""
@@ -160,6 +162,8 @@ class Rows:
             reader=self.rank * num_workers + worker,
             num_readers=num_readers,
         )
+        fingerprints = {rows.name: getattr(rows, "fingerprint", None) for rows in streams}
+        self._known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
         tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
         return StreamedReader(streams, planner, every=num_workers, on_read_through=tell)
 

@@ -55,8 +55,9 @@ class Header(_Numbered):
         description="the whole config file, defaults filled in: the seed, the law of phases, targets and the rest"
     )
     sources: Texts = Field(
-        description="what was known of the data when the journal was begun: by source, a digest of its files or the "
-        "commit on the hub; sources of which nothing is known are left out"
+        description="which data was read when the journal was begun: by source, `files` and a digest of their names "
+        "and sizes, `commit` and that of the hub, or `rows` and a digest of the prepared rows; sources of which "
+        "nothing is known, such as data sets passed in, are left out"
     )
     parent: Parent | None = Field(description="for a fork, where it comes from, in the table below; else `null`")
     libraries: dict[str, str | None] = Field(

@@ -213,17 +213,17 @@ def line_starts(path: Path, kinds: Sequence[str], start: int, end: int) -> Itera
         while at < end:
             file.seek(at)
             block = file.read(min(BLOCK_BYTES, end - at))
-            found = []
+            found: list[int] = []
             for mark in marks:
                 place = block.find(mark)
                 while place >= 0:
                     found.append(at + place + 1)
                     place = block.find(mark, place + 1)
-            last = found and max(found)
-            yield from sorted(found)
+            found.sort()
+            yield from found
             if len(block) <= overlap or at + len(block) >= end:
                 return
-            at = max(at + len(block) - overlap, last or 0)
+            at = max([at + len(block) - overlap, *found[-1:]])
 
 
 def _anchor(path: Path, at: int) -> tuple[Position, int] | None:

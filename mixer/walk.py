@@ -79,7 +79,7 @@ class _Decision:
     phase: Phase
     policy_state: State
     used: list[Arrived]
-    record: dict[str, Any]
+    record: dict[str, Any] | None  # for the journal, if there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -394,7 +394,8 @@ class Walk:
     def _decide(self) -> None:
         """Decide the next phase: work it out, journal it, keep it."""
         decision = self._next_decision()
-        self._write(decision.record)
+        if decision.record is not None:
+            self._write(decision.record)
         self._inbox.drop(decision.used)
         self._before = _Before(self._policy_state, decision.used)
         self._policy_state = decision.policy_state
@@ -429,23 +430,38 @@ class Walk:
             drawn=self._drawn,
             owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
+        record = None
+        if self._journal is not None:
+            landing = landed if is_new_regime else None
+            record = self._phase_record(phase, regime, choice, before, landing, used, boundary)
+        return _Decision(phase, learned, used, record)
+
+    def _phase_record(
+        self,
+        phase: Phase,
+        regime: Regime,
+        choice: Choice,
+        before: Array,
+        landed: Array | None,
+        used: list[Arrived],
+        boundary: int | None,
+    ) -> dict[str, Any]:
         counts, _ = self._counts(phase)
-        record = {
+        return {
             "type": "phase",
             **phase_to_record(phase),
             "boundary": boundary,
-            "probability_random": self._probability_random(index),
+            "probability_random": self._probability_random(phase.index),
             "before": before,
-            "landed": landed if is_new_regime else None,
-            "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
+            "landed": landed,
+            "distance": None if landed is None else float(np.linalg.norm(landed - before)),
             "vertex": choice.vertex,
             "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-            "region": region_record(regime) if is_new_regime else None,
+            "region": None if landed is None else region_record(regime),
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": feedback_summary(used, start),
+            "feedback": feedback_summary(used, phase.start),
         }
-        return _Decision(phase, learned, used, record)
 
     def _choose(self, index: int, regime: Regime, landed: Array, learned: State) -> tuple[Kind, Choice]:
         chance = self._probability_random(index)

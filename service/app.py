@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -66,13 +66,6 @@ def create_app(
     app = GuardedApp("Weights and batches for trainers, decided while they train.", lifespan=lifespan)
     app.state.settings, app.state.store, app.state.runs, app.state.book = settings, store, runs, book
     app.state.events, app.state.metrics = events, metrics
-
-    def drain() -> None:
-        events.close()
-        for engine in runs.engines():
-            engine.drain()
-
-    app.state.drain = drain
     for prefix, engine_of in (("", default_engine), ("/runs/{run}", named_engine)):
         for router in (decisions(engine_of), delivery(engine_of), live(engine_of), watching(engine_of)):
             app.include_router(router, prefix=prefix)
@@ -81,16 +74,25 @@ def create_app(
     add_dashboard(app)
     lane = FastLane(app.framework, runs=runs)
     app.door = Guard(lane, settings=settings, book=book, metrics=metrics)
+
+    def drain() -> None:
+        events.close()
+        for engine in runs.engines():
+            engine.drain()
+
+    app.drain = drain
     return app
 
 
 class GuardedApp(FastAPI):
     """The framework behind the guard, not around it: what it wraps around all middleware costs every batch 15 us.
 
-    Every error has the one shape. ``door`` is set by whoever builds the application.
+    Every error has the one shape. ``door`` is set by whoever builds the application, and ``drain`` if anybody may have
+    to wait for an answer: at the end of the server it lets nobody wait any more.
     """
 
     door: Guard
+    drain: Callable[[], None] | None = None
 
     def __init__(self, summary: str, **options: Any) -> None:
         super().__init__(

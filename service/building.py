@@ -106,6 +106,7 @@ class Builder:
         wanted: the newest step asked for, as far as is known.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
+        makes_headers: whether batches are asked for one by one.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -115,7 +116,7 @@ class Builder:
         # after a restart, before the step that makes a decision due
         self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
         self.problem: MixerError | None = None
-        self.is_paused = False
+        self.is_paused = self.makes_headers = False
         self.reader: BatchReader | None = None
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
@@ -225,7 +226,7 @@ class Builder:
     def _advance(self) -> bool:
         """Build the next batch, deciding its phase first if need be; False if there is nothing to do now."""
         parts = self._parts
-        parts.served.extend_early()
+        self._lease_early()
         if self.reader is None or self._cuts_seen < self._num_cuts:
             self._place_reader()
         with self._turn:
@@ -241,12 +242,20 @@ class Builder:
         except EndOfSource:
             return self._end_at(step, cuts)
         for rank in range(parts.patience.world_size or 1):
-            built.body(rank, parts.patience.world_size or 1)
+            body = built.body(rank, parts.patience.world_size or 1)
+            _ = body.headers if self.makes_headers else body.head
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)
         parts.bell.ring()
         return True
+
+    def _lease_early(self) -> None:
+        """Lease steps before they are asked for; if the database cannot, whoever asks past the lease hears of it."""
+        try:
+            self._parts.served.extend_early()
+        except StoreError as error:
+            log.warning("run %s: steps are not leased ahead: %s", self._parts.name, error)
 
     def _place_reader(self) -> None:
         """Bring the reader to the next step to be built, or to a saved place before it, from which it reads on."""

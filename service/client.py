@@ -29,6 +29,7 @@ from mixer.errors import ConfigError, MixerError
 from mixer.rewards import SourceLosses
 from service import errors as service_errors
 from service.errors import RefusedError, UnreachableError
+from service.memory import Pool
 from service.schemas import (
     Feedback,
     FeedbackTaken,
@@ -54,6 +55,7 @@ WAIT_S = 20.0  # of one request for a batch that is not built yet
 CONNECT_S, READ_S = 5.0, 60.0
 TRANSIENT = ("not-ready", "run-state", "rate-limit", "store", "stalled", "journal", "slow-client")
 
+PIECE_BYTES = 64 << 10  # received at once
 MAX_STEPS = 99  # of one answer
 CONNECTIONS = 16  # kept for threads that share a client
 
@@ -75,7 +77,7 @@ class _Raw:
 
     status: int
     headers: Mapping[str, str]
-    content: bytes
+    content: bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class _Calls:
         return _Call("POST", f"/runs/{run}/fork", _model(Run), body=request)
 
     def runs(self) -> _Call[list[Run]]:
-        return _Call("GET", "/runs", lambda answer: TypeAdapter(list[Run]).validate_json(answer.content))
+        return _Call("GET", "/runs", lambda answer: TypeAdapter(list[Run]).validate_json(bytes(answer.content)))
 
 
 class MixerClient:
@@ -181,6 +183,7 @@ class MixerClient:
         self._calls = _Calls(run)
         self._patience_s = patience_s
         self._headers, self._verify = _authorization(token), verify
+        self._pool = Pool()
         self._pid, self._http = os.getpid(), self._opened()
 
     def _opened(self) -> urllib3.PoolManager:
@@ -262,7 +265,7 @@ class MixerClient:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_http": None, "_pid": 0}
+        return {**self.__dict__, "_http": None, "_pid": 0, "_pool": Pool()}
 
     def _send(self, call: _Call[Answer]) -> Answer:
         if self._pid != os.getpid():  # a connection must not be shared with the process that forked this one
@@ -276,11 +279,26 @@ class MixerClient:
                         body=call.content,
                         headers=self._headers | call.headers,
                         redirect=False,
+                        preload_content=False,
                     )
+                    content = self._content_of(answer)
+                    answer.release_conn()
                 except urllib3.exceptions.HTTPError as error:
                     raise _TransientError(str(error) or type(error).__name__) from error
-                return _read(_Raw(answer.status, answer.headers, answer.data), call)
+                return _read(_Raw(answer.status, answer.headers, content), call)
         raise AssertionError("tenacity returns or raises")
+
+    def _content_of(self, answer: urllib3.BaseHTTPResponse) -> bytes | memoryview:
+        """Return a body; a large one lies in memory that other answers lay in before."""
+        length = answer.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) < PIECE_BYTES:
+            return answer.read()
+        room = self._pool.take(int(length))
+        begin = 0
+        for piece in answer.stream(PIECE_BYTES):
+            room[begin : begin + len(piece)] = piece
+            begin += len(piece)
+        return room
 
 
 class AsyncMixerClient:
@@ -430,7 +448,7 @@ _KNOWN = _classes()
 
 
 def _model(model: type[Model]) -> Callable[[_Raw], Model]:
-    return lambda answer: model.model_validate_json(answer.content)
+    return lambda answer: model.model_validate_json(bytes(answer.content))
 
 
 def _json(answer: _Raw) -> dict[str, Any]:
@@ -443,22 +461,18 @@ def _read_tokenizer(answer: _Raw) -> TextTokenizer:
 
     from mixer.tokenizer import TextTokenizer
 
-    told = TokenizerFile.model_validate_json(answer.content)
+    told = TokenizerFile.model_validate_json(bytes(answer.content))
     return TextTokenizer(Tokenizer.from_str(told.file), told.separator)
 
 
 def _read_batch(answer: _Raw) -> RowBatch:
-    return _checked(answer.headers, answer.content)
+    step, phase = int(answer.headers[STEP_HEADER]), int(answer.headers[PHASE_HEADER])
+    check_digest(answer.content, answer.headers.get(DIGEST_HEADER), step=step)
+    return decode(answer.content, step=step, phase=phase)
 
 
 def _read_batches(answer: _Raw) -> list[RowBatch]:
-    return [_checked(headers, data) for headers, data in split(answer.content)]
-
-
-def _checked(headers: Mapping[str, str], data: bytes | memoryview) -> RowBatch:
-    step, phase = int(headers[STEP_HEADER]), int(headers[PHASE_HEADER])
-    check_digest(data, headers.get(DIGEST_HEADER), step=step)
-    return decode(data, step=step, phase=phase)
+    return list(split(answer.content))
 
 
 def __getattr__(name: str) -> Any:

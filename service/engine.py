@@ -245,6 +245,10 @@ class Engine:
         counters.bytes_served += len(body.data)
         counters.tokens_served += curriculum.batch_tokens // world_size
 
+    def note_alone(self) -> None:
+        """Note that batches are asked for one by one, which takes headers that are better made ahead."""
+        self._builder.makes_headers = True
+
     def progress(self, step: int) -> dict[str, Progress]:
         """Return what each source has given to the batches before ``step``.
 

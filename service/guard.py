@@ -165,7 +165,7 @@ class Guard:
         self._check_rate(identity, scope)
 
     def _check_rate(self, identity: Identity, scope: Scope) -> None:
-        """Raise RateLimitError for one request too many; told to the library by the hundred, which takes 30 us each."""
+        """Raise RateLimitError for one request too many; the library, which starts threads, is told by the hundred."""
         key = identity.name if identity is not LOCAL else origin_of(scope)
         count = self._uncounted.get(key, self._stride - 1) + 1  # the first request of all is counted at once
         if count < self._stride:

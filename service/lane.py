@@ -7,11 +7,14 @@ and the lane's 20 (ADR 11).
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+from mixer.errors import MixerError
 from service.engine import Engine
 from service.guard import NO_SNIFFING, App, Receive, Scope, Send
 from service.runs import Runs
+from service.window import Turns
 from service.wire import SEVERAL_TYPE, Body, joined
 
 # as MixerClient asks; the digits keep every number within the bounds of the routes
@@ -21,6 +24,7 @@ _ONE = re.compile(_RANK.encode())
 _SEVERAL = re.compile(rf"from=([0-9]{{1,9}})&limit=([1-9][0-9]?)&every=([1-9][0-9]{{0,2}})&{_RANK}".encode())
 _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
+MOMENT_S = 0.002
 MAX_STEPS = 99  # of one answer
 MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small answers wait behind large ones
 
@@ -33,14 +37,21 @@ async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s
 
 
 async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, wait_s: float) -> list[Body]:
-    """Return a rank's rows of the first of ``steps``, and of as many after it as are at hand."""
+    """Return a rank's rows of the first of ``steps``, and of as many after it as are at hand, or are a moment later."""
     bodies = [await batch_of(engine, steps[0], rank, world_size, wait_s)]
-    left = MAX_JOINED_BYTES - len(bodies[0].data)
+    left, may_wait = MAX_JOINED_BYTES - len(bodies[0].data), True
     for step in steps[1:]:
-        body = engine.held(step, rank, world_size) if left > 0 else None
-        if body is None:
+        if left <= 0:
             break
-        engine.note_served(body, world_size)
+        if may_wait and engine.next_step <= step < engine.frontier:  # it is being built, and answers cost it time
+            may_wait = False
+            await asyncio.sleep(MOMENT_S)
+        if engine.next_step <= step:
+            break
+        try:
+            body = await batch_of(engine, step, rank, world_size, 0.0)
+        except MixerError:  # whoever asks for it first will hear why
+            break
         left -= len(body.data)
         bodies.append(body)
     return bodies
@@ -56,6 +67,7 @@ class FastLane:
 
     def __init__(self, app: App, *, runs: Runs) -> None:
         self._app, self._runs = app, runs
+        self._turns = Turns()  # or a small request waits for the batches of all who asked before it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send one batch or several, or hand the request on."""
@@ -72,12 +84,14 @@ class FastLane:
         rank, world_size, wait_s = int(numbers[-3]), int(numbers[-2]), float(numbers[-1])
         if step is not None:
             body = await batch_of(engine, int(step), rank, world_size, wait_s)
+            engine.note_alone()
             headers, data = body.headers, body.data
         else:
             first, limit, every = map(int, numbers[:3])
             steps = range(first, first + limit * every, every)
             data = joined(await batches_of(engine, steps, rank, world_size, wait_s))
             headers = several_headers(data)
+        await self._turns.take()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data})
 

@@ -107,7 +107,7 @@ def create_past_app(past: Past, settings: Settings, book: TokenBook) -> GuardedA
         return past
 
     app = GuardedApp("The record of a run: what was decided, at every step.")
-    app.state.settings, app.state.drain = settings, lambda: None
+    app.state.settings = settings
     for prefix, past_of in (("", the_only), ("/runs/{run}", named)):
         for router in (record(past_of), watching(past_of), _refusing(past, past_of)):
             app.include_router(router, prefix=prefix)

@@ -88,7 +88,7 @@ class RemoteWalk:
 class _Fetched:
     """Batches of consecutive steps of a worker; ``is_end`` if the run has no more after them."""
 
-    batches: list[tuple[RowBatch, Batch]]
+    batches: list[RowBatch]
     is_end: bool
 
 
@@ -172,10 +172,11 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             coming.extend(pool.submit(self._fetch, part) for part in itertools.islice(ranges, ahead))
             while coming:
                 fetched = coming.popleft().result()
-                for rows, batch in fetched.batches:
-                    if rows is fetched.batches[-1][0]:
+                for rows in fetched.batches:
+                    if rows is fetched.batches[-1]:
                         coming.extend(pool.submit(self._fetch, part) for part in itertools.islice(ranges, 1))
-                    yield from self._yielded(batch, rows.step + num_workers, self._row if rows.step == first else 0)
+                    begin = self._row if rows.step == first else 0
+                    yield from self._yielded(self._tensors(rows), rows.step + num_workers, begin)
                 if fetched.is_end:
                     return
         finally:
@@ -183,13 +184,12 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
 
     def _fetch(self, steps: range) -> _Fetched:
         """Return the batches of ``steps``, as far as the run goes."""
-        batches: list[tuple[RowBatch, Batch]] = []
+        batches: list[RowBatch] = []
         while len(batches) < len(steps):
             try:
-                found = self._client.batches(steps[len(batches) :], self.rank, self.world_size)
+                batches += self._client.batches(steps[len(batches) :], self.rank, self.world_size)
             except RunEndedError:
                 return _Fetched(batches, is_end=True)
-            batches += [(rows, self._tensors(rows)) for rows in found]
         return _Fetched(batches, is_end=False)
 
     def _yielded(self, batch: Batch, following: int, begin: int) -> Iterator[Batch]:

@@ -84,10 +84,10 @@ class RankNow(_Answer):
 class AlarmNow(_Answer):
     """One alarm of the journal."""
 
-    step: int | None
-    source: str | None = Field(description="null: the run as a whole")
-    kind: str | None
-    message: str | None
+    step: int
+    source: str
+    kind: str = Field(description="what found it")
+    message: str
 
 
 class Overview(_Answer):

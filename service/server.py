@@ -16,10 +16,11 @@ import structlog
 import uvicorn
 
 from mixer.config import Curriculum
-from service.app import create_app
+from service.app import GuardedApp, create_app
 from service.auth import FileShelf, TokenBook, check_bind, token_book
 from service.connections import connection_class
 from service.errors import BindError
+from service.memory import keep_freed_memory
 from service.past import Past, create_past_app
 from service.runs import name_of
 from service.settings import Settings
@@ -40,6 +41,7 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     check_bind(settings, token_book(settings, store))
     _check_tls(settings)
     set_up_logs()
+    keep_freed_memory()
     app = create_app(settings, store, curriculum=curriculum, name=name or name_of(config))
     is_started = _serve(app, settings, config)
     store.close()
@@ -97,7 +99,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is in flight."""
-        self.config.app.state.drain()  # type: ignore[union-attr]  # it is the application itself
+        app = self.config.app
+        if isinstance(app, GuardedApp) and app.drain is not None:
+            app.drain()
         await super().shutdown(sockets)
 
 

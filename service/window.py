@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from mixer.batches import RowBatch
-from service.wire import Body, encode
+from service.wire import Body, encode, rows_in
 
 
 @dataclass(eq=False)
@@ -28,6 +28,8 @@ class Built:
         body = self.bodies.get((rank, world_size))
         if body is None:
             body = self.bodies[rank, world_size] = encode(self.batch, rank, world_size)
+            if world_size == 1:  # one copy of the rows is enough
+                self.batch = self.batch._replace(rows=rows_in(body, self.batch))
         return body
 
 
@@ -98,6 +100,34 @@ class Bell:
             loop = future.get_loop()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_resolve, future)
+
+
+class Turns:
+    """Lets coroutines go on one in each round of the event loop, so that whatever else is asked comes in between."""
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Return when it is this coroutine's turn: first come, first served."""
+        loop = asyncio.get_running_loop()
+        if self._is_taken:
+            turn = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+        else:
+            self._is_taken = True
+            loop.call_soon(self._pass_on, loop)
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its client is gone
+                turn.set_result(None)
+                loop.call_soon(self._pass_on, loop)
+                return
+        self._is_taken = False
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from mixer.batches import RowBatch
 from mixer.types import IntArray, RowArray
@@ -23,37 +24,63 @@ from service.errors import BatchDigestError
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
 STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
+MAX_LINE = 80  # bytes of the line before a body among several, which is four numbers
 DIGEST_HEADER = "content-digest"  # RFC 9530
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """One rank's rows as they are sent; ``headers`` are as ASGI takes them."""
+    """One rank's rows as they are sent."""
 
     data: bytes
-    etag: str
-    headers: tuple[tuple[bytes, bytes], ...]
+    step: int
+    phase: int
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """What goes before it alone, as ASGI takes headers; the digest takes 0.6 ms a MiB, once."""
+        digest = hashlib.sha256(self.data).digest()
+        headers = {
+            "content-type": MEDIA_TYPE,
+            "content-length": str(len(self.data)),
+            "etag": f'"{digest[:16].hex()}"',
+            DIGEST_HEADER: f"sha-256=:{base64.b64encode(digest).decode()}:",
+            STEP_HEADER: str(self.step),
+            PHASE_HEADER: str(self.phase),
+            "cache-control": "private, immutable, max-age=3600",
+        }
+        return tuple((key.encode(), value.encode()) for key, value in headers.items())
+
+    @property
+    def etag(self) -> str:
+        """The tag among the headers."""
+        return dict(self.headers)[b"etag"].decode()
 
     @cached_property
     def head(self) -> bytes:
-        """The headers as they precede this body among several."""
-        return b"".join(b"%b: %b\r\n" % pair for pair in self.headers) + b"\r\n"
+        """What goes before it among several: length, step, phase and a checksum of 128 bits, 30 times as fast."""
+        checksum = xxhash.xxh3_128_hexdigest(self.data)
+        return f"{len(self.data)} {self.step} {self.phase} {checksum}\n".encode()
 
 
 def joined(bodies: list[Body]) -> bytes:
-    """Return several bodies as one: before each its headers, as they would come with it alone, and an empty line."""
+    """Return several bodies as one: before each a line of length, step, phase and XXH3-128 of the body."""
     return b"".join([part for body in bodies for part in (body.head, body.data)])
 
 
-def split(data: bytes) -> Iterator[tuple[dict[str, str], memoryview]]:
-    """Yield what ``joined`` was given: headers and a view of each body."""
+def split(data: bytes | memoryview) -> Iterator[RowBatch]:
+    """Yield the batches that were joined; raise BatchDigestError for one that is not what its line says."""
     view, begin = memoryview(data), 0
     while begin < len(data):
-        end = data.index(b"\r\n\r\n", begin)
-        lines = data[begin:end].decode("latin-1").split("\r\n")
-        headers: dict[str, str] = dict(line.split(": ", 1) for line in lines)
-        begin = end + 4 + int(headers["content-length"])
-        yield headers, view[end + 4 : begin]
+        line = bytes(view[begin : begin + MAX_LINE]).partition(b"\n")[0]
+        end = begin + len(line)
+        length, step, phase, checksum = line.decode("ascii").split(" ")
+        begin = end + 1 + int(length)
+        body = view[end + 1 : begin]
+        found = xxhash.xxh3_128_hexdigest(body)
+        if found != checksum:
+            raise BatchDigestError(f"the batch of step {step} has XXH3-128 {found}, but its line says {checksum}")
+        yield decode(body, step=int(step), phase=int(phase))
 
 
 def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
@@ -65,18 +92,14 @@ def encode(batch: RowBatch, rank: int, world_size: int) -> Body:
     frame = _frame(*rows.shape, rows.dtype)
     parts = [part for array in (rows, source_ids, row_numbers) for part in (array.data, b"\0" * (-array.nbytes % 8))]
     data = b"".join((frame, *parts, _END))
-    digest = hashlib.sha256(data).digest()
-    etag = f'"{digest[:16].hex()}"'
-    headers = {
-        "content-type": MEDIA_TYPE,
-        "content-length": str(len(data)),
-        "etag": etag,
-        DIGEST_HEADER: f"sha-256=:{base64.b64encode(digest).decode()}:",
-        STEP_HEADER: str(batch.step),
-        PHASE_HEADER: str(batch.phase),
-        "cache-control": "private, immutable, max-age=3600",
-    }
-    return Body(data, etag, tuple((key.encode(), value.encode()) for key, value in headers.items()))
+    return Body(data, batch.step, batch.phase)
+
+
+def rows_in(body: Body, batch: RowBatch) -> RowArray:
+    """Return the rows of a batch as a view of the body that holds all of them."""
+    shape, dtype = batch.rows.shape, batch.rows.dtype
+    begin = len(_frame(*shape, dtype))
+    return np.frombuffer(body.data, dtype, batch.rows.size, begin).reshape(shape)
 
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow IPC stream

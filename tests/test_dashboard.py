@@ -86,6 +86,12 @@ class Server:
         return self.app.state.runs.engine(run).watch
 
 
+def alarm(source: str, step: int) -> dict[str, Any]:
+    """A line of the journal as the guard of losses writes it."""
+    found = {"loss": 0.13, "expected": 2.9, "z": -9.5, "epochs": 41.0, "pivot": None, "why_not": None}
+    return {"type": "alarm", "step": step, "decided_before": step, "source": source, "detector": "cliff", **found}
+
+
 class Trainer:
     """Two ranks that train on a run, the second one a step behind."""
 
@@ -127,9 +133,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def trainer(server: Server) -> Trainer:
     trainer = Trainer(server.url, "small")
     trainer.train(100)
-    server.watch("small").add(
-        {"type": "alarm", "step": 90, "source": "code", "kind": "cliff", "message": "0.13 where 2.9 was expected"}
-    )
+    server.watch("small").add(alarm("code", 90))
     return trainer
 
 
@@ -222,8 +226,13 @@ class TestInABrowser:
         assert browser.text("#tile-phase") != before
         assert "tokens/s" in browser.text("#tile-pace")
         assert browser.js("Number(document.querySelector('#cursor').max)") >= trainer.step - 1
-        server.watch("small").add({"type": "alarm", "step": trainer.step, "source": "books", "kind": "drift"})
-        browser.wait(lambda: browser.text("#announcer") == "Alarm: books, drift")
+        server.watch("small").add(alarm("books", trainer.step))
+        browser.wait(
+            lambda: (
+                browser.text("#announcer")
+                == "Alarm: books, cliff: a loss of 0.13 where 2.9 was expected, after 41 epochs"
+            )
+        )
         assert browser.text("#tile-alarms") == "2"
 
     def test_a_pivot_goes_from_a_bound_to_the_walk(self, browser: Browser, server: Server, trainer: Trainer) -> None:

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.config import Curriculum, Pivot
+from mixer.fork import fork
 from mixer.journal import Journal, read_journal
 from mixer.region import Region
 from mixer.simulation import simulate
+from mixer.walk import Walk
 from service.chronicle import Chronicle, Watch
 from service.outline import corners, outline, walk_on_paper
 from service.overview import overview
@@ -180,6 +182,27 @@ def watched(lines: Iterable[Mapping[str, Any]]) -> Chronicle:
     for line in lines:
         watch.add(line)
     return watch.chronicle()
+
+
+def test_a_fork_shows_what_it_shares_as_its_parent_had_it(tmp_path: Path) -> None:
+    parent = SimulatedRun(curriculum(), tmp_path / "parent")
+    parent.hasten(300)
+    parent.walk.pivot(Pivot(name="live", floors={"code": 0.05, "web": 0.9}))  # no room for it in the fork's bounds
+    parent.hasten(600)
+    parent.close()
+    child = curriculum(floors={"web": 0.2, "books": 0.3}, pivots=[{"name": "last", "at_step": 1500}])
+    fork(tmp_path / "parent", parent.walk.phase_at(599).start, child, tmp_path / "child")
+    found = watched(read_journal(tmp_path / "child"))
+    assert [regime.name for regime in found.regimes] == ["firehose", "polish", "live", "last"]
+    assert found.regimes[0].region.lower.tolist() == [0.3, 0, 0, 0]
+    with Journal.open(tmp_path / "child") as journal:
+        walk = Walk(child, journal=journal)
+        walk.phase_at(walk.frontier)
+    found = watched(read_journal(tmp_path / "child"))
+    assert [regime.name for regime in found.regimes] == ["firehose", "polish", "live", "firehose", "last"]
+    assert found.regimes[3].bounds.floors == {"web": 0.2, "books": 0.3}
+    assert [entry.type for entry in found.entries][-2:] == ["fork", "phase"]
+    assert preview(found, floors=None, caps=None, exclude=["code"])["is_feasible"]
 
 
 def test_ranks_that_lag_come_first() -> None:

@@ -285,6 +285,22 @@ def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_ye
     assert audit(out).difference is None
 
 
+def test_the_journal_says_which_files_were_read_and_a_comparison_names_those_that_were_others(folder: Path) -> None:
+    run = a_curriculum(folder, curriculum_warmup_steps=0, curriculum_warmup_sources=[])
+    headers = []
+    for i, lines in enumerate(["", '{"text": "one more"}\n']):
+        with (folder / "s1.jsonl").open("a") as file:
+            file.write(lines)
+        MixtureDataset(run, journal=folder / f"{i}.jsonl").walk.close_journal()
+        headers.append(next(read_journal(folder / f"{i}.jsonl")))
+    first, second = (header["sources"] for header in headers)
+    assert set(first) == set(run.names)
+    assert all(text.startswith("files ") and len(text) == 22 for text in first.values())
+    assert {name for name in run.names if first[name] != second[name]} == {"s1"}
+    found = compare(folder / "0.jsonl", folder / "1.jsonl")
+    assert found["data"] == [{"source": "s1", "a": first["s1"], "b": second["s1"]}]
+
+
 class Network:
     """What lies before the source s2 of a data set; rows that were read are there all the same."""
 

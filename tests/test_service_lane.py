@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +19,13 @@ from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
 from service.auth import FileShelf, TokenBook
 from service.client import MixerClient, RemoteMixtureDataset
+from service.errors import BatchDigestError
 from service.guard import Guard
 from service.lane import MAX_JOINED_BYTES, batches_of
+from service.memory import Pool
 from service.metrics import Metrics
 from service.settings import Settings
+from service.window import Built, Turns
 from service.wire import Body, arrow_stream, decode, encode, joined, split
 from tests.serving import STEPS, Served, write_run
 
@@ -84,6 +88,14 @@ def test_several_batches_are_those_that_come_one_by_one(served: Served) -> None:
                     assert (one == other).all()
 
 
+def test_steps_that_are_built_come_together_whichever_ranks_ask(served: Served) -> None:
+    with MixerClient(served.url) as client:
+        for step in range(6):
+            client.batch(step, 0, 1)
+        for world_size in (8, 4):
+            assert [rows.step for rows in client.batches(range(6), 1, world_size)] == list(range(6))
+
+
 @given(
     st.integers(1, 9),
     st.integers(1, 40),
@@ -106,14 +118,48 @@ def test_a_body_is_what_arrow_itself_writes(num_rows: int, length: int, dtype: A
             assert (one == other).all()
 
 
-@given(st.lists(st.binary(max_size=300), max_size=6))
-def test_joined_bodies_come_apart_again(datas: list[bytes]) -> None:
-    bodies = [
-        Body(data, "", ((b"content-length", str(len(data)).encode()), (b"x-mixer-step", str(step).encode())))
-        for step, data in enumerate(datas)
+@given(st.lists(st.integers(1, 5), max_size=6), st.integers(0, 2**31))
+def test_joined_batches_come_apart_again_and_a_changed_byte_is_noticed(sizes: list[int], at: int) -> None:
+    batches = [
+        RowBatch(step, 2 * step, np.full((n, 3), step, np.uint16), np.arange(n), np.arange(n) + step)
+        for step, n in enumerate(sizes)
     ]
-    found = [(headers["x-mixer-step"], bytes(data)) for headers, data in split(joined(bodies))]
-    assert found == [(str(step), data) for step, data in enumerate(datas)]
+    bodies = [encode(batch, 0, 1) for batch in batches]
+    data = joined(bodies)
+    for found, batch in zip(split(data), batches, strict=True):
+        assert found[:2] == batch[:2]
+        for one, other in zip(found[2:], batch[2:], strict=True):
+            assert (one == other).all()
+    if bodies:
+        changed = bytearray(data)
+        changed[len(bodies[0].head) + at % len(bodies[0].data)] ^= 1
+        with pytest.raises(BatchDigestError, match="the batch of step 0 has XXH3-128"):
+            list(split(bytes(changed)))
+
+
+def test_other_ranks_get_their_rows_when_one_rank_had_them_all() -> None:
+    rows = np.random.default_rng(0).integers(0, 9, (12, 5), dtype=np.uint16)
+    built = Built(RowBatch(0, 0, rows, np.arange(12), np.arange(12)))
+    assert (decode(built.body(0, 1).data, step=0, phase=0).rows == rows).all()
+    assert not np.shares_memory(built.batch.rows, rows)
+    for rank in range(4):
+        assert (decode(built.body(rank, 4).data, step=0, phase=0).rows == rows[rank::4]).all()
+
+
+def test_memory_goes_back_to_the_pool_when_nobody_looks_at_it_any_more() -> None:
+    pool = Pool(num_pieces=2)
+    first = np.frombuffer(pool.take(100), dtype=np.uint8)
+    address = first.ctypes.data
+    part = pa.py_buffer(memoryview(first)[10:20])  # type: ignore[arg-type]  # as batches are parts of an answer
+    last = first[90:]
+    assert np.frombuffer(pool.take(100), dtype=np.uint8).ctypes.data != address
+    del first
+    assert np.frombuffer(pool.take(50), dtype=np.uint8).ctypes.data != address
+    del part
+    assert np.frombuffer(pool.take(50), dtype=np.uint8).ctypes.data != address  # the end of it is still looked at
+    del last
+    taken = [np.frombuffer(pool.take(100), dtype=np.uint8) for _ in range(3)]
+    assert address in [array.ctypes.data for array in taken]
 
 
 class Held:
@@ -123,7 +169,9 @@ class Held:
         self.num_bytes = num_bytes
 
     def held(self, step: int, _rank: int, _world_size: int) -> Body | None:
-        return Body(bytes(self.num_bytes), "", ()) if step < 10 else None
+        return Body(bytes(self.num_bytes), step, 0) if step < 10 else None
+
+    frontier = next_step = 10
 
     def note_served(self, _body: Body, _world_size: int) -> None:
         pass
@@ -175,3 +223,30 @@ def test_a_remote_data_set_has_the_tokenizer_and_the_regions_of_the_run(
     assert (region.upper == expected.upper).all()
     assert remote.walk.frontier > 0
     assert remote.walk.phase_at(0).weights.tolist() == local.walk.phase_at(0).weights.tolist()
+
+
+def test_small_requests_come_between_batches_whose_clients_may_be_gone() -> None:
+    order: list[str] = []
+
+    async def batch(turns: Turns, name: str) -> None:
+        await turns.take()
+        order.append(name)
+
+    async def small() -> None:
+        await asyncio.sleep(0)
+        order.append("small")
+
+    async def all_at_once() -> None:
+        turns = Turns()
+        batches = [asyncio.create_task(batch(turns, f"batch {n}")) for n in range(5)]
+        others = [asyncio.create_task(small())]
+        await asyncio.sleep(0)
+        batches[1].cancel()
+        await asyncio.gather(*batches, *others, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        await turns.take()  # nobody waits any more
+
+    asyncio.run(all_at_once())
+    assert order[0] == "batch 0"
+    assert order.index("small") <= 2  # not behind all of them
+    assert sorted(order) == ["batch 0", "batch 2", "batch 3", "batch 4", "small"]

@@ -117,6 +117,8 @@ def _print_comparison(found: dict[str, Any]) -> None:
     out = results()
     for row in found["config"]:
         out.print(f"config field {row['field']}: {row['a']!r}, {row['b']!r}", markup=False, highlight=False)
+    for row in found["data"]:
+        out.print(f"data of {row['source']}: {row['a']}, {row['b']}", markup=False, highlight=False)
     first = found["first_difference"]
     if first is not None:
         where = f"first difference: step {first['step']} (phase {first['phase']}), {first['field']}"

@@ -148,7 +148,7 @@ function showOverview() {
   at("tile-alarms").textContent = count(overview.num_alarms);
   at("tile-alarms").className = overview.num_alarms ? "alarming" : "";
   const newest = overview.alarms[0];
-  at("tile-alarms-more").textContent = newest ? `${newest.source ?? "the run"}${newest.step === null ? "" : ` at step ${count(newest.step)}`}` : "";
+  at("tile-alarms-more").textContent = newest ? `${newest.source} at step ${count(newest.step)}` : "";
   announceAlarms();
   document.title = phase ? `${phase.regime} ${count(trained)} · Curriculum mixer` : "Curriculum mixer";
   sources.show(overview, state.positions);

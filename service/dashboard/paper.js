@@ -56,7 +56,7 @@ export class Paper {
     Object.assign(this, { context, ink });
     const isTriangle = this.data.corners.length === 3;
     const widest = Math.max(...this.data.names.map((name) => context.measureText(name).width));
-    const room = this.data.names.length > MAX_LABELS ? 12 : Math.min(Math.max(widest + 14, 46), width * 0.24);
+    const room = this.data.names.length > MAX_LABELS ? 12 : Math.min(Math.max(widest + 14, 46), width * 0.19);
     this.scale = Math.max(Math.min((width - 2 * room) / (isTriangle ? 1.75 : 2), (height - 52) / (isTriangle ? 1.5 : 2)), 10);
     this.middleX = width / 2;
     this.middleY = isTriangle ? 26 + this.scale : height / 2;

@@ -6,6 +6,7 @@ import { colourOf, compact, count, inks, make, fillTable, number, prepare, swatc
 const PAD = { left: 46, right: 10, top: 18, bottom: 22 };
 const TABLE_ROWS = 100;
 const TIP_ROWS = 9;
+const SEAM_POINTS = 200; // with more, seams are all that one sees
 
 export class Plot {
   // kind: "stack" | "lines"; `pick(data)` gives { rows: [[..]..], unit, low?, high? }; calls onCursor(step), onZoom(from, to).
@@ -157,7 +158,7 @@ export class Plot {
   }
 
   stack() {
-    const { context, ink } = this;
+    const { context } = this;
     const { steps, until } = this.data;
     const edges = [...steps.map((step) => this.x(step)), this.x(until)];
     const below = new Float64Array(steps.length);
@@ -176,18 +177,24 @@ export class Plot {
       context.globalAlpha = this.faded(i) ? 0.15 : 0.88;
       context.fillStyle = this.colour(i);
       context.fill();
-      context.globalAlpha = 0.55; // a seam between bands, level parts alone: the upright ones would be a thicket
-      context.beginPath();
-      for (let k = 0; k < steps.length; k++) {
-        context.moveTo(edges[k], this.y(above[k]));
-        context.lineTo(edges[k + 1], this.y(above[k]));
-      }
-      context.lineWidth = 0.75;
-      context.strokeStyle = ink.card;
-      context.stroke();
+      if (steps.length <= SEAM_POINTS) this.seam(edges, above);
       context.globalAlpha = 1;
       below.set(above);
     });
+  }
+
+  // Sets a band apart from the next one: level parts alone, the upright ones would be a thicket.
+  seam(edges, above) {
+    const { context, ink } = this;
+    context.globalAlpha = 0.55;
+    context.beginPath();
+    for (let k = 0; k < above.length; k++) {
+      context.moveTo(edges[k], this.y(above[k]));
+      context.lineTo(edges[k + 1], this.y(above[k]));
+    }
+    context.lineWidth = 0.75;
+    context.strokeStyle = ink.card;
+    context.stroke();
   }
 
   lines() {
@@ -248,7 +255,8 @@ export class Plot {
     if (!this.hasAlarms) return;
     context.fillStyle = ink.bad;
     for (const alarm of alarms) {
-      if (alarm.step === null || alarm.step < steps[0] || alarm.step >= until) continue;
+      if (this.single !== null && alarm.source !== this.single) continue;
+      if (alarm.step < steps[0] || alarm.step >= until) continue;
       const x = this.x(alarm.step);
       context.beginPath();
       context.moveTo(x, PAD.top + 8);

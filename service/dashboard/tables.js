@@ -121,16 +121,12 @@ function row(number, reported, asked) {
 }
 
 export function showAlarms(table, alarms) {
-  fillTable(table, [["step"], ["source", "text"], ["what", "text"]],
-    alarms.map((alarm) => [alarm.step === null ? "–" : count(alarm.step), alarm.source ?? "the run", said(alarm)]), "Alarms, newest first");
-}
-
-function said({ kind, message }) {
-  return [kind, message].filter(Boolean).join(": ") || "alarm";
+  fillTable(table, [["step"], ["source", "left"], ["kind", "left"], ["what", "text"]],
+    alarms.map((alarm) => [count(alarm.step), alarm.source, alarm.kind, alarm.message]), "Alarms, newest first");
 }
 
 export function alarmText(alarm) {
-  return `${alarm.source ?? "the run"}, ${said(alarm)}`;
+  return `${alarm.source}, ${alarm.kind}: ${alarm.message}`;
 }
 
 export class JournalTable {

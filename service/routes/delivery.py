@@ -27,7 +27,8 @@ _BATCH: dict[int | str, dict[str, Any]] = {
 
 _BATCHES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "bodies as of /batches/{step}, each after its headers and an empty line, some 1 MiB in all",
+        "description": "bodies as of /batches/{step}, some 1 MiB in all; before each a line of ASCII with its length, "
+        "step, phase and XXH3-128 in hexadecimal",
         "content": {SEVERAL_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     },
 }
@@ -54,6 +55,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not built")] = 10,
     ) -> Response:
         body = await batch_of(engine, step, rank, world_size, wait_s)
+        engine.note_alone()
         return batch_response(body, request.headers.get("if-none-match"))
 
     @router.get(
