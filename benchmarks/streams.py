@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import head, medians, say
+from mixer.batches import Planner
 from mixer.config import Curriculum, SourceConfig
 from mixer.sources import RowSource, open_sources
 from mixer.sources.huggingface import open_stream
 from mixer.sources.local import COLLECTIONS
+from mixer.streamed import StreamedReader
 from mixer.tokenizer import TextTokenizer, train
+from mixer.walk import Walk
 
 NUM_SOURCES = 16
 ROW = 1025
@@ -83,6 +87,23 @@ def mixed(sources: list[RowSource], num_steps: int) -> Callable[[], object]:
     return run
 
 
+def composed(sources: list[RowSource], num_steps: int) -> Callable[[], object]:
+    """Read the batches of a run: what each row is drawn from follows the phases of a walk with equal weights."""
+    names = [{"name": source.name, "local": "topics"} for source in sources]
+    curriculum = Curriculum(
+        total_steps=num_steps, batch_rows=NUM_SOURCES, sequence_length=ROW - 1, sources=names, policy="static"
+    )
+    reader = StreamedReader(sources, Planner(curriculum, Walk(curriculum).phase_at))
+    beginning = reader.state_dict()
+
+    def run() -> None:
+        for step in range(num_steps):
+            reader.read(step)
+        reader.load_state_dict(beginning)
+
+    return run
+
+
 def interleaved(dataset: datasets.IterableDataset, num_rows: int) -> Callable[[], object]:
     """Read batches of 16 from an interleaving of `datasets`."""
 
@@ -116,12 +137,19 @@ def measure_rows(folder: Path, tokenizer: TextTokenizer) -> None:
     in_batches = [dataset.batch(NUM_SOURCES) for dataset in as_arrow]
     apart = [[path] for path in paths]
     part = total // SLOW_SHARE
+    opened = partial(row_sources, tokenizer=tokenizer)
+    drawn = steps - 4  # draws leave a source a row or two ahead of its share
     rows: Contenders = {
         "one source alone, Arrow batches of 1,000": (alone(paths), total),
         "one source alone, Arrow batches of 256": (alone(paths, 256), total),
-        "mixer, 16 sources, 16 x take(1)": (mixed(row_sources(apart, tokenizer, rows="input_ids"), steps), total),
-        "mixer, 1 source, take(16)": (mixed(row_sources([paths], tokenizer, rows="input_ids"), steps), total),
-        "mixer, 16 packed": (mixed(row_sources(apart, tokenizer, token_ids="input_ids"), steps), total),
+        "mixer, 16 sources, batches of a run": (composed(opened(apart, rows="input_ids"), drawn), drawn * NUM_SOURCES),
+        "mixer, 1 source, batches of a run": (composed(opened([paths], rows="input_ids"), drawn), drawn * NUM_SOURCES),
+        "mixer, 16 packed, batches of a run": (
+            composed(opened(apart, token_ids="input_ids"), drawn),
+            drawn * NUM_SOURCES,
+        ),
+        "mixer, 16 sources, 16 x take(1)": (mixed(opened(apart, rows="input_ids"), steps), total),
+        "mixer, 1 source, take(16)": (mixed(opened([paths], rows="input_ids"), steps), total),
         "datasets, interleaved": (interleaved(datasets.interleave_datasets(each), part), part),
         "datasets, interleaved as Arrow": (interleaved(datasets.interleave_datasets(as_arrow), part), part),
         "datasets, Arrow batches of 16": (interleaved_batches(datasets.interleave_datasets(in_batches), total), total),
@@ -177,21 +205,15 @@ def measure_text(paths: list[Path], tokenizer: TextTokenizer) -> None:
     def tokenized(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": [e.ids for e in core.encode_batch_fast(batch["text"], add_special_tokens=False)]}
 
-    def mapped(batch_size: int) -> Callable[[], object]:
-        each = [
-            streaming(str(path), "json").map(tokenized, batched=True, batch_size=batch_size, remove_columns=["text"])
-            for path in paths
-        ]
-        dataset = datasets.interleave_datasets(each)
-
-        def run() -> None:
-            left = num_tokens // SLOW_SHARE
-            for row in dataset:
-                left -= len(row["input_ids"]) + 1
-                if left <= 0:
-                    return
-
-        return run
+    def mapped(batch_size: int, *, first: bool) -> Callable[[], object]:
+        """Tokenise each source and interleave, or interleave and tokenise; every document once, to the end."""
+        options: dict[str, Any] = {"batched": True, "batch_size": batch_size, "remove_columns": ["text"]}
+        each = [streaming(str(path), "json") for path in paths]
+        if first:
+            each = [dataset.map(tokenized, **options) for dataset in each]
+        dataset = datasets.interleave_datasets(each, stopping_strategy="all_exhausted_without_replacement")
+        dataset = dataset if first else dataset.map(tokenized, **options)
+        return lambda: sum(len(row["input_ids"]) + 1 for row in dataset)
 
     files = [str(path) for path in paths]
     apart = [[file] for file in files]
@@ -201,8 +223,9 @@ def measure_text(paths: list[Path], tokenizer: TextTokenizer) -> None:
         "encode_batch_fast alone, lists of 1,000": (encode_alone, num_tokens),
         "mixer, 1 source, take(16)": (mixed(row_sources([files], tokenizer), num_steps), num_tokens),
         "mixer, 16 sources, 16 x take(1)": (mixed(row_sources(apart, tokenizer), steps), steps * NUM_SOURCES * ROW),
-        "datasets, map in batches of 1,000": (mapped(1000), num_tokens // SLOW_SHARE),
-        "datasets, map in batches of 64": (mapped(64), num_tokens // SLOW_SHARE),
+        "datasets, map in batches of 64, then interleave": (mapped(64, first=True), num_tokens),
+        "datasets, interleave, then map in batches of 64": (mapped(64, first=False), num_tokens),
+        "datasets, interleave, then map in batches of 1,000": (mapped(1000, first=False), num_tokens),
     }
     report(f"Raw text, {len(texts):,} documents, {num_tokens:,} tokens", rows, 1)
 

@@ -8,7 +8,7 @@ recomputed too, each from the snapshot that the run itself went on from.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import orjson
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import ConfigError, JournalError, MixerError, StateMismatchError
+from mixer.guard import initial_guard_state
 from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
@@ -26,7 +27,7 @@ from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.scan import FIRST, Line, Position, last_lines, scan
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 from mixer.walk import Walk
 
 
@@ -67,14 +68,14 @@ class Verdict:
 
 
 class _Tape(Journal):
-    """A journal that keeps its last line in memory, for a walk that only works out what it would write."""
+    """A journal that keeps in memory what nobody has taken yet, for a walk that only works out what it would write."""
 
     def __init__(self) -> None:
         self.position = Position(0, FIRST)
-        self.last: dict[str, Any] = {}
+        self.written: deque[dict[str, Any]] = deque()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self.last = dict(record)
+        self.written.append(dict(record))
         self.position = Position(self.position.line + 1, FIRST)
 
     def resume_from(self, position: Position) -> None:
@@ -103,8 +104,10 @@ class _Together:
     def after_pivot(self, state: State) -> State:
         return self._joined([policy.after_pivot(_part(state, i)) for i, policy in enumerate(self._policies)])
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
-        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens)
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
+        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens, alarmed)
 
     @staticmethod
     def _joined(states: Sequence[State]) -> State:
@@ -134,7 +137,10 @@ class Redrive:
     def _walk(self) -> Walk:
         left = self._curricula[self._generation :]
         self._tape = _Tape()  # an empty journal: the walk begins
-        return Walk(left[0], journal=self._tape, policy=_Together([make_policy(curriculum) for curriculum in left]))
+        policy = _Together([make_policy(curriculum) for curriculum in left])
+        walk = Walk(left[0], journal=self._tape, policy=policy, on_alarm=lambda _: None)
+        self._tape.written.clear()  # the header
+        return walk
 
     def snapshot(self) -> tuple[int, dict[str, Any]]:
         """Return where the walk stands, as plain data."""
@@ -150,11 +156,13 @@ class Redrive:
         """Return the state of a walk that goes on from here under ``curriculum``, the next of the curricula."""
         state = self.walk.state_dict()
         learned = _part(state["policy"], 1)
+        guard = state.pop("guard", None) or initial_guard_state(len(self.walk.names))
         return {
             **state,
             "fingerprint": curriculum.fingerprint,
             "policy": learned,
             "before": None,
+            **({} if curriculum.guard is None else {"guard": guard}),
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
@@ -175,8 +183,9 @@ class Redrive:
         Raises:
             JournalError: a line that no walk writes.
         """
-        if line.kind == "phase":
-            self.walk.phase_at(self.walk.frontier)
+        if line.kind in ("phase", "alarm") and not self._tape.written:
+            self.walk.phase_at(self.walk.frontier)  # writes the alarms that it finds, pivots for them, the phase
+        if self._tape.written:
             return self._compared(line)
         record = line.record()
         try:
@@ -213,7 +222,8 @@ class Redrive:
 
     def _compared(self, line: Line) -> Difference | None:
         """Compare a line with the one that the walk would have written in its place, byte for byte."""
-        text = orjson.dumps({**self._tape.last, "number": line.number}, option=orjson.OPT_SERIALIZE_NUMPY)
+        written = {**self._tape.written.popleft(), "number": line.number}
+        text = orjson.dumps(written, option=orjson.OPT_SERIALIZE_NUMPY)
         return None if text == line.body else _first_difference(line, orjson.loads(text))
 
     def _fork(self, line: Line, record: dict[str, Any]) -> Difference | None:
@@ -291,7 +301,7 @@ def curricula_of(path: str | Path, first: Mapping[str, Any]) -> list[Curriculum]
     found = []
     for run in runs:
         try:
-            curriculum = Curriculum(**run["curriculum"])
+            curriculum = Curriculum(**{"guard": None, **run["curriculum"]})  # headers from before there were guards
         except (ConfigError, TypeError) as error:
             raise JournalError(
                 f"{path}: the curriculum in the header cannot be run by this release: {error}"

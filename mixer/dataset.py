@@ -158,9 +158,23 @@ class MixtureDataset(IterableDataset[Batch]):
             try:
                 return self._reader.read(step)
             except SourceUnavailableError as error:
-                if not is_alone or self._suspension is None:
+                if not is_alone:
+                    raise self._not_suspended(error) from error
+                if self._suspension is None:
                     raise
                 self._suspension.suspend(error, step)
+
+    def _not_suspended(self, error: SourceUnavailableError) -> SourceUnavailableError:
+        """Return the error of a source that one of several readers cannot reach, and why it stops the run."""
+        sources = self.curriculum.sources
+        if not any(source.name == error.name and source.on_failure == "suspend" for source in sources):
+            return error
+        return SourceUnavailableError(
+            f"{error}; it is suspended only where one process reads for all and decides: several would have to agree "
+            "on the step, and may have trained on later batches already. Iterate the data set itself in one rank, with "
+            "num_workers=0, or prepare the sources (`mixer prepare`)",
+            name=error.name,
+        )
 
     def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
         """Yield a batch, or its rows one by one, noting before each where the next one is."""

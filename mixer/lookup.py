@@ -77,6 +77,13 @@ class Lookup:
         """Return the phase line before ``phase``; None for the first."""
         return self._played(self._last(lambda other: other["index"] < phase["index"]))
 
+    def alarms(self, phase: Mapping[str, Any]) -> list[Record]:
+        """Return the alarm lines that the decision of ``phase`` wrote: those since the phase before."""
+        place = self._last(lambda other: other["index"] <= phase["index"])
+        before = self._last(lambda other: other["index"] < phase["index"])
+        found = self._places(("alarm",), 0 if before is None else before + 1, place or 0)
+        return [self._record(at) for at in found]
+
     def first_of_regime(self, phase: Mapping[str, Any]) -> Record:
         """Return the phase line in which the region of ``phase`` begins."""
         curriculum, parent = deciding_curriculum(self.header, phase["start"]), self.header.get("parent")

@@ -226,7 +226,7 @@ class Builder:
     def _advance(self) -> bool:
         """Build the next batch, deciding its phase first if need be; False if there is nothing to do now."""
         parts = self._parts
-        parts.served.extend_early()
+        self._lease_early()
         if self.reader is None or self._cuts_seen < self._num_cuts:
             self._place_reader()
         with self._turn:
@@ -249,6 +249,13 @@ class Builder:
                 self._keep(built)
         parts.bell.ring(below=self.next)
         return True
+
+    def _lease_early(self) -> None:
+        """Lease steps before they are asked for; if the database cannot, whoever asks past the lease hears of it."""
+        try:
+            self._parts.served.extend_early()
+        except StoreError as error:
+            log.warning("run %s: steps are not leased ahead: %s", self._parts.name, error)
 
     def _place_reader(self) -> None:
         """Bring the reader to the next step to be built, or to a saved place before it, from which it reads on."""

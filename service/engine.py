@@ -7,6 +7,7 @@ memory are built again on request (``rebuilding``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from mixer.batches import Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError, TopologyError
+from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
     from mixer.tokenizer import TextTokenizer
 
+log = logging.getLogger(__name__)
+
 
 class Engine:
     """A run that is being served. ``start`` it, and ``stop`` it to leave a snapshot behind.
@@ -48,7 +52,7 @@ class Engine:
         curriculum: what it is.
         store: where its snapshots are, and its journal if that is a server.
         settings: of the server.
-        on_event: told (type, record) of each new phase, pivot and fault, from any thread.
+        on_event: told (type, record) of each new phase, pivot, alarm of the guard and fault, from any thread.
         streams, tokenizer: see ``MixtureDataset``.
         sharing: what the runs of a server read together.
     """
@@ -67,6 +71,7 @@ class Engine:
     ) -> None:
         self.name, self.curriculum = name, curriculum
         self.pivots: list[dict[str, Any]] = []
+        self.alarms: list[dict[str, Any]] = []  # of the guard
         self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
@@ -374,6 +379,12 @@ class Engine:
             if record["at_step"] < record["decided_before"]:
                 self._decisions.cut(record)
                 self.patience.cut(self.phases[-1]["start"] if self.phases else 0)
+        elif kind == "alarm":
+            self.alarms.append(record)
+            if is_new:
+                message = alarm_in_words(record)
+                log.warning("run %s: %s", self.name, message)
+                self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
         elif kind == "feedback":
             self.patience.reported(record["step"], record["rank"])
         if is_new and kind in ("phase", "pivot"):

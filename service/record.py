@@ -194,6 +194,7 @@ class RunJournal:
         self._on_line = on_line
         self._passed = lines.position
         self._expected: dict[str, Any] | None = None  # the line that the walk is to write again
+        self._rest: Iterator[dict[str, Any]] = iter(())  # those after it
 
     @property
     def position(self) -> Position:
@@ -249,7 +250,9 @@ class RunJournal:
                 f"but the journal has {expected.get(key)!r}; start the server with the versions of the libraries "
                 "that the journal's header names"
             )
-        self._expected = None
+        self._passed = Position(self._passed.line + 1, "")
+        self._on_line(expected, False)
+        self._expected = next(self._rest, None)
 
     def sync(self) -> None:
         """Make what was written survive a power cut, where the journal can."""
@@ -259,22 +262,27 @@ class RunJournal:
 
     def drive_again(self, walk: Walk) -> int:
         """Drive ``walk`` over every line after the one it stands at, and return how many there were."""
-        begin, number = self._passed.line, 0
+        begin, end = self._passed.line, self._lines.position.line
+        self._rest = self._lines_after(begin)
+        self._expected = next(self._rest, None)
+        while (record := self._expected) is not None:
+            _drive(walk, record)
+            if self._expected is record:
+                raise StateMismatchError(
+                    f"driven again, the walk does not write line {self._passed.line + 1} of {self.path}, a "
+                    f"{record['type']}; the journal was not written by this service"
+                )
+        self._passed = self._lines.position
+        return max(0, end - begin)
+
+    def _lines_after(self, begin: int) -> Iterator[dict[str, Any]]:
+        """Yield the lines after number ``begin``, having told of those up to it."""
         for number, record in enumerate(self.records(), start=1):
             record.pop("number")  # as when it was written
-            self._on_line(record, False)
-            if number <= begin:
-                continue
-            self._expected = record
-            _drive(walk, record)
-            if self._expected is not None:
-                raise StateMismatchError(
-                    f"driven again, the walk does not write line {number} of {self.path}, a {record['type']}; "
-                    "the journal was not written by this service"
-                )
-            self._passed = Position(number, "")
-        self._passed = self._lines.position
-        return max(0, number - begin)
+            if number > begin:
+                yield record
+            else:
+                self._on_line(record, False)
 
     def close(self) -> None:
         """Let go of the lines."""
@@ -302,10 +310,10 @@ def recover(
     """
     if lines.position.line == 0:
         journal = RunJournal(lines, on_line)
-        return Walk(curriculum, journal=journal), journal  # type: ignore[arg-type]  # all that a walk asks of one
+        return _walk(curriculum, journal), journal
     for state in (snapshot, None):
         journal = RunJournal(lines, on_line)
-        walk = Walk(curriculum, journal=journal)  # type: ignore[arg-type]
+        walk = _walk(curriculum, journal)
         journal.resume_from(Position(_begin_of(journal), ""))
         if state is not None:
             try:
@@ -320,11 +328,16 @@ def recover(
     return walk, journal
 
 
+def _walk(curriculum: Curriculum, journal: RunJournal) -> Walk:
+    """Return a walk that writes to ``journal``, which tells of its alarms as of every other line."""
+    return Walk(curriculum, journal=journal, on_alarm=lambda _: None)  # type: ignore[arg-type]  # all that it asks of one
+
+
 def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
     """Make the walk do what ``record`` says was done."""
     kind = record["type"]
-    if kind == "phase":
-        walk.phase_at(record["start"])
+    if kind in ("phase", "alarm"):  # a decision writes the alarms that it found, pivots for them, and its phase
+        walk.phase_at(walk.frontier)
     elif kind == "feedback":
         walk.report(record["step"], record_to_losses(dict(record), len(walk.names)))
     elif kind == "pivot":

@@ -371,3 +371,16 @@ def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(
     restored.load_state_dict(state)
     whole = [batch["input_ids"] for batch in MixtureDataset(curriculum)]
     assert torch.equal(torch.cat(whole[before:]), torch.cat([batch["input_ids"] for batch in restored]))
+
+
+def test_one_of_several_readers_says_why_it_does_not_suspend_a_source(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
+    sources[2]["on_failure"] = "suspend"
+    curriculum = a_curriculum(folder, sources=sources, pivots=[], policy="static", retries={"attempts": 1})
+    dataset = MixtureDataset(curriculum, rank=0, world_size=2)
+    Network(dataset, monkeypatch).is_down = True
+    with pytest.raises(SourceUnavailableError, match="suspended only where one process reads for all and decides") as e:
+        list(dataset)
+    assert e.value.name == "s2"

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from examples import tiny
-from mixer import MixtureDataset
+from mixer import Curriculum, MixtureDataset
 from mixer.adapters.loading import MixtureLoader
 from mixer.adapters.titan import ExhaustedError, TitanLoader
 from mixer.errors import ConfigError, StateMismatchError
+from mixer.sources import streams
 from mixer.testing import assert_resumes_from_every_step
 
 HALF, STEPS = tiny.STEPS // 2, tiny.STEPS
@@ -150,9 +151,9 @@ def losses_of(batch: dict[str, Any]) -> torch.Tensor:
 class FetchingAhead:
     """A trainer that fetches one batch before it trains on the last, as Lightning and accelerate do."""
 
-    def __init__(self, folder: Path) -> None:
-        self.dataset = MixtureDataset(tiny.curriculum(folder))
-        self.loader = MixtureLoader(self.dataset)
+    def __init__(self, curriculum: Curriculum, num_workers: int = 0) -> None:
+        self.dataset = MixtureDataset(curriculum)
+        self.loader = MixtureLoader(self.dataset, num_workers=num_workers)
         self.state_dict, self.load_state_dict = self.loader.state_dict, self.loader.load_state_dict
 
     def __iter__(self) -> Any:
@@ -167,7 +168,40 @@ class FetchingAhead:
 
 
 def test_a_batch_that_was_fetched_ahead_is_given_again(folder: Path) -> None:
-    assert_resumes_from_every_step(lambda: FetchingAhead(folder), num_steps=STEPS)
+    assert_resumes_from_every_step(lambda: FetchingAhead(tiny.curriculum(folder)), num_steps=STEPS)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_over_streams_too_nothing_that_was_fetched_ahead_is_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 7)
+    run = tiny.curriculum(folder).model_copy(update={"prepared": None})
+    whole = [batch["input_ids"] for batch in FetchingAhead(run, num_workers)]
+    assert len(whole) == STEPS
+    if num_workers < 2:  # several workers divide the documents
+        dataset = MixtureDataset(run)
+        for expected, batch in zip(whole, dataset, strict=True):
+            assert torch.equal(batch["input_ids"], expected)
+            dataset.report(batch, losses_of(batch))
+    for stop in (1, 13):
+        first, second = FetchingAhead(run, num_workers), FetchingAhead(run, num_workers)
+        batches = [batch["input_ids"] for _, batch in zip(range(stop), first, strict=False)]
+        state = json.loads(json.dumps(first.state_dict()))
+        assert state["step"] == stop
+        second.load_state_dict(state)
+        batches += [batch["input_ids"] for batch in second]
+        assert all(torch.equal(*pair) for pair in zip(whole, batches, strict=True))
+
+
+def test_a_loader_goes_on_in_its_own_process_after_it_was_left(folder: Path) -> None:
+    run = tiny.curriculum(folder).model_copy(update={"prepared": None})
+    whole = [batch["input_ids"] for batch in FetchingAhead(run)]
+    trainer = FetchingAhead(run)
+    batches = [batch["input_ids"] for _, batch in zip(range(5), trainer, strict=False)]
+    batches += [batch["input_ids"] for batch in trainer]
+    assert all(torch.equal(*pair) for pair in zip(whole, batches, strict=True))
 
 
 def test_a_trainer_without_losses_says_what_it_trained_on(folder: Path) -> None:

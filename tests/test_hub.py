@@ -46,8 +46,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     for commit, word in ((OLD, "old"), (NEW, "new")):
         (folder / commit / "data").mkdir(parents=True)
         for part in range(2):
-            texts = [f"{word} {part} {i}" for i in range(100)]
-            table = pa.table({"text": texts, "category": ["a", "b"] * 50})
+            texts = [f"{word} {part} {i}" for i in range(400)]
+            table = pa.table({"text": texts, "category": ["a", "b"] * 200})
             pq.write_table(table, folder / commit / "data" / f"train-0000{part}-of-00002.parquet", row_group_size=30)
         lines = (json.dumps({"chat": [{"role": "user", "content": f"{word} chat {i}"}]}) for i in range(3))
         (folder / commit / "extra.jsonl").write_text("\n".join(lines))
@@ -99,7 +99,7 @@ def read(
 def test_a_data_set_is_streamed_by_its_id(endpoint: Hub, tmp_path: Path) -> None:
     result = read(endpoint.url, tmp_path, groups=5)
     documents = [document for group in result["groups"] for document in group]
-    assert documents == [f"old {part} {i}" for part in range(2) for i in range(100)]
+    assert documents == [f"old {part} {i}" for part in range(2) for i in range(400)]
     assert result["groups"][-1] == []
     assert any("/data/train-00001" in request for request in endpoint.requests)
 
@@ -111,7 +111,7 @@ def test_a_stream_of_the_hub_resumes_at_its_commit_when_a_newer_one_is_there(end
     endpoint.newest = NEW
     assert read(endpoint.url, tmp_path / "b")["groups"][0][0] == "new 0 0"  # a new run reads the new text
     resumed = read(endpoint.url, tmp_path / "c", state=first["state"])
-    assert resumed["groups"] == [[f"old 1 {i}" for i in range(28, 92)]]  # 2 groups of 64 before, of 200 documents
+    assert resumed["groups"] == [[f"old 1 {i}" for i in range(112, 368)]]  # 2 groups of 256 before, of 800 documents
     assert resumed["state"]["revision"] == OLD
 
 

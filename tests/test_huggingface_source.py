@@ -131,10 +131,10 @@ def test_a_state_at_the_end_of_an_epoch_stays_at_the_end(tmp_path: Path) -> None
 
 
 def test_groups_are_bounded_by_documents_and_by_characters(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}] * 100)
-    assert [len(group) for group in groups_of(stream_of(tmp_path, data_files="a.jsonl"))] == [64, 36]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}] * 300)
+    assert [len(group) for group in groups_of(stream_of(tmp_path, data_files="a.jsonl"))] == [256, 44]
     write_jsonl(tmp_path / "b.jsonl", [{"text": "x" * 100_000}] * 7)
-    assert [len(group) for group in groups_of(stream_of(tmp_path, data_files="b.jsonl"))] == [3, 3, 1]
+    assert [len(group) for group in groups_of(stream_of(tmp_path, data_files="b.jsonl"))] == [2, 2, 2, 1]
 
 
 def test_counters_tell_rows_documents_and_empty_rows(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def numbers(start: int, end: int) -> Iterator[dict[str, Any]]:
 
 
 def test_an_iterable_dataset_is_streamed_and_left_where_it_was(tmp_path: Path) -> None:
-    dataset = datasets.IterableDataset.from_generator(numbers, gen_kwargs={"start": 0, "end": 200})
+    dataset = datasets.IterableDataset.from_generator(numbers, gen_kwargs={"start": 0, "end": 600})
     dataset = dataset.map(lambda row: {"text": row["text"].upper()})
     reader = iter(dataset)
     next(reader)
@@ -263,11 +263,11 @@ def test_an_iterable_dataset_is_streamed_and_left_where_it_was(tmp_path: Path) -
     second = stream_of(tmp_path, dataset, where={"category": "a"})
     assert first.next_group()[0] == "T0"
     assert second.next_group()[:2] == ["T0", "T2"]  # two streams of one object do not disturb each other
-    assert first.next_group()[0] == "T64"
+    assert first.next_group()[0] == "T256"
     assert next(reader)["text"] == "T1"
     restored = stream_of(tmp_path, dataset)
     restored.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert documents_of(restored)[0] == "T128"
+    assert documents_of(restored)[0] == "T512"
 
 
 def test_a_map_style_dataset_is_streamed(tmp_path: Path) -> None:
@@ -380,11 +380,11 @@ def test_an_error_loses_no_document_and_reading_goes_on_when_it_is_mended(tmp_pa
         broken = True
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            if Flaky.broken and row["text"] == "t70":
+            if Flaky.broken and row["text"] == "t270":
                 raise OSError("the network is gone")
             return row
 
-    dataset = datasets.IterableDataset.from_generator(numbers, gen_kwargs={"start": 0, "end": 100})
+    dataset = datasets.IterableDataset.from_generator(numbers, gen_kwargs={"start": 0, "end": 300})
     stream = stream_of(tmp_path, dataset.map(Flaky()))
     documents = stream.next_group()
     state = stream.state_dict()
@@ -393,7 +393,7 @@ def test_an_error_loses_no_document_and_reading_goes_on_when_it_is_mended(tmp_pa
             stream.next_group()
         assert stream.state_dict() == state
     Flaky.broken = False
-    assert documents + documents_of(stream) == [f"t{i}" for i in range(100)]
+    assert documents + documents_of(stream) == [f"t{i}" for i in range(300)]
 
 
 def test_a_wrong_row_is_counted_over_the_whole_epoch(tmp_path: Path) -> None:

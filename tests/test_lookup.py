@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from mixer.errors import JournalError, StepError
 from mixer.explain import explain
+from mixer.fork import fork
 from mixer.journal import Journal
 from mixer.lookup import Lookup, history
 from mixer.scan import BLOCK_BYTES
+from mixer.story import read_story
 from mixer.walk import Walk
 from tests.curricula import curriculum, drive
 
@@ -74,6 +76,27 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
         Lookup(tmp_path / "w")
     with pytest.raises(JournalError):
         Lookup(tmp_path / "missing")
+
+
+def test_a_region_is_found_where_it_began_also_under_a_name_that_returns(tmp_path: Path) -> None:
+    warmup = {"curriculum_warmup_steps": 60, "curriculum_warmup_sources": ["source-0", "source-1"]}
+    pivots = [{"name": "early", "at_step": 30, "caps": {"source-0": 0.7}}]  # in the warmup, and on after its end
+    run, law = curriculum(3, **warmup, pivots=pivots, phases={"max_steps": 10}), {"max_steps": 10}
+    paths = [tmp_path / "run.jsonl", tmp_path / "fork.jsonl"]
+    with Journal.create(paths[0]) as journal:
+        drive(Walk(run, journal=journal), 200)
+    step = next(phase["start"] for phase in read_story(paths[0]).phases if phase["start"] > 100)
+    new = curriculum(3, floors={"source-2": 0.5}, phases=law, pivots=[{**pivots[0], "at_step": step + 40}])
+    fork(paths[0], step, new, paths[1])
+    with Journal.open(paths[1]) as journal:
+        drive(Walk(new, journal=journal), step + 90, since=step)
+    for path, expected in zip(paths, ([0, 30, 60], [0, 30, 60, step, step + 40]), strict=True):
+        phases, found = read_story(path).phases, set()
+        for i, phase in enumerate(phases):
+            opening = next(earlier for earlier in reversed(phases[: i + 1]) if earlier["region"] is not None)
+            assert Lookup(path).first_of_regime(phase) == opening
+            found.add(opening["start"])
+        assert sorted(found) == expected
 
 
 def test_questions_take_the_same_memory_and_few_bytes_of_a_journal_of_any_length(tmp_path: Path) -> None:

@@ -484,8 +484,9 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from mixer.config import Curriculum
 from mixer.preparation import prepare
-from mixer.sources import preparing
-preparing.CHUNK_DOCUMENTS, preparing.SAVE_EVERY_S = 64, 0.0
+from mixer.sources import preparing, streams
+preparing.CHUNK_DOCUMENTS = streams.GROUP_DOCUMENTS = 64
+preparing.SAVE_EVERY_S = 0.0
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 prepare(Curriculum.from_yaml({str(folder / "run.yaml")!r}), {str(folder / "out")!r})
 """

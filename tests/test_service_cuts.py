@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.preparation import prepare
 from service.client import MixerClient
+from service.errors import StoreError
 from service.served import LEASE, Served
 from service.store import Store
 from tests.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
@@ -123,8 +124,13 @@ def test_a_kill_at_any_instant_leaves_a_run_that_was_cut_or_one_that_was_not(
 
 
 def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_path: Path) -> None:
-    with running(curriculum_of(folder, "streamed"), tmp_path) as engine:
-        train(engine, range(16))
+    with running(curriculum_of(folder, "streamed"), tmp_path, ahead_steps=1) as engine:
+        step = 16
+        train(engine, range(step))
+        while engine.frontier < step + 4:  # so that steps of the phase are left to be read
+            train(engine, range(step, step + 1))
+            step += 1
+        wait_until(lambda: engine.next_step == step + 1)
         reader = engine._builder.reader
         assert reader is not None
         is_reading, may_go_on, read = threading.Event(), threading.Event(), reader.read
@@ -136,14 +142,21 @@ def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_pat
             return batch
 
         reader.read = slow  # type: ignore[method-assign]
-        engine._builder.want(16)
+        engine._builder.want(step)
         assert is_reading.wait(30)
-        step = engine.pivot(WITHOUT, "now")
+        assert engine.pivot(WITHOUT, "now") == step  # while a batch of the phase is being read
         may_go_on.set()
         reader.read = read  # type: ignore[method-assign]
-        train(engine, range(16, 40))
-        assert all(2 not in rows_of(body(engine, s)).source_ids for s in range(step, 40))
-        assert_each_row_once(engine, 40)
+        train(engine, range(step, step + 20))
+        assert all(2 not in rows_of(body(engine, s)).source_ids for s in range(step, step + 20))
+        assert_each_row_once(engine, step + 20)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_was_learned_before_an_undone_decision_is_not_waited_for_again(folder: Path, tmp_path: Path) -> None:
@@ -152,9 +165,7 @@ def test_what_was_learned_before_an_undone_decision_is_not_waited_for_again(fold
         step = 12
         while True:  # until a phase is decided of which nobody was given a step
             engine._builder.want(step)
-            deadline = time.monotonic() + 10
-            while engine.frontier <= step and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(lambda: engine.frontier > step)  # noqa: B023  # it is called at once
             if engine.phases[-1]["start"] == step:
                 break
             train(engine, range(step, step + 1))
@@ -278,3 +289,22 @@ def test_no_step_is_handed_out_that_is_not_leased_and_none_that_was_is_cut(tmp_p
     served.settle()
     assert Served(store, "run").close() == LEASE + 1
     store.close()
+
+
+def test_a_database_that_is_down_stops_delivery_at_the_end_of_the_lease_alone(folder: Path, tmp_path: Path) -> None:
+    with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=0.0, ahead_steps=64) as engine:
+        body(engine, 0)
+        store, save = engine._parts.store, engine._parts.store.save
+
+        def down(*_: Any, **__: Any) -> None:
+            raise StoreError("the database cannot be used")
+
+        store.save = down  # type: ignore[method-assign]
+        lease = engine._parts.served._lease
+        for step in range(1, lease):
+            body(engine, step)
+        with pytest.raises(StoreError):
+            asyncio.run(engine.body(lease, 0, 2, 1))
+        assert engine.problem is None
+        store.save = save  # type: ignore[method-assign]
+        assert rows_of(body(engine, lease)).step == lease

@@ -47,6 +47,7 @@ RETRIED_ERRNOS = frozenset(
 )
 HOPELESS = ("OfflineModeIsEnabled", "UnsupportedProtocol", "LocalEntryNotFoundError")  # waiting changes nothing
 READING = ("GET", "HEAD")
+NO_HANDLER = logging.NullHandler()
 TIMEOUTS = ("connect", "read", "write", "pool")
 
 Result = TypeVar("Result")
@@ -247,7 +248,7 @@ class _Calm:
         """
         for name in ("datasets", "huggingface_hub"):
             logger = logging.getLogger(name)
-            self._set(logger, "handlers", [logging.NullHandler()])
+            self._set(logger, "handlers", [NO_HANDLER])
             self._set(logger, "propagate", False)
 
     def _let_calls_be_made_once(self) -> None:

@@ -66,6 +66,7 @@ def open_stream(
         MissingDataError, MalformedDataError, EmptySourceError, SourceError: it cannot be opened; each names the source.
     """
     options: dict[str, Any] = {"retries": retries or RetriesConfig(), "share": share}
+    is_of_files = dataset is None
     if dataset is not None:
         dataset = _own_copy(source.name, dataset)
     else:
@@ -77,9 +78,10 @@ def open_stream(
         options["files"] = files
         if not files and _is_of_hub(arguments["path"]):
             options |= {"revision": commit, "reopen": partial(_first, load)}
-    if source.token_column is None:
-        return TextStream(source, dataset, **options)
     is_table = dataset._ex_iterable.iter_arrow is not None and not _has(dataset._ex_iterable, "MappedExamplesIterable")
+    if source.token_column is None:
+        is_plain = is_of_files and source.messages is None and source.template is None
+        return TextStream(source, dataset, is_table=is_table and is_plain, **options)
     return TokenStream(source, dataset, row_length=row_length, vocab_size=vocab_size, is_table=is_table, **options)
 
 

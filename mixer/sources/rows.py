@@ -2,7 +2,7 @@
 
 Documents that are token ids already are packed as they are, and whole rows of them are given as they are. The state is
 the place where the current group of documents began, what the packer held there, and how many rows of the group have
-been taken. Restoring reads and tokenises that one group again, at most 64 documents of text.
+been taken. Restoring reads and tokenises that one group again, at most 256 documents of text.
 """
 
 from __future__ import annotations

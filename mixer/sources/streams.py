@@ -28,11 +28,11 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     import datasets
 
-GROUP_DOCUMENTS = 64
-GROUP_CHARACTERS = 256 * 1024  # bounds what one call tokenises, and so what a resume has to tokenise again
-BATCH_ROWS = 64  # rows that `datasets` converts at once: 10x faster than one at a time, and no more memory than a group
+GROUP_DOCUMENTS = 256
+GROUP_CHARACTERS = 128 * 1024  # bounds what one call tokenises, and so what a resume has to tokenise again
+BATCH_ROWS = 64  # rows that `datasets` gives at once; they may be long, and most of a group's are short
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 NUM_SEEN = 8  # values of a `where` column that an error shows
 
 Documents = list[str] | list[TokenArray] | TokenArray
@@ -331,15 +331,35 @@ class Stream(ABC, Generic[Group]):
 
 
 class TextStream(Stream[list[str]]):
-    """Documents as text, up to 64 or about 256 KiB of characters in a group."""
+    """Documents as text, up to 256 or about 128 KiB of characters in a group."""
 
     _batch_size = BATCH_ROWS
-    _is_table = False
 
-    def _hold(self, batch: dict[str, list[Any]]) -> int:
-        self._renderer.check_columns(batch)
-        self._batch = batch
-        return len(next(iter(batch.values())))
+    def __init__(
+        self, source: SourceConfig, dataset: datasets.IterableDataset, *, is_table: bool = False, **options: Any
+    ) -> None:
+        """Stream text; the other arguments are those of ``Stream``.
+
+        Args:
+            source: with ``text``, ``messages`` or ``template``.
+            dataset: the rows.
+            is_table: whether the data set can be read as Arrow tables and resume exactly: a third faster.
+            options: see ``Stream``.
+        """
+        self._is_table = is_table
+        super().__init__(source, dataset, **options)
+
+    def _hold(self, batch: Any) -> int:
+        columns: dict[str, list[Any]] = self._columns(batch) if self._is_table else batch
+        self._renderer.check_columns(columns)
+        self._batch = columns
+        return len(next(iter(columns.values())))
+
+    def _columns(self, table: Any) -> dict[str, list[Any]]:
+        try:
+            return dict(table.to_pydict())
+        except UnicodeDecodeError as error:
+            raise explained(self.name, error, self._files, MalformedDataError) from error
 
     def _read_group(self) -> list[str]:
         documents: list[str] = []
