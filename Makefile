@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo serve test test-all lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/run.stamp  ## train a small ANDREA on text from this machine, under a moving mixture
 	$(BIN)/mixer demo
+
+serve: $(VENV)/serve.stamp  ## the same, its batches decided and delivered by a service with a page of its own
+	$(BIN)/mixer demo --serve
 
 test: lint  ## everything a change must pass
 	$(BIN)/python -m pytest -m "not slow"
@@ -28,6 +31,8 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.streams
+	$(BIN)/python -m benchmarks.guard
+	$(BIN)/python -m benchmarks.service
 
 $(VENV)/created.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -38,6 +43,10 @@ $(VENV)/created.stamp:
 $(VENV)/run.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
 	$(PIP) torch
 	$(PIP) --editable '.[torch]'
+	touch $@
+
+$(VENV)/serve.stamp: $(VENV)/run.stamp
+	$(PIP) --editable '.[torch,service]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -22,11 +23,15 @@ from mixer.plots import write_page
 from mixer.sources import Progress as SourceProgress
 from mixer.sources.local import gather
 from mixer.story import Story, read_story
-from mixer.tokenizer import load_tokenizer
+from mixer.tokenizer import TextTokenizer, load_tokenizer
 from mixer.walk import Walk
+
+if TYPE_CHECKING:
+    from service.remote import RemoteMixtureDataset
 
 try:
     from andrea.model import Andrea, ModelConfig
+    from andrea.serving import serving
     from andrea.train import Trainer, TrainingConfig, TrainingReport, load_checkpoint, save_checkpoint, train
     from mixer.dataset import Batch, MixtureDataset
 except ModuleNotFoundError as error:
@@ -39,11 +44,12 @@ except ModuleNotFoundError as error:
 PEAK_LR = 3e-3  # tiny learns fastest near this; ANDREA-120M's 3e-4 is for a model 100 times its size
 CHECKPOINT_STEPS = 50
 CHECKPOINT, JOURNAL, PAGE = "checkpoint.pt", "journal.jsonl", "walk.html"
+NAME = "demo"  # of the service's run
 
 talk = Console(stderr=True)
 
 
-def run_demo(out: Path, *, num_steps: int | None, config: Path | None, as_json: bool) -> None:
+def run_demo(out: Path, *, num_steps: int | None, config: Path | None, is_served: bool, as_json: bool) -> None:
     """Train to the end, or to Ctrl-C, and say what happened; exit code 1 if it was stopped."""
     curriculum = Curriculum.from_yaml(config or shipped_config("demo.yaml"))
     if num_steps is not None:
@@ -52,23 +58,60 @@ def run_demo(out: Path, *, num_steps: int | None, config: Path | None, as_json: 
     gather_sources(curriculum)
     with talk.status("loading the tokenizer (trained on this text the first time)"):
         tokenizer = load_tokenizer(curriculum)
+    if is_served:
+        path = config or shipped_config("demo.yaml") if num_steps is None else _written(curriculum, out / "demo.json")
+        journal_path = out / NAME / JOURNAL
+        from service.remote import RemoteMixtureDataset
+
+        with serving(path, out, name=NAME) as url:
+            talk.print(f"the service and its page are at {url}", soft_wrap=True)
+            _run(curriculum, RemoteMixtureDataset(url, 0, 1), out, tokenizer, journal_path, as_json=as_json)
+            if sys.stdout.isatty():
+                _stay(url)
+        return
+    journal_path = out / JOURNAL
+    with Journal.open(journal_path) if journal_path.exists() else Journal.create(journal_path) as journal:
+        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, journal=journal)
+        _run(curriculum, dataset, out, tokenizer, journal_path, as_json=as_json)
+
+
+def _run(
+    curriculum: Curriculum,
+    dataset: MixtureDataset | RemoteMixtureDataset,
+    out: Path,
+    tokenizer: TextTokenizer,
+    journal_path: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Train a model on a data set from where the last checkpoint stands, and say what happened."""
     model = Andrea(ModelConfig.tiny(tokenizer.vocab_size, curriculum.sequence_length), seed=curriculum.seed)
     settings = TrainingConfig(peak_lr=PEAK_LR, weight_decay=0.1).scaled_to(curriculum.total_steps)
     trainer = Trainer(model, settings, curriculum.total_steps)
-    journal_path = out / JOURNAL
-    with Journal.open(journal_path) if journal_path.exists() else Journal.create(journal_path) as journal:
-        dataset = MixtureDataset(curriculum, tokenizer=tokenizer, walk=Walk(curriculum, journal=journal))
-        if (out / CHECKPOINT).exists():
-            checkpoint = load_checkpoint(out / CHECKPOINT)
-            trainer.load_state_dict(checkpoint.trainer_state)
-            dataset.load_state_dict(checkpoint.dataset_state)
-            talk.print(f"going on from step {dataset.step}")
-        losses, report = _train(dataset, trainer, vocab_size=tokenizer.vocab_size, checkpoint=out / CHECKPOINT)
+    if (out / CHECKPOINT).exists():
+        checkpoint = load_checkpoint(out / CHECKPOINT)
+        trainer.load_state_dict(checkpoint.trainer_state)
+        dataset.load_state_dict(checkpoint.dataset_state)
+        talk.print(f"going on from step {dataset.step}")
+    losses, report = _train(dataset, trainer, vocab_size=tokenizer.vocab_size, checkpoint=out / CHECKPOINT)
     page = write_page(journal_path, out / PAGE, title="A small ANDREA learns under a curriculum walk")
-    _say(curriculum, dataset, report, losses=losses, out=out, page=page, as_json=as_json)
+    _say(curriculum, dataset, report, losses=losses, journal_path=journal_path, page=page, as_json=as_json)
     if dataset.step < curriculum.total_steps:
         talk.print(f"stopped at step {dataset.step} of {curriculum.total_steps}; run it again to go on")
         sys.exit(1)
+
+
+def _written(curriculum: Curriculum, path: Path) -> Path:
+    """Write a curriculum for the service to read; JSON is YAML."""
+    path.write_text(curriculum.model_dump_json(exclude_none=True), encoding="utf-8")
+    return path
+
+
+def _stay(url: str) -> None:
+    talk.print(f"the run is over; {url} stays until Ctrl-C", soft_wrap=True)
+    with _until_interrupted() as should_stop:
+        while not should_stop():
+            time.sleep(0.2)
 
 
 def gather_sources(curriculum: Curriculum) -> None:
@@ -91,7 +134,7 @@ def _run_folder(out: Path, curriculum: Curriculum) -> Path:
 
 
 def _train(
-    dataset: MixtureDataset, trainer: Trainer, *, vocab_size: int, checkpoint: Path
+    dataset: MixtureDataset | RemoteMixtureDataset, trainer: Trainer, *, vocab_size: int, checkpoint: Path
 ) -> tuple[list[float], TrainingReport]:
     """Train with a progress bar, checkpointing on the way and at the end; Ctrl-C stops after the step under way."""
     losses: list[float] = []
@@ -147,15 +190,15 @@ def _until_interrupted() -> Iterator[Callable[[], bool]]:
 
 def _say(
     curriculum: Curriculum,
-    dataset: MixtureDataset,
+    dataset: MixtureDataset | RemoteMixtureDataset,
     report: TrainingReport,
     *,
     losses: list[float],
-    out: Path,
+    journal_path: Path,
     page: Path,
     as_json: bool,
 ) -> None:
-    story = read_story(out / JOURNAL)
+    story = read_story(journal_path)
     rows = _table(curriculum, dataset, story)
     summary: dict[str, Any] = {
         "steps": dataset.step,
@@ -164,7 +207,8 @@ def _say(
         "last_loss": losses[-1] if losses else None,
         "seconds": report.total_s,
         "waiting_share": report.waiting_share,
-        "journal": str(out / JOURNAL),
+        "reporting_share": report.reporting_share,
+        "journal": str(journal_path),
         "page": str(page),
     }
     if as_json:
@@ -175,16 +219,20 @@ def _say(
     if losses:
         console.print(
             f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats per token; {report.total_s:.0f} s, "
-            f"{report.waiting_share:.1%} of it waiting for data",
+            f"{report.waiting_share:.1%} of it waiting for data and {report.reporting_share:.1%} reporting losses",
             highlight=False,
         )
     console.print(f"journal {summary['journal']}\npage    {page}", highlight=False, soft_wrap=True)
 
 
-def _table(curriculum: Curriculum, dataset: MixtureDataset, story: Story) -> list[dict[str, Any]]:
+def _table(
+    curriculum: Curriculum, dataset: MixtureDataset | RemoteMixtureDataset, story: Story
+) -> list[dict[str, Any]]:
     """Return a row per source: bounds and weight now, what was drawn, first and last loss."""
     step = max(dataset.step - 1, 0)
-    phase, region = dataset.walk.phase_at(step), dataset.walk.regime_at(step).region
+    walk = dataset.walk
+    phase = walk.phase_at(step)
+    region = walk.regime_at(step).region if isinstance(walk, Walk) else walk.region_at(step)
     progress = dataset.progress()
     num_rows = max(sum(progress[name].rows for name in curriculum.names), 1)
     losses = story.first_and_last_losses()

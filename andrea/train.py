@@ -226,11 +226,18 @@ class TrainingReport:
     """Seconds spent in the dataset's iterator; the rest is training, reporting and ``on_step``."""
     last_loss: float | None
     """Mean loss of the last step in nats a token; None if there was no step."""
+    reporting_s: float = 0.0
+    """Seconds spent in the dataset's ``report``, which is durable when it returns."""
 
     @property
     def waiting_share(self) -> float:
         """The share of the time spent waiting for data, 0 to 1."""
         return self.waiting_s / self.total_s if self.total_s else 0.0
+
+    @property
+    def reporting_share(self) -> float:
+        """The share of the time spent reporting losses, 0 to 1."""
+        return self.reporting_s / self.total_s if self.total_s else 0.0
 
 
 def train(
@@ -257,7 +264,7 @@ def train(
     """
     check_vocabulary(trainer.model.config, vocab_size)
     started_s = time.perf_counter()
-    waiting_s, num_steps, last_loss = 0.0, 0, None
+    waiting_s, reporting_s, num_steps, last_loss = 0.0, 0.0, 0, None
     batches = iter(dataset)
     while should_stop is None or not should_stop():
         asked_s = time.perf_counter()
@@ -267,11 +274,13 @@ def train(
             break
         _check_same_step(batch["step"], trainer.num_steps)
         token_losses = trainer.step(batch)
+        trained_s = time.perf_counter()
         dataset.report(batch, token_losses)
+        reporting_s += time.perf_counter() - trained_s
         num_steps, last_loss = num_steps + 1, float(token_losses.mean())
         if on_step is not None:
             on_step(batch["step"], last_loss, batch)
-    return TrainingReport(num_steps, time.perf_counter() - started_s, waiting_s, last_loss)
+    return TrainingReport(num_steps, time.perf_counter() - started_s, waiting_s, last_loss, reporting_s)
 
 
 def _check_same_step(dataset_step: int, trainer_step: int) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -95,14 +95,14 @@ def in_two_sittings(train: Callable[[Path, int], None]) -> None:
 
 def on_ranks(world_size: int, train: Callable[..., None], *arguments: Any) -> None:
     """Call ``train(*arguments)`` in ``world_size`` processes, with the environment that torchrun would give them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    torch.multiprocessing.spawn(_rank, (world_size, port, train, arguments), nprocs=world_size)  # type: ignore[no-untyped-call, attr-defined]
+    # on a port that is free, and kept
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    torch.multiprocessing.spawn(_rank, (world_size, store.port, train, arguments), nprocs=world_size)  # type: ignore[no-untyped-call, attr-defined]
 
 
-def _rank(rank: int, world_size: int, port: str, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _rank(rank: int, world_size: int, port: int, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1")
+    is_served = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}  # rank 0 opens no store
+    os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1", **is_served)
     torch.set_num_threads(1)
     train(*arguments)

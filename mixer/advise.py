@@ -145,7 +145,8 @@ class _Adviser:
         if self._policy.teleports == "always":
             advised = region.sample(generator(self._curriculum.seed, "phase.point", phase["index"]))
         else:
-            choice = self._policy.choose(self._state, region, here, self._unique)
+            alarmed = np.array(phase["parts"].get("alarm") or [0.0] * here.size) > 0
+            choice = self._policy.choose(self._state, region, here, self._unique, alarmed)
             advised, vertex = choice.weights, choice.vertex
         return Advice(
             index=phase["index"],

@@ -8,6 +8,7 @@ recomputed too, each from the snapshot that the run itself went on from.
 from __future__ import annotations
 
 import itertools
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import orjson
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import ConfigError, JournalError, MixerError, StateMismatchError
+from mixer.guard import initial_guard_state
 from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
@@ -24,8 +26,8 @@ from mixer.policies import Choice, Policy, make_policy
 from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
-from mixer.scan import FIRST, Line, Position, scan
-from mixer.types import Array
+from mixer.scan import FIRST, Line, Position, last_lines, scan
+from mixer.types import Array, BoolArray
 from mixer.walk import Walk
 
 
@@ -57,16 +59,23 @@ class Verdict:
     difference: Difference | None = None
     causes: list[str] = field(default_factory=list)
 
+    def count(self, kind: str) -> None:
+        """Note one more line of a type."""
+        self.lines += 1
+        self.decisions += kind == "phase"
+        self.reports += kind == "feedback"
+        self.resumes += kind == "resume"
+
 
 class _Tape(Journal):
-    """A journal that keeps its last line in memory, for a walk that only works out what it would write."""
+    """A journal that keeps in memory what nobody has taken yet, for a walk that only works out what it would write."""
 
     def __init__(self) -> None:
         self.position = Position(0, FIRST)
-        self.last: dict[str, Any] = {}
+        self.written: deque[dict[str, Any]] = deque()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self.last = dict(record)
+        self.written.append(dict(record))
         self.position = Position(self.position.line + 1, FIRST)
 
     def resume_from(self, position: Position) -> None:
@@ -95,8 +104,10 @@ class _Together:
     def after_pivot(self, state: State) -> State:
         return self._joined([policy.after_pivot(_part(state, i)) for i, policy in enumerate(self._policies)])
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
-        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens)
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
+        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens, alarmed)
 
     @staticmethod
     def _joined(states: Sequence[State]) -> State:
@@ -113,10 +124,12 @@ class Redrive:
 
     Args:
         curricula: whose decisions the lines are, the eldest first: a fork's journal begins with its parent's.
+        is_supposed: whether the last of them is not the journal's own, so that its fork says other things.
     """
 
-    def __init__(self, curricula: Sequence[Curriculum]) -> None:
+    def __init__(self, curricula: Sequence[Curriculum], *, is_supposed: bool = False) -> None:
         self._curricula = list(curricula)
+        self._is_supposed = is_supposed
         self._generation = 0
         self._tape = _Tape()
         self.walk = self._walk()
@@ -124,7 +137,10 @@ class Redrive:
     def _walk(self) -> Walk:
         left = self._curricula[self._generation :]
         self._tape = _Tape()  # an empty journal: the walk begins
-        return Walk(left[0], journal=self._tape, policy=_Together([make_policy(curriculum) for curriculum in left]))
+        policy = _Together([make_policy(curriculum) for curriculum in left])
+        walk = Walk(left[0], journal=self._tape, policy=policy, on_alarm=lambda _: None)
+        self._tape.written.clear()  # the header
+        return walk
 
     def snapshot(self) -> tuple[int, dict[str, Any]]:
         """Return where the walk stands, as plain data."""
@@ -140,11 +156,13 @@ class Redrive:
         """Return the state of a walk that goes on from here under ``curriculum``, the next of the curricula."""
         state = self.walk.state_dict()
         learned = _part(state["policy"], 1)
+        guard = state.pop("guard", None) or initial_guard_state(len(self.walk.names))
         return {
             **state,
             "fingerprint": curriculum.fingerprint,
             "policy": learned,
             "before": None,
+            **({} if curriculum.guard is None else {"guard": guard}),
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
@@ -165,19 +183,23 @@ class Redrive:
         Raises:
             JournalError: a line that no walk writes.
         """
-        if line.kind == "phase":
-            self.walk.phase_at(self.walk.frontier)
-            text = orjson.dumps({**self._tape.last, "number": line.number}, option=orjson.OPT_SERIALIZE_NUMPY)
-            return None if text == line.body else _first_difference(line, orjson.loads(text))
-        record = check_record(line, line.record())
+        if line.kind in ("phase", "alarm") and not self._tape.written:
+            self.walk.phase_at(self.walk.frontier)  # writes the alarms that it finds, pivots for them, the phase
+        if self._tape.written:
+            return self._compared(line)
+        record = line.record()
         try:
-            return self._followed(line, record)
-        except JournalError:
-            raise
-        except (MixerError, IndexError, ValueError, KeyError, TypeError) as error:
+            difference = self._followed(line, record)
+        except (MixerError, IndexError, ValueError, KeyError, TypeError, OverflowError) as error:
+            check_record(line, record)  # a line that is none says more by its form
+            if isinstance(error, JournalError):
+                raise
             raise JournalError(
                 f"{line.path}: line {line.number}, a {record['type']}, was never accepted by a walk: {error}"
             ) from error
+        if difference is not None:
+            check_record(line, record)
+        return difference
 
     def _followed(self, line: Line, record: dict[str, Any]) -> Difference | None:
         before = self._tape.position
@@ -196,8 +218,13 @@ class Redrive:
             raise JournalError(f"{line.path}: line {line.number} is a second {record['type']}; a journal has one")
         if self._tape.position == before:
             raise JournalError(f"{line.path}: line {line.number} says again what an earlier line said")
-        written = {**self._tape.last, "number": line.number}
-        return None if written == record else _first_difference(line, orjson.loads(orjson.dumps(written)))
+        return self._compared(line)
+
+    def _compared(self, line: Line) -> Difference | None:
+        """Compare a line with the one that the walk would have written in its place, byte for byte."""
+        written = {**self._tape.written.popleft(), "number": line.number}
+        text = orjson.dumps(written, option=orjson.OPT_SERIALIZE_NUMPY)
+        return None if text == line.body else _first_difference(line, orjson.loads(text))
 
     def _fork(self, line: Line, record: dict[str, Any]) -> Difference | None:
         if self._generation + 1 == len(self._curricula):
@@ -205,7 +232,8 @@ class Redrive:
         curriculum = self._curricula[self._generation + 1]
         written = {**self.fork_record(curriculum), "number": line.number}
         state = written["state"]
-        difference = _first_difference(line, orjson.loads(orjson.dumps(written)))
+        is_own = not (self._is_supposed and self._generation + 2 == len(self._curricula))
+        difference = _first_difference(line, orjson.loads(orjson.dumps(written))) if is_own else None
         joined = self.walk.state_dict()["policy"]
         shifted = {
             f"{i}.{name}": values
@@ -273,7 +301,7 @@ def curricula_of(path: str | Path, first: Mapping[str, Any]) -> list[Curriculum]
     found = []
     for run in runs:
         try:
-            curriculum = Curriculum(**run["curriculum"])
+            curriculum = Curriculum(**{"guard": None, **run["curriculum"]})  # headers from before there were guards
         except (ConfigError, TypeError) as error:
             raise JournalError(
                 f"{path}: the curriculum in the header cannot be run by this release: {error}"
@@ -301,7 +329,7 @@ def audit(path: str | Path, *, curriculum: Curriculum | None = None) -> Verdict:
     path = Path(path)
     first = read_header(path)
     curricula = curricula_of(path, first)
-    verdict = Verdict(causes=_other_conditions(first))
+    verdict = Verdict(lines=1, causes=_other_conditions(first))
     if curriculum is not None:
         if curriculum.names != curricula[-1].names:
             raise StateMismatchError(
@@ -310,24 +338,25 @@ def audit(path: str | Path, *, curriculum: Curriculum | None = None) -> Verdict:
             )
         verdict.causes = [*_other_fields(curricula[-1], curriculum), *verdict.causes]
         curricula[-1] = curriculum
-    last, resumes = resume_lines(path)
-    redrive = Redrive(curricula)
+    (last, _), end = last_lines(path)
+    resumes = [(line.number, target) for line, target in resume_lines(path, end)]
+    redrive = Redrive(curricula, is_supposed=curriculum is not None)
     snapshots = _Snapshots(resumes)
-    snapshots.keep(1, redrive)
+    if 1 in snapshots.wanted:
+        snapshots.keep(1, redrive)
     for line in itertools.islice(scan(path), 1, last):
-        if line.kind == "resume":
+        kind = line.kind
+        if kind == "resume":
             _check_resume(line, snapshots.digests[line.number])
             redrive.restore(snapshots.take(line.number))
-            verdict.resumes += 1
         else:
             verdict.difference = redrive.follow(line)
-        verdict.decisions += line.kind == "phase"
-        verdict.reports += line.kind == "feedback"
-        verdict.lines = line.number
-        verdict.last_step = redrive.walk.frontier - 1
+        verdict.count(kind)
         if verdict.difference is not None:
             break
-        snapshots.keep(line.number, redrive, digest=line.digest)
+        if line.number in snapshots.wanted:
+            snapshots.keep(line.number, redrive, digest=line.digest)
+    verdict.last_step = redrive.walk.frontier - 1
     if verdict.difference is None:
         verdict.causes = []
     elif not verdict.causes:
@@ -343,23 +372,18 @@ class _Snapshots:
 
     def __init__(self, resumes: Sequence[tuple[int, int]]) -> None:
         self._targets = dict(resumes)
-        self._left: dict[int, int] = {}
-        for _, target in resumes:
-            self._left[target] = self._left.get(target, 0) + 1
+        self.wanted = Counter(target for _, target in resumes)  # line -> how often it is still gone back to
         self._held: dict[int, tuple[int, dict[str, Any]]] = {}
-        self._digest_of: dict[int, str | None] = {}
         self.digests: dict[int, str | None] = {}
 
     def keep(self, number: int, redrive: Redrive, digest: str | None = None) -> None:
-        if number in self._left:
-            self._held[number] = redrive.snapshot()
-            self._digest_of[number] = digest
-            self.digests |= {line: digest for line, target in self._targets.items() if target == number}
+        self._held[number] = redrive.snapshot()
+        self.digests |= {line: digest for line, target in self._targets.items() if target == number}
 
     def take(self, resume: int) -> tuple[int, dict[str, Any]]:
         target = self._targets[resume]
-        self._left[target] -= 1
-        return self._held[target] if self._left[target] else self._held.pop(target)
+        self.wanted[target] -= 1
+        return self._held[target] if self.wanted[target] else self._held.pop(target)
 
 
 def _check_resume(line: Line, digest: str | None) -> None:

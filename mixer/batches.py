@@ -20,13 +20,14 @@ import numpy as np
 from mixer.config import Curriculum
 from mixer.draws import phase_counts, plan_rows
 from mixer.errors import SourceExhaustedError, StateMismatchError
-from mixer.permutation import order_key, permuted
+from mixer.permutation import order_key, permuted, sides
 from mixer.phases import Phase
-from mixer.sources import PreparedSource, Progress
+from mixer.sources import Progress
+from mixer.sources.prepared import JointRows, PreparedRows
 from mixer.sources.rows import EndOfSource
 from mixer.types import IntArray, RowArray
 
-PLANNED_BYTES = 4 << 20  # rows gathered at once, a phase of 16 x 1025 uint16 rows and more: stays in the cache
+TOUCHED_ROWS = 16  # that a thread touches at once
 SLOW_BYTES_PER_S = 300e6  # memory gives 3 GB/s and more, a disk read at random a tenth of this
 READING_THREADS = 8  # more requests than that gain little on one NVMe disk
 NO_END = 2**62
@@ -107,22 +108,21 @@ class Planner:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Rows gathered for some steps of one phase, those of one source together, and where each batch finds its own."""
+class _Plan:
+    """Where the rows of some steps of one phase lie."""
 
     phase: Phase
     steps: range
-    rows: RowArray  # [n * b, T + 1]
-    places: IntArray  # [n, b], into rows
+    addresses: IntArray  # [n, b]
     source_ids: IntArray  # [n, b]
     numbers: IntArray  # [n, b]
 
 
 class PreparedReader:
-    """Batches over prepared rows, any step at the same cost: nothing is kept but the rows gathered for a phase.
+    """Batches over prepared rows, any step at the same cost: nothing is kept but where the rows of a phase lie.
 
-    Each epoch of a source is read in its own keyed order (``permutation``). Rows that come slowly, because they are not
-    in memory yet, are gathered by several threads, and those of the steps to come ahead of time.
+    Each epoch of a source is read in its own keyed order (``permutation``). If rows come slowly, because they are not
+    in memory yet, threads touch those of the steps to come.
 
     Args:
         curriculum: the run.
@@ -132,43 +132,56 @@ class PreparedReader:
     """
 
     def __init__(
-        self, curriculum: Curriculum, sources: Sequence[PreparedSource], planner: Planner, *, every: int = 1
+        self, curriculum: Curriculum, sources: Sequence[PreparedRows], planner: Planner, *, every: int = 1
     ) -> None:
         self._sources = sources
+        self._rows = JointRows(sources)
         self._planner = planner
         self._every = every
         self._seed = curriculum.seed
         self._sizes = np.array([source.num_rows for source in sources], dtype=np.int64)
+        self._sides = sides(self._sizes)
         self._on_exhausted = [source.on_exhausted for source in curriculum.sources]
         ends = [NO_END if source.on_exhausted == "repeat" else 0 for source in curriculum.sources]
         self._ends = np.maximum(self._sizes, ends)
         self._may_end = any(end == 0 for end in ends)
-        self._keys: dict[tuple[int, int], int] = {}
-        self._chunk: _Chunk | None = None
-        self._used: RowArray = np.empty((0, 0), dtype=np.uint16)
-        self._is_slow = False  # whether rows came slowly the last time
-        self._ahead: tuple[Phase, int, Future[_Chunk]] | None = None  # being gathered: from which step of which phase
+        self._epochs = np.full(len(sources), -1)  # of each source, the newest that was met, and its key
+        self._keys = np.zeros(len(sources), dtype=np.uint64)
+        self._plan: _Plan | None = None
+        self._num_read = self._num_slow = 0  # batches of the plan: read so far, and those of them that came slowly
+        self._touching: list[Future[None]] = []  # the plan's rows in order of steps, if rows came slowly
 
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
         phase = self._planner.phase_at(step)
-        chunk = self._chunk
-        if chunk is None or chunk.phase is not phase or step not in chunk.steps:
-            chunk = self._chunk = self._next_chunk(phase, step)
-        i = (step - chunk.steps.start) // self._every
-        rows = chunk.rows.take(chunk.places[i], axis=0)
-        return RowBatch(step, phase.index, rows, chunk.source_ids[i], chunk.numbers[i])
+        plan = self._plan
+        if plan is None or plan.phase is not phase or step not in plan.steps:
+            plan = self._next_plan(phase, step)
+        i = (step - plan.steps.start) // self._every
+        began_s = time.perf_counter()
+        if self._touching:
+            self._wait_for(i)
+        rows = self._rows.gather(plan.addresses[i])
+        self._num_read += 1
+        self._num_slow += (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
+        return RowBatch(step, phase.index, rows, plan.source_ids[i], plan.numbers[i])
 
-    def _next_chunk(self, phase: Phase, step: int) -> _Chunk:
-        if self._ahead is not None and self._ahead[:2] == (phase, step):
-            chunk = self._ahead[2].result()
-        else:
-            chunk = self._gather(phase, step)
-        self._ahead = None
-        following = chunk.steps[-1] + self._every
-        if self._is_slow and following < phase.end:
-            self._ahead = (phase, following, _threads("ahead", 1).submit(self._gather, phase, following))
-        return chunk
+    def _next_plan(self, phase: Phase, step: int) -> _Plan:
+        plan = self._plan = self._planned(phase, step)
+        is_slow = 2 * self._num_slow > self._num_read  # most of them: a busy machine makes one or two slow
+        self._num_read, self._num_slow, self._touching = 0, 0, []
+        if is_slow:
+            flat, threads = plan.addresses.ravel(), _threads("rows", READING_THREADS)
+            parts = (flat[k : k + TOUCHED_ROWS] for k in range(0, flat.size, TOUCHED_ROWS))
+            self._touching = [threads.submit(self._rows.touch, part) for part in parts]
+        return plan
+
+    def _wait_for(self, i: int) -> None:
+        """Wait until the rows of the plan's i-th step are in memory."""
+        assert self._plan is not None
+        num_rows = self._plan.addresses.shape[1]
+        for part in self._touching[i * num_rows // TOUCHED_ROWS : -(-(i + 1) * num_rows // TOUCHED_ROWS)]:
+            part.result()
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read; documents are in proportion to rows, which are in no file's order."""
@@ -199,69 +212,45 @@ class PreparedReader:
                 "the saved state is of streamed sources, but this run reads prepared ones; "
                 "take `prepared:` out of the curriculum to go on, or start a new run"
             )
-        self._chunk = None
+        self._plan = None
 
-    def _gather(self, phase: Phase, step: int) -> _Chunk:
-        """Gather the rows of as many coming steps of the phase as fit in ``PLANNED_BYTES``, a quarter if slow."""
+    def _planned(self, phase: Phase, step: int) -> _Plan:
+        """Find the rows of this reader's steps of the phase from ``step`` on."""
         all_ids, all_numbers = self._planner.plan(phase)
-        first = self._sources[0]
-        step_bytes = max(1, all_ids.shape[1] * first.row_length * first.dtype.itemsize)
-        num_steps = max(1, (PLANNED_BYTES >> 2 * self._is_slow) // step_bytes)
-        steps = range(step, self._end(phase, step, min(phase.end, step + self._every * num_steps)), self._every)
+        steps = range(step, self._end(phase, step), self._every)
         mine = slice(step - phase.start, steps.stop - phase.start, self._every)
         source_ids, numbers = all_ids[mine], all_numbers[mine]
         ids = source_ids.ravel()
-        order = ids.astype(np.uint16 if len(self._sources) <= 2**16 else np.int64).argsort(kind="stable")
-        ids = ids[order]
-        edges = np.flatnonzero(np.diff(ids, prepend=-1, append=-1))  # where the rows of each source begin
-        rows = self._room(ids.size)
-        positions = self._positions(ids, numbers.ravel()[order], edges)
-        spans = list(zip(ids[edges[:-1]].tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True))
-        began_s = time.perf_counter()
-        if self._is_slow:
-            list(_threads("rows", READING_THREADS).map(lambda span: self._take(span, positions, rows), spans))
-        else:
-            for span in spans:
-                self._take(span, positions, rows)
-        self._is_slow = (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
-        places = np.empty(ids.size, dtype=np.int64)
-        places[order] = np.arange(ids.size)
-        return _Chunk(phase, steps, rows, places.reshape(source_ids.shape), source_ids, numbers)
+        addresses = self._rows.addresses(ids, self._positions(ids, numbers.ravel()))
+        return _Plan(phase, steps, addresses.reshape(source_ids.shape), source_ids, numbers)
 
-    def _room(self, num_rows: int) -> RowArray:
-        """Return an array for so many rows: the one used before, unless another thread may be filling it."""
-        first = self._sources[0]
-        if self._is_slow or len(self._used) < num_rows:
-            self._used = np.empty((num_rows, first.row_length), dtype=first.dtype)
-        return self._used[:num_rows]
-
-    def _take(self, span: tuple[int, int, int], positions: IntArray, rows: RowArray) -> None:
-        i, begin, end = span
-        self._sources[i].gather(positions[begin:end], out=rows[begin:end])
-
-    def _positions(self, ids: IntArray, numbers: IntArray, edges: IntArray) -> IntArray:
+    def _positions(self, ids: IntArray, numbers: IntArray) -> IntArray:
         """Return where each row lies in its source: the place of its number in the order of its epoch."""
-        epochs, positions = np.divmod(numbers, self._sizes[ids])
-        starts, lengths = edges[:-1], np.diff(edges)
-        lowest, highest = np.minimum.reduceat(epochs, starts), np.maximum.reduceat(epochs, starts)
-        drawn, first_epochs = ids[starts].tolist(), lowest.tolist()
-        keys = np.repeat(
-            np.array([self._key(i, epoch) for i, epoch in zip(drawn, first_epochs, strict=True)], dtype=np.uint64),
-            lengths,
-        )
-        for j in np.flatnonzero(highest > lowest).tolist():
-            own = slice(edges[j], edges[j + 1])
-            keys[own] = [self._key(drawn[j], epoch) for epoch in epochs[own].tolist()]
-        return permuted(positions, self._sizes[ids], keys)
+        sizes = self._sizes[ids]
+        epochs, positions = np.divmod(numbers, sizes)
+        keys = self._keys[ids]
+        is_other = epochs != self._epochs[ids]
+        for j in np.flatnonzero(is_other).tolist():  # a row of another epoch than the newest that was met
+            i, epoch = ids[j], epochs[j]
+            if epoch != self._epochs[i]:
+                self._keys[i] = order_key(self._seed, self._sources[i].name, int(epoch))
+                self._epochs[i] = epoch
+            keys[j] = self._keys[i]
+        a, b = self._sides
+        return permuted(positions, sizes, keys, (a[ids], b[ids]))
 
-    def _end(self, phase: Phase, step: int, stop: int) -> int:
-        """Return ``stop``, or the first step for which a source that must not repeat has too few rows; raise if now."""
+    def _end(self, phase: Phase, step: int) -> int:
+        """Return the phase's end, or the first step for which a source that must not repeat has too few rows.
+
+        Raises:
+            EndOfSource, SourceExhaustedError: that is this step.
+        """
         if not self._may_end:
-            return stop
+            return phase.end
         drawn = phase.drawn + self._planner.counts(phase).cumsum(axis=0)  # after each step, [L, K]
-        over = (drawn > self._ends)[step - phase.start : stop - phase.start]
+        over = (drawn > self._ends)[step - phase.start :]
         if not over.any():
-            return stop
+            return phase.end
         at = int(over.any(axis=1).argmax())
         if at > 0:
             return step + at
@@ -273,14 +262,6 @@ class PreparedReader:
             f"source {self._sources[i].name} ran dry before step {step}: it has {self._sizes[i]} rows, and {left} are "
             "left; set on_exhausted to repeat or stop, cap the source's weight, or give it more text"
         )
-
-    def _key(self, i: int, epoch: int) -> int:
-        key = self._keys.get((i, epoch))
-        if key is None:
-            if len(self._keys) > 4 * len(self._sources) + 1000:
-                self._keys = {}
-            key = self._keys[i, epoch] = order_key(self._seed, self._sources[i].name, epoch)
-        return key
 
 
 @functools.cache

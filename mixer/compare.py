@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixer.audit import different_fields
+from mixer.audit import different_fields, read_header
 from mixer.phases import Phase
 from mixer.replay import Replay
 from mixer.types import Array
@@ -16,7 +17,7 @@ _FIELDS = ("index", "start", "length", "kind", "regime", "weights", "drawn", "ow
 
 
 def compare(one: str | Path, other: str | Path) -> dict[str, Any]:
-    """Return plain data: the configs' differences, the first phase that differs, and distances over time.
+    """Return plain data: what differs in configs and data read, the first phase that differs, distances over time.
 
     Sources are matched by name; one that a walk does not have has weight 0 there. ``spans`` are runs of steps with one
     pair of mixtures: ``l1`` is the summed absolute difference of the weights (half of it is the share of rows that come
@@ -38,12 +39,19 @@ def compare(one: str | Path, other: str | Path) -> dict[str, Any]:
         "steps": [walk.frontier for walk in walks],
         "sources": names,
         "config": [{"field": field, "a": a, "b": b} for field, a, b in fields],
+        "data": _other_data(one, other),
         "first_difference": first,
         "is_same": first is None and walks[0].frontier == walks[1].frontier,
         **means,
         "max_l1": max((span["l1"] for span in spans), default=0.0),
         "spans": spans,
     }
+
+
+def _other_data(one: str | Path, other: str | Path) -> list[dict[str, str]]:
+    """Return the sources of which both headers say what was read, and not the same."""
+    a, b = (read_header(path)["sources"] for path in (one, other))
+    return [{"source": name, "a": a[name], "b": b[name]} for name in a if name in b and a[name] != b[name]]
 
 
 def _first_difference(walks: tuple[Replay, Replay]) -> dict[str, Any] | None:
@@ -65,7 +73,7 @@ def _spans(walks: tuple[Replay, Replay], names: list[str], num_steps: int) -> li
     places = [np.array([names.index(name) for name in walk.names]) for walk in walks]
     starts = sorted({phase.start for walk in walks for phase in walk.phases if phase.start < num_steps})
     spans = []
-    for start, end in zip(starts, [*starts[1:], num_steps], strict=True):
+    for start, end in itertools.pairwise([*starts, num_steps]):
         gap = _placed(walks[0], start, places[0], len(names)) - _placed(walks[1], start, places[1], len(names))
         spans.append(
             {"start": start, "steps": end - start, "l1": float(np.abs(gap).sum()), "l2": float(np.linalg.norm(gap))}

@@ -22,7 +22,15 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.phases import PhaseLaw
-from mixer.policy_config import Frozen, PolicyConfig, ProportionalConfig, StaticConfig, UcbConfig, UnimaxConfig
+from mixer.policy_config import (
+    Frozen,
+    GuardConfig,
+    PolicyConfig,
+    ProportionalConfig,
+    StaticConfig,
+    UcbConfig,
+    UnimaxConfig,
+)
 from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 
 CONFIG_VERSION = 1
@@ -160,6 +168,7 @@ class Curriculum(Frozen):
     pivots: tuple[ScheduledPivot, ...] = ()
     phases: PhasesConfig = PhasesConfig()
     policy: PolicyConfig = UcbConfig()
+    guard: GuardConfig | None = Field(GuardConfig(), description="alarms for sources learned by heart; `off`: none")
     feedback_lag: int = Field(0, ge=0, description="a phase from step s is decided on losses of steps < s - lag")
     draws: Literal["systematic", "multinomial"] = "systematic"
     retries: RetriesConfig = RetriesConfig()
@@ -214,7 +223,7 @@ class Curriculum(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _shorthands(cls, data: Any) -> Any:
-        """``policy: ucb`` means ``policy: {name: ucb}``; ``tokenizer: FILE`` means ``tokenizer: {file: FILE}``."""
+        """``policy: ucb`` means ``policy: {name: ucb}``; so do ``tokenizer: FILE``, ``guard: alarm`` and ``off``."""
         if isinstance(data, Mapping):
             data = dict(data)
             version = data.get("version", CONFIG_VERSION)
@@ -223,7 +232,9 @@ class Curriculum(Frozen):
                     f"version {version!r}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
                     "install the release that wrote the file, or change the file and its version"
                 )
-            for key, field in (("policy", "name"), ("tokenizer", "file")):
+            if data.get("guard") in ("off", False):  # YAML 1.1 reads `off` as false, 1.2 as a word
+                data["guard"] = None
+            for key, field in (("policy", "name"), ("tokenizer", "file"), ("guard", "action")):
                 if isinstance(data.get(key), str):
                     data[key] = {field: data[key]}
         return data
@@ -367,6 +378,8 @@ class Curriculum(Frozen):
         data = self.model_dump(mode="json", exclude=left_out)
         if not self.holdout:
             del data["holdout"]
+        if self.guard in (None, GuardConfig()):
+            del data["guard"]
         for source in data["sources"]:
             del source["on_failure"]
             for key in ("token_ids", "rows"):

@@ -26,6 +26,7 @@ from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
+from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.records import check_state
@@ -98,6 +99,7 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.batch_rows // self.world_size)
+        self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
@@ -106,7 +108,6 @@ class MixtureDataset(IterableDataset[Batch]):
         self._suspension = Suspension(curriculum, self._desk.walk) if is_any else None
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
-        self._reader: BatchReader = self._open_reader(0, 1)
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
         self._num_iterations = 0  # in a copy: begun so far
@@ -202,7 +203,7 @@ class MixtureDataset(IterableDataset[Batch]):
         }
         if self._provenance:
             tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
-        return tensors
+        return tensors if self._desk is not None else Parcel(tensors)
 
     def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
         """Tell the walk what a batch taught; return whether it took in a step that it did not know.
@@ -288,10 +289,15 @@ class MixtureDataset(IterableDataset[Batch]):
         return self._before if self._row else self._reader.state_dict()
 
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
-        phases = self._phases
         return self._rows.open(
-            phases.phase_at, worker=worker, num_workers=num_workers, on_read_through=phases.read_through
+            self._phase_at, worker=worker, num_workers=num_workers, on_read_through=self._read_through
         )
+
+    def _phase_at(self, step: int) -> Phase:
+        return self._phases.phase_at(step)
+
+    def _read_through(self, name: str, tokens: int) -> None:
+        self._phases.read_through(name, tokens)
 
     def _begin_here(self, desk: Desk) -> None:
         """Bring the reader to where the run stands."""
@@ -417,4 +423,4 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
 
 def _row_of(batch: Batch, row: int) -> Batch:
     """Return one row of a batch; ``source_ids`` becomes a scalar, so that collating rows gives a batch again."""
-    return {key: value[row] if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return type(batch)((key, value[row] if isinstance(value, Tensor) else value) for key, value in batch.items())

@@ -22,6 +22,7 @@ from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
 from mixer.streamed import StreamedReader
 from mixer.tokenizer import TextTokenizer, load_tokenizer
+from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
@@ -62,6 +63,7 @@ class Rows:
         rank, world_size: whose rows of the global batch.
         streams: data sets by source name, instead of what the config names.
         tokenizer: instead of the one that the config names.
+        prepared: what lies in the ``prepared`` folder, opened already: several runs may read it at once.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Rows:
         world_size: int,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         if curriculum.batch_rows % world_size:
             raise TopologyError(
@@ -82,12 +85,14 @@ class Rows:
         self.rank, self.world_size = rank, world_size
         self._streams = streams
         self._tokenizer = tokenizer
+        self._known: dict[str, str] = {}
         self._prepared: Prepared | None = None
         if curriculum.prepared is not None:
             from mixer.sources.prepared import Prepared
 
-            self._prepared = Prepared.open(curriculum.resolve(curriculum.prepared))
+            self._prepared = prepared or Prepared.open(curriculum.resolve(curriculum.prepared))
             self._prepared.check_against(curriculum, tokenizer.fingerprint if tokenizer is not None else None)
+            self._known = {name: f"rows {rows.fingerprint}" for name, rows in self._prepared.sources.items()}
 
     @property
     def is_prepared(self) -> bool:
@@ -114,8 +119,8 @@ class Rows:
         return f"{curriculum} with {rows}"
 
     def known(self) -> dict[str, str]:
-        """Return the digest of each source's rows, where it is known before they are read: for a journal's header."""
-        return {} if self._prepared is None else {n: rows.fingerprint for n, rows in self._prepared.sources.items()}
+        """Return which data each source is of, for a journal's header; of streams, those that were opened."""
+        return dict(self._known)
 
     def epoch_tokens(self) -> dict[str, int]:
         """Return the tokens of one epoch of each source, where they are known beforehand."""
@@ -157,6 +162,8 @@ class Rows:
             reader=self.rank * num_workers + worker,
             num_readers=num_readers,
         )
+        fingerprints = {rows.name: getattr(rows, "fingerprint", None) for rows in streams}
+        self._known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
         tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
         return StreamedReader(streams, planner, every=num_workers, on_read_through=tell)
 
@@ -312,10 +319,14 @@ class Desk:
         stands = [self._stands.get(reader, _Stand()) for reader in range(self._num_readers)]
         return [stand.at(self.step) or before for stand, before in zip(stands, loaded, strict=True)]
 
-    def _fingerprint_of_parent(self) -> str | None:
-        """Return the fingerprint of a state of the run that this one was forked from; None if it is no fork."""
-        forked_from: str | None = getattr(self.walk, "forked_from", None)
-        return None if forked_from is None else self._rows.fingerprint_under(forked_from)
+    def _is_of_parent(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state was saved by the run that this one was forked from, which may have had the same config."""
+        walk = self.walk
+        if not isinstance(walk, Walk) or walk.forked_from is None:
+            return False
+        if state.get("fingerprint") != self._rows.fingerprint_under(walk.forked_from):
+            return False
+        return walk.forked_from != walk.curriculum.fingerprint or not walk.has_recorded(state["walk"])
 
     def state_dict(self, own: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return plain data from which the rest of the run follows exactly.
@@ -343,14 +354,9 @@ class Desk:
         Raises:
             StateMismatchError: a state of another run, or of streams read by another number of ranks.
         """
-        expected, parents = self._rows.fingerprint, self._fingerprint_of_parent()
-        is_parents = parents is not None and state.get("fingerprint") == parents != expected
-        check_state(
-            state,
-            version=STATE_VERSION,
-            fingerprint=parents if is_parents and parents is not None else expected,
-            what="data set state",
-        )
+        is_parents = self._is_of_parent(state)
+        expected = state["fingerprint"] if is_parents else self._rows.fingerprint
+        check_state(state, version=STATE_VERSION, fingerprint=expected, what="data set state")
         forked_at = getattr(self.walk, "forked_at", None)
         if is_parents and (state["step"], state["row"]) != (forked_at, 0):
             raise StateMismatchError(

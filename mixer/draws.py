@@ -45,7 +45,7 @@ def _lattice_point(point: Array) -> Array:
     """Return the point's first coordinates, and a last one that makes the sum 0, each brought within (-1, 1)."""
     point[-1:] = -point[:-1].sum()
     point -= np.floor(point)
-    point[_largest(point, round(float(point.sum())))] -= 1.0
+    point[_smallest(-point, round(float(point.sum())))] -= 1.0
     return point - point.mean() if point.size else point  # the mean is rounding alone
 
 
@@ -62,17 +62,16 @@ def systematic_counts(weights: Array, owed: Array, *, length: int, batch_rows: i
     num_extra = batch_rows - int(whole.sum())  # rows that go to the largest remainders
     is_candidate = part > ROUNDING
     candidates = np.flatnonzero(is_candidate)
-    gains, debts = part[candidates], owed[candidates]
-    extra = np.zeros((length, candidates.size), dtype=np.int64)
+    gains, unpaid = part[candidates], -owed[candidates]  # what is owed, negated: one sort puts the most first
+    extra = np.zeros((length, candidates.size))
     for row in extra:
-        debts += gains
-        chosen = _largest(debts, num_extra)
-        row[chosen] = 1
-        debts[chosen] -= 1.0
+        unpaid -= gains
+        row[_smallest(unpaid, num_extra)] = 1.0
+        unpaid += row
     counts = np.repeat(whole[None], length, axis=0)
-    counts[:, candidates] += extra
+    counts[:, candidates] += extra.astype(np.int64)
     owed = owed + np.where(is_candidate, 0.0, part * length)
-    owed[candidates] = debts
+    owed[candidates] = 0.0 - unpaid  # no negative zeros
     return counts, owed
 
 
@@ -83,15 +82,15 @@ def _whole_and_part(weights: Array, batch_rows: int) -> tuple[IntArray, Array]:
     return whole.astype(np.int64), earned - whole
 
 
-def _largest(values: Array, num: int) -> IntArray:
-    """Return the places of the ``num`` largest values, ties to the first; O(K), where sorting would be K log K."""
+def _smallest(values: Array, num: int) -> IntArray:
+    """Return the places of the ``num`` smallest values, ties to the first; O(K), where sorting would be K log K."""
     if values.size <= FEW:
-        return np.asarray((-values).argsort(kind="stable")[:num])
+        return values.argsort(kind="stable")[:num]
     if num == 0:
         return np.zeros(0, dtype=np.int64)
-    least = np.partition(values, values.size - num)[values.size - num]
-    above = np.flatnonzero(values > least)
-    return np.concatenate([above, np.flatnonzero(values == least)[: num - above.size]])
+    greatest = np.partition(values, num - 1)[num - 1]
+    below = np.flatnonzero(values < greatest)
+    return np.concatenate([below, np.flatnonzero(values == greatest)[: num - below.size]])
 
 
 def multinomial_counts(weights: Array, *, seed: int, start: int, length: int, batch_rows: int) -> IntArray:
@@ -144,11 +143,11 @@ def plan_rows(counts: IntArray, drawn: IntArray, *, seed: int, start: int) -> tu
     """
     length, num_sources = counts.shape
     num_rows = int(counts[0].sum())
-    runs = counts.ravel()  # in each batch the rows of one source, then of the next
-    firsts = (drawn + np.cumsum(counts, axis=0) - counts).ravel()
-    places = np.cumsum(runs) - runs
-    source_ids = np.repeat(np.tile(np.arange(num_sources), length), runs).reshape(length, num_rows)
-    numbers = (np.repeat(firsts - places, runs) + np.arange(runs.sum())).reshape(length, num_rows)
+    drawn_runs = np.flatnonzero(counts)  # in each batch the rows of one source, then of the next
+    runs = counts.ravel()[drawn_runs]
+    firsts = (drawn + counts.cumsum(axis=0) - counts).ravel()[drawn_runs]
+    source_ids = (drawn_runs % num_sources).repeat(runs)
+    numbers = (firsts - runs.cumsum() + runs).repeat(runs) + np.arange(length * num_rows)
     places_drawn = uniforms(length * num_rows, seed, "draws.order", start).reshape(length, num_rows)
     order = places_drawn.argsort(axis=1, kind="stable") + np.arange(length)[:, None] * num_rows
-    return source_ids.ravel()[order], numbers.ravel()[order]
+    return source_ids.take(order), numbers.take(order)

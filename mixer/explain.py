@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mixer.lookup import Lookup
+from mixer.guard import alarm_in_words
+from mixer.lookup import Lookup, deciding_curriculum
 from mixer.types import Array
 
 TOLERANCE = 1e-9  # a weight this near to a bound stands at it
-PARTS = ("slope", "mean", "width", "repetition", "tokens", "index")
+PARTS = ("slope", "mean", "width", "repetition", "tokens", "index", "alarm")
+UNTOLD = ("type", "number", "chain", "decided_before")  # of an alarm line
 
 
 def explain(path: str | Path, step: int) -> dict[str, Any]:
@@ -22,10 +24,11 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
         StepError: no phase covers the step.
         JournalError: a line that it needs is damaged.
     """
-    with Lookup(path) as journal:
-        phase = journal.phase_at(step)
-        before, opening = journal.before(phase), journal.first_of_regime(phase)
-        curriculum = deciding_curriculum(journal.header, phase["start"])
+    journal = Lookup(path)
+    phase = journal.phase_at(step)
+    before, opening = journal.before(phase), journal.first_of_regime(phase)
+    alarms, opening_alarms = journal.alarms(phase), journal.alarms(opening)
+    curriculum = deciding_curriculum(journal.header, phase["start"])
     names = [source["name"] for source in curriculum["sources"]]
     answer: dict[str, Any] = {
         "step": step,
@@ -40,26 +43,23 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
             "log_volume": phase["log_volume"],
         },
         "before": None if before is None else {"index": before["index"], "kind": before["kind"]},
-        "regime": _regime(phase, opening, curriculum),
+        "regime": _regime(phase, opening, curriculum, opening_alarms),
         "sources": _sources(names, phase, opening["region"]),
         "feedback": _feedback(phase, names),
+        "alarms": [{key: value for key, value in alarm.items() if key not in UNTOLD} for alarm in alarms],
     }
     answer["words"] = _words(answer)
     return answer
 
 
-def deciding_curriculum(header: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the curriculum that decided the phase from ``step``: in a fork, its first phases are the parent's."""
-    curriculum, parent = header["curriculum"], header.get("parent")
-    while parent is not None and step < parent["step"]:
-        curriculum, parent = parent["curriculum"], parent["parent"]
-    return dict(curriculum)
-
-
-def _regime(phase: dict[str, Any], opening: dict[str, Any], curriculum: dict[str, Any]) -> dict[str, Any]:
+def _regime(
+    phase: dict[str, Any], opening: dict[str, Any], curriculum: dict[str, Any], alarms: list[dict[str, Any]]
+) -> dict[str, Any]:
     planned = {pivot["name"] for pivot in curriculum["pivots"]}
     name = phase["regime"]
     origin = "the curriculum" if name in ("warmup", "firehose") else "a pivot in the file" if name in planned else None
+    if any(alarm["pivot"] == name for alarm in alarms):
+        origin = "an alarm of the guard"
     return {
         "name": name,
         "start": opening["start"],
@@ -136,6 +136,10 @@ def _words(answer: dict[str, Any]) -> list[str]:
     start = "the uniform mixture, before the first phase" if answer["before"] is None else "the phase before"
     words.append(f"Largest changes from {start}: {changes}." if changes else "No weight changed.")
     words.append(_news(answer))
+    held = [row["source"] for row in rows if row.get("alarm")]
+    if held:
+        words.append(f"In alarm, their index counting as 0: {', '.join(held)}.")
+    words += [f"Alarm: {alarm_in_words({**alarm, 'decided_before': phase['start']})}." for alarm in answer["alarms"]]
     return words
 
 

@@ -97,15 +97,19 @@ def _lines_between(path: Path, last: int) -> itertools.takewhile[Line]:
 
 
 def _last_shared(path: Path, at_step: int, parent: dict[str, Any] | None) -> Line:
-    """Return the line before the decision of ``at_step``: the last that a fork there shares."""
+    """Return the line before the decision of ``at_step``: the last that a fork there shares.
+
+    A decision's lines are its alarms and the pivots for them, if any, and its phase.
+    """
     if parent is not None and at_step < parent["step"]:
         raise StepError(
             f"fork at step {at_step}: {path} is itself a fork of step {parent['step']}; fork its parent there"
         )
     before: Line | None = None
     starts: list[int] = []
-    frontier = 0
+    frontier, is_deciding = 0, False
     for line in scan_history(path):
+        is_deciding = line.kind == "alarm" or (is_deciding and line.kind == "pivot")
         if line.kind == "phase":
             record = line.record()
             if record["start"] == at_step:
@@ -114,7 +118,8 @@ def _last_shared(path: Path, at_step: int, parent: dict[str, Any] | None) -> Lin
             frontier = record["start"] + record["length"]
         elif line.kind == "pivot":
             frontier = min(frontier, line.record()["at_step"])
-        before = line
+        if not is_deciding:
+            before = line
     else:
         if at_step != frontier:
             around = [

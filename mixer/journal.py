@@ -13,12 +13,25 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import orjson
 
 from mixer.errors import JournalError, StateMismatchError
-from mixer.scan import FIRST, MAX_LINE_BYTES, Line, Position, chained, ending, find_line, last_lines, scan
+from mixer.scan import (
+    FIRST,
+    MAX_LINE_BYTES,
+    Line,
+    Position,
+    chained,
+    ending,
+    find_line,
+    last_lines,
+    line_at,
+    line_starts,
+    raise_first_damage,
+    scan,
+)
 
 JOURNAL_VERSION = 2
 Fsync = Literal["never", "phase", "always"]
@@ -201,41 +214,51 @@ def scan_history(path: Path) -> Iterator[Line]:
     spans = history_spans(path)
     at = 0
     for line in scan(path):
-        while at < len(spans) and line.number > spans[at][1]:
+        while at < len(spans) and line.number > spans[at].last:
             at += 1
         if at == len(spans):  # what was written since the spans were read
             return
-        if line.number >= spans[at][0]:
+        if line.number >= spans[at].first:
             yield line
 
 
-def history_spans(path: Path) -> list[tuple[int, int]]:
-    """Return the closed intervals of line numbers that the run, as it stands at the end, is made of, in order.
+class Span(NamedTuple):
+    """Lines one after the other that still hold: the numbers of the first and the last, and the bytes they fill."""
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+def history_spans(path: Path) -> list[Span]:
+    """Return the spans of lines that the run, as it stands at the end, is made of, in order.
 
     A ``resume`` line leads from the line it names: the run is the way back from the last line to the first.
     """
-    last, resumes = resume_lines(path)
-    spans: list[tuple[int, int]] = []
-    end = last
-    for number, target in reversed(resumes):
-        if number <= end:
-            spans.append((number + 1, end))
-            end = target
-    spans.append((1, end))
-    return [span for span in reversed(spans) if span[0] <= span[1]]
+    (last, _), end = last_lines(path)
+    spans: list[Span] = []
+    for resume, target in reversed(resume_lines(path, end)):
+        if resume.number <= last:
+            spans.append(Span(resume.number + 1, last, resume.end, end))
+            named = find_line(path, target)
+            if named is None:
+                raise_first_damage(path, JournalError(f"{path}: line {resume.number} goes on from a line that is lost"))
+            last, end = target, named.end
+    spans.append(Span(1, last, 0, end))
+    return [span for span in reversed(spans) if span.first <= span.last]
 
 
-def resume_lines(path: Path) -> tuple[int, list[tuple[int, int]]]:
-    """Return the number of lines, and of each ``resume`` line its own number and that of the line it goes on from."""
-    last, resumes = 0, []
-    for line in scan(path):
-        last = line.number
-        if line.kind == "resume":
-            target = line.record().get("line")
-            if not isinstance(target, int) or not 1 <= target < last:
-                raise JournalError(
-                    f"{path}: line {last} goes on from line {target!r}, which is not a line before it; "
-                    "the file was not written by this program"
-                )
-            resumes.append((last, target))
-    return last, resumes
+def resume_lines(path: Path, end: int) -> list[tuple[Line, int]]:
+    """Return each ``resume`` line before byte ``end``, where a line begins, with the number of the line it names."""
+    resumes = []
+    for start in line_starts(path, ["resume"], 0, end):
+        line = line_at(path, start)
+        target = line.record().get("line")
+        if not isinstance(target, int) or not 1 <= target < line.number:
+            raise JournalError(
+                f"{path}: line {line.number} goes on from line {target!r}, which is not a line before it; "
+                "the file was not written by this program"
+            )
+        resumes.append((line, target))
+    return resumes

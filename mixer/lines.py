@@ -55,8 +55,9 @@ class Header(_Numbered):
         description="the whole config file, defaults filled in: the seed, the law of phases, targets and the rest"
     )
     sources: Texts = Field(
-        description="what was known of the data when the journal was begun: by source, a digest of its files or the "
-        "commit on the hub; sources of which nothing is known are left out"
+        description="which data was read when the journal was begun: by source, `files` and a digest of their names "
+        "and sizes, `commit` and that of the hub, or `rows` and a digest of the prepared rows; sources of which "
+        "nothing is known, such as data sets passed in, are left out"
     )
     parent: Parent | None = Field(description="for a fork, where it comes from, in the table below; else `null`")
     libraries: dict[str, str | None] = Field(
@@ -75,6 +76,7 @@ class Parts(_Model):
     repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip  # noqa: E501
     tokens: Numbers | None = Field(None, description="tokens of the source learned from so far")
     index: list[float | None] | None = Field(None, description="the score that the vertex is best for")
+    alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip  # noqa: E501
 
 
 class RegionPart(_Model):
@@ -184,6 +186,26 @@ class PivotLine(_Numbered):
     exclude: list[str] | None = Field(description="new list of sources pinned at 0, or `null`")
 
 
+class AlarmLine(_Numbered):
+    """A source that may be learned by heart."""
+
+    type: Literal["alarm"]
+    step: Count = Field(description="of the report that fell off a cliff; of a drift, the newest step learned from")
+    decided_before: Count = Field(description="the first step of the phase that was decided next")
+    source: str = Field(description="its name")
+    detector: Literal["cliff", "drift"] = Field(
+        description="`cliff`: a report far below what was expected, and not the first; `drift`: many below it"
+    )
+    loss: float = Field(description="mean loss of that report, or of the newest observation, nats per token")
+    expected: float = Field(description="what the line through the source's earlier losses promised")
+    z: float = Field(description="how many spreads of its residuals the loss lies above that; below 0: under it")
+    epochs: float | None = Field(description="how often its tokens were seen; `null` if their number is not known")
+    pivot: str | None = Field(
+        description="the regime that begins without the source, whose `pivot` line follows; `null` if none does"
+    )
+    why_not: str | None = Field(description="why it could not be suspended; `null` if it was, or was not to be")
+
+
 class UniqueTokensLine(_Numbered):
     """A source was read through."""
 
@@ -218,10 +240,14 @@ MODELS: dict[str, type[_Numbered]] = {
     "phase": PhaseLine,
     "feedback": FeedbackLine,
     "pivot": PivotLine,
+    "alarm": AlarmLine,
     "unique_tokens": UniqueTokensLine,
     "resume": ResumeLine,
     "fork": ForkLine,
 }
+
+
+_ARRAYS = ("rows", "tokens", "loss_sums", "square_sums")
 
 
 def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None = None) -> dict[str, Any]:
@@ -252,8 +278,10 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
             "the line was not written by this release"
         ) from error
     if kind == "feedback":
-        lengths = {name: len(record[name]) for name in ("sources", "rows", "tokens", "loss_sums", "square_sums")}
-        if len(set(lengths.values())) > 1 or sorted(set(record["sources"])) != record["sources"]:
+        sources = record["sources"]
+        is_whole = all(len(record[name]) == len(sources) for name in _ARRAYS)
+        if not is_whole or sorted(set(sources)) != sources:
+            lengths = {name: len(record[name]) for name in ("sources", *_ARRAYS)}
             raise JournalError(
                 f"{line.path}: line {line.number}: the arrays have lengths {lengths} for sources {record['sources']}; "
                 "they have one number for each source, in order: the line was not written by this release"
@@ -269,10 +297,10 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
 
 
 def journal_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a line: one of seven forms, told apart by ``type``, each closed by its digest."""
+    """Return the JSON Schema of a line: one of eight forms, told apart by ``type``, each closed by its digest."""
     union = TypeAdapter(
         Annotated[
-            Header | PhaseLine | FeedbackLine | PivotLine | UniqueTokensLine | ResumeLine | ForkLine,
+            Header | PhaseLine | FeedbackLine | PivotLine | AlarmLine | UniqueTokensLine | ResumeLine | ForkLine,
             Field(discriminator="type"),
         ]
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from mixer.config import Curriculum
 from mixer.errors import MissingDependencyError
+from mixer.guard import alarm_in_words
 from mixer.journal import Journal
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class RunLogger(Protocol):
-    """What ``LoggedWalk`` calls; write your own with these three."""
+    """What ``LoggedWalk`` calls; write your own with these three, and ``on_alarm(alarm)`` if alarms are wanted.
+
+    An alarm is the ``alarm`` line of the journal (``docs/journal.md``) as a dict.
+    """
 
     def on_phase(self, phase: Phase) -> None:
         """Take in a phase, once, when it is decided."""
@@ -49,7 +53,7 @@ class LoggedWalk(Walk):
     """
 
     def __init__(self, curriculum: Curriculum, *, loggers: Sequence[RunLogger], journal: Journal | None = None) -> None:
-        super().__init__(curriculum, journal=journal)
+        super().__init__(curriculum, journal=journal, on_alarm=self._tell_alarm)
         self._loggers = list(loggers)
 
     def phase_at(self, step: int) -> Phase:
@@ -69,13 +73,17 @@ class LoggedWalk(Walk):
             self._tell("on_feedback", step, losses)
         return is_new
 
+    def _tell_alarm(self, alarm: dict[str, Any]) -> None:
+        log.warning("alarm: %s", alarm_in_words(alarm))
+        self._tell("on_alarm", alarm, among=[logger for logger in self._loggers if hasattr(logger, "on_alarm")])
+
     def close_loggers(self) -> None:
         """Let every logger write what it still holds."""
         self._tell("close")
         self._loggers = []
 
-    def _tell(self, what: str, *arguments: Any) -> None:
-        for logger in list(self._loggers):
+    def _tell(self, what: str, *arguments: Any, among: Sequence[Any] | None = None) -> None:
+        for logger in list(self._loggers if among is None else among):
             try:
                 getattr(logger, what)(*arguments)
             except Exception as error:
@@ -84,7 +92,9 @@ class LoggedWalk(Walk):
 
 
 class PhaseLogger:
-    """Metrics of each phase, named ``weight/SOURCE`` and ``loss/SOURCE``; subclasses send them.
+    """Metrics of each phase, named ``weight/SOURCE`` and ``loss/SOURCE``, and of alarms; subclasses send them.
+
+    ``alarm/SOURCE`` is the loss that raised an alarm, at its step.
 
     Losses are means per token since the phase before, so that a call per phase is enough: about one in 25 steps.
     """
@@ -107,6 +117,10 @@ class PhaseLogger:
         sums = np.stack([losses.loss_sums, losses.tokens.astype(np.float64)])
         self._sums = sums if self._sums is None else self._sums + sums
         self._last_step = max(self._last_step, step)
+
+    def on_alarm(self, alarm: Mapping[str, Any]) -> None:
+        """Send the loss that raised an alarm."""
+        self.send({f"alarm/{alarm['source']}": alarm["loss"]}, alarm["step"])
 
     def close(self) -> None:
         """Send the losses since the last phase."""

@@ -1,32 +1,27 @@
 """Reading parts of a journal: the lines that still hold, and the few that one question needs.
 
 A run that was restored from an older snapshot leaves lines behind that a later ``resume`` supersedes. ``history``
-streams what still holds, in constant memory, the whole chain checked. ``Lookup`` maps the file, finds phase lines by
-their first bytes, skips over all else, and checks each line that it returns against the line before it. It does not
-check the whole chain: ``mixer replay`` does.
+streams what still holds, the whole chain checked. ``Lookup`` finds phases by bisection, as their steps only grow along
+the lines that still hold, and checks each line that it returns against the line before it; it does not check the whole
+chain: ``mixer replay`` does. Both take the same memory at any length.
 """
 
 from __future__ import annotations
 
-import bisect
-import mmap
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from mixer.errors import JournalError, StepError
-from mixer.journal import read_history
+from mixer.journal import history_spans, read_history
 from mixer.records import cut_phases
-from mixer.scan import chained
+from mixer.scan import line_at, line_starts
 
-_PHASE, _PIVOT, _RESUME = b'\n{"type":"phase"', b'\n{"type":"pivot"', b'\n{"type":"resume"'
-_LINE = b'"chain":"'
-_CHAIN_BYTES = len(',"chain":""}\n') + 32
+Record = dict[str, Any]
 
 
-def history(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+def history(path: str | Path) -> tuple[Record, Iterator[Record]]:
     """Return a journal's header and its other lines as the run stands at its end, streamed, the chain checked.
 
     Raises:
@@ -40,8 +35,18 @@ def history(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]
     return header, records
 
 
+def deciding_curriculum(header: Mapping[str, Any], step: int) -> Record:
+    """Return the curriculum that decided the phase from ``step``: in a fork, its first phases are the parent's."""
+    curriculum, parent = header["curriculum"], header.get("parent")
+    while parent is not None and step < parent["step"]:
+        curriculum, parent = parent["curriculum"], parent["parent"]
+    return dict(curriculum)
+
+
 class Lookup:
-    """A journal mapped into memory, for questions about single phases.
+    """Questions about single phases of a journal, as it stands now.
+
+    A *place* is the byte at which a line would begin in a file without the superseded lines.
 
     Raises:
         JournalError: no journal there, or a line it uses does not follow the line before it.
@@ -49,116 +54,107 @@ class Lookup:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            reason = getattr(error, "strerror", None) or "the file is empty; a journal begins with a header"
-            raise JournalError(f"{self.path}: {reason}") from error
-        self._end = self._map.rfind(b"\n") + 1  # a torn last line is left out
+        self._spans = history_spans(self.path)
+        if not self._spans:
+            raise JournalError(f"{self.path}: the file has no whole line; a journal begins with a header")
+        self._bases = [0, *itertools.accumulate(span.end - span.start for span in self._spans)]
         self.header = self._record(0)
         if self.header.get("type") != "header":
             raise JournalError(f"{self.path}: the first line is not a header; is this a journal?")
-        self._cuts: dict[int, dict[str, Any]] = {}  # first byte of a phase line -> the pivot that cut it
-        self._phases = self._live_phases()
 
-    def __enter__(self) -> Lookup:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._map.close()
-
-    def phase_at(self, step: int) -> dict[str, Any]:
-        """Return the phase line that covers ``step``; raises StepError if none does."""
+    def phase_at(self, step: int) -> Record:
+        """Return the phase line that covers ``step``, as far as no pivot cut it; raises StepError if none does."""
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
-        at = bisect.bisect_right(self._phases, step, key=lambda start: self._record(start)["start"]) - 1
-        newest = self._phase(self._phases[-1]) if self._phases else None
-        end = newest["start"] + newest["length"] if newest else 0
-        if at < 0 or step >= end:
-            there = f"{self.path} has phases for steps 0 to {end - 1}" if newest else f"{self.path} has no phase yet"
+        phase = self._played(self._last(lambda phase: phase["start"] <= step))
+        if phase is None or step >= phase["start"] + phase["length"]:
+            end = self._frontier()
+            there = f"{self.path} has phases for steps 0 to {end - 1}" if end else f"{self.path} has no phase yet"
             raise StepError(f"step {step} is not decided: {there}")
-        return self._phase(self._phases[at])
+        return phase
 
-    def before(self, phase: dict[str, Any]) -> dict[str, Any] | None:
+    def before(self, phase: Mapping[str, Any]) -> Record | None:
         """Return the phase line before ``phase``; None for the first."""
-        return self._phase(self._phases[phase["index"] - 1]) if phase["index"] else None
+        return self._played(self._last(lambda other: other["index"] < phase["index"]))
 
-    def first_of_regime(self, phase: dict[str, Any]) -> dict[str, Any]:
-        """Return the phase line in which the regime of ``phase`` begins: the newest up to it that has a region."""
-        for start in reversed(self._phases[: phase["index"] + 1]):
-            if b'"region":null' not in self._line(start):
-                return self._record(start)
-        raise JournalError(f"{self.path}: no phase up to {phase['index']} says what its region is")
+    def alarms(self, phase: Mapping[str, Any]) -> list[Record]:
+        """Return the alarm lines that the decision of ``phase`` wrote: those since the phase before."""
+        place = self._last(lambda other: other["index"] <= phase["index"])
+        before = self._last(lambda other: other["index"] < phase["index"])
+        found = self._places(("alarm",), 0 if before is None else before + 1, place or 0)
+        return [self._record(at) for at in found]
 
-    def _line(self, start: int) -> bytes:
-        return self._map[start : self._map.find(b"\n", start, self._end) + 1]
+    def first_of_regime(self, phase: Mapping[str, Any]) -> Record:
+        """Return the phase line in which the region of ``phase`` begins."""
+        curriculum, parent = deciding_curriculum(self.header, phase["start"]), self.header.get("parent")
+        starts = [curriculum["curriculum_warmup_steps"]]  # a pivot within the warmup has another region after it
+        while parent is not None:
+            starts.append(parent["step"])
+            parent = parent["parent"]
+        since = max((step for step in starts if step <= phase["start"]), default=0)
 
-    def _phase(self, start: int) -> dict[str, Any]:
-        """Return the phase line that begins at byte ``start``, as far as no pivot cut it."""
-        phases = [self._record(start)]
-        if start in self._cuts:
-            cut_phases(phases, self._cuts[start], self.header["curriculum"])
-        return phases[0]
+        def is_before(other: Mapping[str, Any]) -> bool:
+            is_other = other["start"] < since or other["regime"] != phase["regime"]
+            return bool(is_other and other["index"] <= phase["index"])
 
-    def _live_phases(self) -> list[int]:
-        """Return the bytes at which the phase lines that still hold begin; note which of them were cut."""
-        found: list[int] = []
-        for start, end in self._live_spans():
-            pivots = iter([*self._places(_PIVOT, start, end), end])
-            pivot = next(pivots)
-            for place in [*self._places(_PHASE, start, end), end]:
-                while pivot < place:
-                    self._note_cut(found, self._record(pivot))
-                    pivot = next(pivots)
-                found.append(place)
-            found.pop()  # the end
+        place = self._last(is_before)
+        first = self._first_from(0 if place is None else place + 1)
+        found = None if first is None else self._record(first)
+        if found is None or found["region"] is None:
+            raise JournalError(f"{self.path}: no phase up to {phase['index']} says what its region is")
         return found
 
-    def _places(self, what: bytes, start: int, end: int) -> Iterator[int]:
-        """Yield the bytes at which lines of a type begin."""
-        at = self._map.find(what, max(start - 1, 0), end)
-        while at >= 0:
-            yield at + 1
-            at = self._map.find(what, at + 1, end)
+    def _frontier(self) -> int:
+        """Return the first step that is not decided."""
+        last = self._last(lambda phase: True)
+        if last is None:
+            return 0
+        phase = self._played(last)
+        return int(self._record(last)["start"] if phase is None else phase["start"] + phase["length"])
 
-    def _note_cut(self, phases: list[int], pivot: dict[str, Any]) -> None:
-        if pivot["at_step"] < pivot["decided_before"]:
-            if self._record(phases[-1])["start"] == pivot["at_step"]:
-                phases.pop()
+    def _last(self, holds: Callable[[Record], bool]) -> int | None:
+        """Return the place of the last phase line for which something holds that holds up to there and not after."""
+        found, low, high = None, 0, self._bases[-1]
+        while low < high:
+            middle = (low + high) // 2
+            place = self._first_from(middle)
+            if place is None or place >= high or not holds(self._record(place)):
+                high = middle
             else:
-                self._cuts[phases[-1]] = pivot
+                found, low = place, place + 1
+        return found
 
-    def _record(self, start: int) -> dict[str, Any]:
-        """Return the line that begins at byte ``start``, checked against the line before it."""
-        line = self._line(start)
-        previous = self._map[start - 35 : start - 3].decode("ascii", "replace") if start else "0" * 32
-        body = line[:-_CHAIN_BYTES] + b"}"
-        try:
-            record: dict[str, Any] = orjson.loads(line)
-            is_sound = record["chain"] == chained(previous, body)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            is_sound = False
-        if not is_sound:
-            raise JournalError(
-                f"{self.path}: the line at byte {start} is damaged or does not follow the line before it; "
-                "`mixer replay` finds the first damaged line"
-            )
-        return record
+    def _first_from(self, place: int) -> int | None:
+        """Return the place of the first phase line at or after a place."""
+        return next(self._places(("phase",), place, self._bases[-1]), None)
 
-    def _live_spans(self) -> list[tuple[int, int]]:
-        """Return the spans of bytes whose lines still hold."""
-        resumes, at = [], self._map.find(_RESUME, 0, self._end)
-        while at >= 0:
-            record = self._record(at + 1)
-            named = self._map.find(_LINE + str(record["digest"]).encode() + b'"}\n', 0, at + 1)
-            if named < 0:
-                raise JournalError(f"{self.path}: a resume line names a line that is not there: {record['digest']}")
-            resumes.append((at + 1, self._map.find(b"\n", named) + 1))
-            at = self._map.find(_RESUME, at + 1, self._end)
-        spans, end = [], self._end
-        for start, named_end in reversed(resumes):
-            if start < end:
-                spans.append((start, end))
-                end = named_end
-        return [*reversed([*spans, (0, end)])]
+    def _places(self, kinds: tuple[str, ...], start: int, end: int) -> Iterator[int]:
+        """Yield the places of lines of some types, from ``start`` up to ``end``."""
+        for span, base in zip(self._spans, self._bases, strict=False):
+            shift = span.start - base
+            first, last = max(start + shift, span.start), min(end + shift, span.end)
+            yield from (at - shift for at in line_starts(self.path, kinds, first, last))
+
+    def _record(self, place: int) -> Record:
+        span, base = next(
+            (span, base)
+            for span, base in zip(self._spans, self._bases, strict=False)
+            if place < base + span.end - span.start
+        )
+        return line_at(self.path, place - base + span.start).record()
+
+    def _played(self, place: int | None) -> Record | None:
+        """Return what pivots left of the phase whose line is at a place; None if its decision was undone."""
+        if place is None:
+            return None
+        phases = [self._record(place)]
+        index = phases[0]["index"]
+        following = self._last(lambda phase: phase["index"] <= index + 1)
+        end = None if following is None else self._first_from(following + 1)
+        for other in self._places(("phase", "pivot"), place + 1, self._bases[-1] if end is None else end):
+            record = self._record(other)
+            if record["type"] == "phase":
+                phases.append(record)
+            elif phases:
+                cut_phases(phases, record, self.header["curriculum"])
+        return next((phase for phase in phases if phase["index"] == index), None)

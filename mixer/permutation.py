@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mixer.types import IntArray
 
 ROUNDS = 6  # each position of an order is then equally likely; of a handful of rows not every order occurs
-_ROUND_KEYS = [np.uint64((0x9E3779B97F4A7C15 * (r + 1)) % 2**64) for r in range(ROUNDS)]
+_ROUND_KEYS = np.array([(0x9E3779B97F4A7C15 * (r + 1)) % 2**64 for r in range(ROUNDS)], dtype=np.uint64)[:, None]
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of splitmix64 (Steele et al. 2014)
 _HALF = np.uint64(32)
 
@@ -28,31 +28,37 @@ def order_key(seed: int, name: str, epoch: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"mixer.rows").digest(), "little")
 
 
-def permuted(positions: IntArray, sizes: IntArray | int, keys: KeyArray | int) -> IntArray:
+def sides(sizes: IntArray) -> tuple[KeyArray, KeyArray]:
+    """Return the sides of the rectangles, uint64 [n] both, that hold ``sizes`` rows, int64 [n]: about square."""
+    size = sizes.astype(np.uint64)
+    a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
+    return a, (size + a - np.uint64(1)) // a
+
+
+def permuted(positions: IntArray, sizes: IntArray, keys: KeyArray, rectangles: tuple[KeyArray, KeyArray]) -> IntArray:
     """Return where each position stands in its own order of ``sizes`` rows: a bijection of 0 .. size - 1 per key.
 
     Args:
         positions: int64 [n], each from 0 to below its size.
-        sizes: number of rows of each one's source, at least 1 and below 2^52: [n], or one for all.
-        keys: the order of each, [n], or one for all; see ``order_key``.
+        sizes: number of rows of each one's source, at least 1 and below 2^52, [n].
+        keys: the order of each, [n]; see ``order_key``.
+        rectangles: ``sides(sizes)``, which a caller computes once for each source.
     """
-    size = np.broadcast_to(np.asarray(sizes, dtype=np.uint64), positions.shape)
-    key = np.broadcast_to(np.asarray(keys, dtype=np.uint64), positions.shape)
-    a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
-    b = (size + a - np.uint64(1)) // a
-    found = _feistel(positions.astype(np.uint64), a, b, key)
-    outside = np.flatnonzero(found >= size)
+    a, b = rectangles
+    found = _feistel(positions.astype(np.uint64), a, b, keys)
+    outside = (found >= sizes.view(np.uint64)).nonzero()[0]
     while outside.size:
-        found[outside] = _feistel(found[outside], a[outside], b[outside], key[outside])
-        outside = outside[found[outside] >= size[outside]]
-    return found.astype(np.int64)
+        found[outside] = _feistel(found[outside], a[outside], b[outside], keys[outside])
+        outside = outside[found[outside] >= sizes[outside].view(np.uint64)]
+    return found.view(np.int64)
 
 
 def _feistel(x: KeyArray, a: KeyArray, b: KeyArray, key: KeyArray) -> KeyArray:
     """One pass over the rectangle a x b: each round adds a hash of one half to the other."""
     right, left = np.divmod(x, a)
-    for r, round_key in enumerate(_ROUND_KEYS):
-        mixed = (right ^ (key + round_key)) * _MIX_1
+    for r, round_key in enumerate(key + _ROUND_KEYS):
+        mixed = right ^ round_key
+        mixed *= _MIX_1
         mixed ^= mixed >> _HALF
         mixed *= _MIX_2
         mixed >>= _HALF

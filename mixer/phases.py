@@ -7,6 +7,7 @@ what is left to the next boundary can be cut into whole phases too.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -53,6 +54,12 @@ class Phase:
         return dict(zip(self.names, self.weights.tolist(), strict=True))
 
 
+@functools.lru_cache(maxsize=4)  # kind and length are asked for one after the other
+def _draws(seed: int, index: int) -> tuple[float, float]:
+    kind, length = uniforms(2, seed, "phase", index).tolist()
+    return kind, length
+
+
 @dataclass(frozen=True)
 class PhaseLaw:
     """Kind and length of each phase; ``initial_random`` phases begin the run at random."""
@@ -65,7 +72,7 @@ class PhaseLaw:
 
     def is_random(self, index: int) -> bool:
         """Return whether phase ``index`` teleports."""
-        kind_draw, _ = uniforms(2, self.seed, "phase", index)
+        kind_draw, _ = _draws(self.seed, index)
         return index < self.initial_random or bool(kind_draw < self.random_probability)
 
     def probability_random(self, index: int) -> float:
@@ -86,7 +93,7 @@ class PhaseLaw:
                 raise ValueError(f"no phases of {self.min_steps} to {self.max_steps} steps fill {remaining} steps")
         else:
             lengths_that_fit = list(lengths)
-        _, length_draw = uniforms(2, self.seed, "phase", index)
+        _, length_draw = _draws(self.seed, index)
         return lengths_that_fit[int(length_draw * len(lengths_that_fit))]
 
     def fits(self, steps: int) -> bool:

@@ -1,4 +1,4 @@
-"""The settings of each policy, as they stand under ``policy:`` in a curriculum."""
+"""The settings of each policy, as they stand under ``policy:`` in a curriculum, and those under ``guard:``."""
 
 from __future__ import annotations
 
@@ -95,3 +95,16 @@ PolicyConfig = Annotated[
     UcbConfig | AndreaConfig | OdmConfig | AdoConfig | StaticConfig | ProportionalConfig | UnimaxConfig | RandomConfig,
     Field(discriminator="name"),
 ]
+
+
+class GuardConfig(Frozen):
+    """Who watches for sources that are learned by heart, and what is done about one; see ``docs/guard.md``."""
+
+    action: Literal["alarm", "suspend"] = Field("alarm", description="suspend: a source in alarm is pivoted out too")
+    min_observations: int = Field(64, ge=8, description="of a source (one per phase that drew it) before it is judged")
+    window: int = Field(512, ge=16, description="observations that the spread of a source's residuals is taken over")
+    cliff_z: float = Field(8.0, gt=0, description="cliff: a report lies this many spreads below what is expected")
+    cliff_ratio: float = Field(0.5, gt=0, lt=1, description="cliff: and below this share of it")
+    cliff_within: int = Field(64, ge=1, description="cliff: observations within which a second one makes an alarm")
+    drift_k: float = Field(0.5, ge=0, description="drift: spreads of each fall that are forgiven")
+    drift_h: float = Field(20.0, gt=0, description="drift: the sum of falls, in spreads, above which there is an alarm")

@@ -9,6 +9,7 @@ from mixer.errors import InfeasibleRegionError
 from mixer.region import Region
 
 WARMUP, FIREHOSE = "warmup", "firehose"  # the names of the two regimes that no pivot names
+OUT_OF_REACH = "without-"  # begins the names of regimes in which sources are suspended until they can be read again
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -53,11 +53,13 @@ class SourceLosses:
 
     def on_grid(self) -> Self:
         """Return the same with its sums brought to the grids on which adding is exact."""
-        return replace(
-            self,
+        new = object.__new__(type(self))  # the rest is sound already; once per report
+        new.__dict__.update(
+            self.__dict__,
             loss_sums=np.rint(self.loss_sums / SUM_GRID) * SUM_GRID,
             square_sums=np.rint(self.square_sums / SQUARE_GRID) * SQUARE_GRID,
         )
+        return new
 
     @classmethod
     def from_means(
@@ -96,23 +98,19 @@ def _counts(what: str, values: npt.ArrayLike) -> IntArray:
 
 def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> None:
     """Raise unless every number can be learned from; the message names the source, the step and the value."""
-    tables = {
-        "rows": losses.rows,
-        "tokens": losses.tokens,
-        "loss_sums": losses.loss_sums,
-        "square_sums": losses.square_sums,
-    }
-    for what, values in tables.items():
-        if values.shape != (len(names),):
+    rows, tokens, sums, squares = losses.rows, losses.tokens, losses.loss_sums, losses.square_sums
+    shape = (len(names),)
+    if losses.rank >= 0 and rows.shape == tokens.shape == sums.shape == squares.shape == shape:
+        is_sound = (rows >= 0) & (tokens >= rows) & (sums >= 0) & (squares >= 0) & (np.maximum(sums, squares) < np.inf)
+        if np.count_nonzero(rows) < rows.size:
+            is_sound &= (rows > 0) | (sums + tokens <= 0)
+        if np.count_nonzero(is_sound) == rows.size:
+            return  # nearly always; what follows finds the words, if there are any
+    for what, values in (("rows", rows), ("tokens", tokens), ("loss_sums", sums), ("square_sums", squares)):
+        if values.shape != shape:
             raise FeedbackError(f"step {step}: {what} have shape {values.shape}, but there are {len(names)} sources")
     if losses.rank < 0:
         raise FeedbackError(f"step {step}: rank is {losses.rank}; ranks count from 0")
-    rows, sums, squares = losses.rows, losses.loss_sums, losses.square_sums
-    is_sound = (
-        (rows >= 0) & (losses.tokens >= rows) & (sums >= 0) & (sums < np.inf) & (squares >= 0) & (squares < np.inf)
-    )
-    if (is_sound & ((rows > 0) | ((sums <= 0) & (losses.tokens <= 0)))).all():
-        return  # nearly always; what follows finds the words
     bad_sums = ~np.isfinite(losses.loss_sums) | (losses.loss_sums < 0)
     bad_squares = ~np.isfinite(losses.square_sums) | (losses.square_sums < 0)
     for i in np.flatnonzero(bad_sums | bad_squares)[:1]:
@@ -132,12 +130,10 @@ def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> No
 
 def add_losses(parts: Sequence[SourceLosses]) -> SourceLosses:
     """Return the sum of several reports, added in the order given so that every replay rounds alike."""
-    return SourceLosses(
-        rows=np.sum([part.rows for part in parts], axis=0),
-        tokens=np.sum([part.tokens for part in parts], axis=0),
-        loss_sums=np.sum([part.loss_sums for part in parts], axis=0),
-        square_sums=np.sum([part.square_sums for part in parts], axis=0),
-    )
+    names = ("rows", "tokens", "loss_sums", "square_sums")
+    if len(parts) == 2:  # once per report; `np.sum` is for many
+        return SourceLosses(**{name: getattr(parts[0], name) + getattr(parts[1], name) for name in names})
+    return SourceLosses(**{name: np.sum([getattr(part, name) for part in parts], axis=0) for name in names})
 
 
 class Reward(Protocol):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 import orjson
 
@@ -20,6 +20,7 @@ from mixer.errors import JournalError
 FIRST = "0" * 32  # what the first line is chained to
 MAX_LINE_BYTES = 64 * 2**20  # 250,000 sources; a file without line feeds must not fill the memory
 TAIL_BYTES = 2**20  # what opening checks at the end of the file
+BLOCK_BYTES = 2**18  # what is searched at once
 
 
 class Position(NamedTuple):
@@ -42,6 +43,11 @@ class Line(NamedTuple):
     def position(self) -> Position:
         """The end of this line."""
         return Position(self.number, self.digest)
+
+    @property
+    def end(self) -> int:
+        """The byte after this line."""
+        return self.offset + len(self.body) - 1 + _ENDING_BYTES
 
     @property
     def kind(self) -> str:
@@ -147,7 +153,10 @@ def last_lines(path: Path) -> tuple[Position, int]:
 
     Costs the same for any length: the first line and the last mebibyte (or last two lines) are read.
     """
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
     window, position, end = TAIL_BYTES, Position(0, FIRST), 0
     lines: Iterator[Line] = scan(path)
     if size > window:
@@ -160,12 +169,61 @@ def last_lines(path: Path) -> tuple[Position, int]:
             window *= 4
     try:
         for line in lines:
-            position, end = line.position, line.offset + len(line.body) - 1 + _ENDING_BYTES
-    except JournalError:
-        for _ in scan(path):  # names the very first damaged line
-            pass
-        raise
+            position, end = line.position, line.end
+    except JournalError as error:
+        raise_first_damage(path, error)
     return position, end
+
+
+def raise_first_damage(path: Path, error: JournalError) -> NoReturn:
+    """Raise for the very first damaged line of a file in which some damage was met; ``error`` if there is none."""
+    for _ in scan(path):
+        pass
+    raise error
+
+
+def line_at(path: Path, offset: int) -> Line:
+    """Return the line that begins at a byte, checked against the one before it; the rest of the file is not.
+
+    Raises:
+        JournalError: naming the first damaged line of the file.
+    """
+    try:
+        with path.open("rb") as file:
+            before = _before(file, offset) if offset else Position(0, FIRST)
+        line = None if before is None else next(scan(path, after=before, offset=offset), None)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
+    except JournalError as error:
+        raise_first_damage(path, error)
+    if line is None:
+        raise_first_damage(path, JournalError(f"{path}: no whole line begins at byte {offset}"))
+    return line
+
+
+def line_starts(path: Path, kinds: Sequence[str], start: int, end: int) -> Iterator[int]:
+    """Yield the bytes at which lines of some types begin, from ``start`` to ``end``, both where lines begin.
+
+    Constant memory, and some 1 GB a second: nothing is parsed or checked. The first line of the file is not found.
+    """
+    marks = [b'\n{"type":"' + kind.encode() + b'"' for kind in kinds]
+    overlap = max(map(len, marks)) - 1
+    at = max(start - 1, 0)  # the line feed before
+    with path.open("rb") as file:
+        while at < end:
+            file.seek(at)
+            block = file.read(min(BLOCK_BYTES, end - at))
+            found: list[int] = []
+            for mark in marks:
+                place = block.find(mark)
+                while place >= 0:
+                    found.append(at + place + 1)
+                    place = block.find(mark, place + 1)
+            found.sort()
+            yield from found
+            if len(block) <= overlap or at + len(block) >= end:
+                return
+            at = max([at + len(block) - overlap, *found[-1:]])
 
 
 def _anchor(path: Path, at: int) -> tuple[Position, int] | None:

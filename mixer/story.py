@@ -27,6 +27,7 @@ class Story:
     header: dict[str, Any]
     phases: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
     cut: set[int] = field(default_factory=set)
     _starts: list[int] = field(default_factory=list)
     _sums: list[Array] = field(default_factory=list)  # of each phase: loss sums and tokens, [2, K]
@@ -50,6 +51,8 @@ class Story:
         elif record["type"] == "pivot":
             self.pivots.append(record)
             self._cut(record)
+        elif record["type"] == "alarm":
+            self.alarms.append(record)
         elif record["type"] == "feedback" and self._starts:
             sums = self._sums[bisect.bisect_right(self._starts, record["step"]) - 1]
             sums[0, record["sources"]] += record["loss_sums"]

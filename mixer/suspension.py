@@ -12,9 +12,7 @@ from typing import Any
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import MixerError, SourceUnavailableError
-from mixer.regimes import Bounds, Regime
-
-PREFIX = "without-"  # of the names of regimes in which sources are suspended
+from mixer.regimes import OUT_OF_REACH, Bounds, Regime
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ class Suspension:
             step: the first step of a phase.
             probe: whether a source can be read now.
         """
-        if not self._may or not self._walk.regime_at(step).name.startswith(PREFIX):
+        if not self._may or not self._walk.regime_at(step).name.startswith(OUT_OF_REACH):
             return
         if self._walk.regime_at(self._walk.frontier).name != self._walk.regime_at(step).name:
             return  # another regime comes next, as planned or as decided before
@@ -76,18 +74,18 @@ class Suspension:
     def _planned(self, step: int) -> Regime:
         """The newest regime, up to ``step``, in which nothing is suspended."""
         regimes: tuple[Regime, ...] = self._walk.regimes
-        return next(r for r in reversed(regimes) if r.start <= step and not r.name.startswith(PREFIX))
+        return next(r for r in reversed(regimes) if r.start <= step and not r.name.startswith(OUT_OF_REACH))
 
     def _suspended(self, step: int) -> list[str]:
         regime: Regime = self._walk.regime_at(step)
-        if not regime.name.startswith(PREFIX):
+        if not regime.name.startswith(OUT_OF_REACH):
             return []
         return [name for name in regime.bounds.exclude if name not in self._planned(step).bounds.exclude]
 
 
 def _name(step: int, out: list[str]) -> str:
     """Return the name of the regime from ``step`` on; the step comes first, for many sources are cut short."""
-    return f"{PREFIX}{step}-{'-'.join(out)}"[:100] if out else f"with-all-{step}"
+    return f"{OUT_OF_REACH}{step}-{'-'.join(out)}"[:100] if out else f"with-all-{step}"
 
 
 def _without(bounds: Bounds, out: list[str], *, name: str) -> Pivot:

@@ -9,11 +9,12 @@ short, or undo its decision: what it had learned from is kept until the next one
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -25,11 +26,13 @@ from mixer.errors import (
     FeedbackError,
     FutureFeedbackError,
     JournalError,
+    MixerError,
     PivotError,
     StateMismatchError,
     StepError,
     UnknownSourceError,
 )
+from mixer.guard import GUARD_IS_OFF, Guard, alarm_in_words, joined, parted, without
 from mixer.inbox import Arrived, Inbox, arrived_to_state, losses_to_record, state_to_arrived
 from mixer.journal import JOURNAL_VERSION, Journal
 from mixer.packed import pack, unpack
@@ -54,6 +57,8 @@ from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
 
+log = logging.getLogger(__name__)
+
 STATE_VERSION = 3
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
@@ -67,9 +72,22 @@ def _one_at_a_time(method: Method) -> Method:
     @functools.wraps(method)
     def locked(self: Walk, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
+            if self._begun is not None:  # the disk was full between its lines
+                self._decide()
             return method(self, *args, **kwargs)
 
     return cast(Method, locked)
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What the guard saw before a decision, and what was done about it."""
+
+    guard_state: State
+    live_pivots: list[ScheduledPivot]
+    regimes: tuple[Regime, ...]
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    lines: deque[dict[str, Any]] = field(default_factory=deque)  # alarms and their pivots, then the phase
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +97,15 @@ class _Decision:
     phase: Phase
     policy_state: State
     used: list[Arrived]
-    record: dict[str, Any]
+    seen: _Seen
 
 
 @dataclass(frozen=True, eq=False)
 class _Before:
-    """What the newest decision found, so that a pivot can undo it: the policy's memory and the reports it used."""
+    """What the newest decision found, so that a pivot can undo it: what was learned till then, the reports it used."""
 
     policy_state: State
+    guard_state: State
     used: list[Arrived]
 
 
@@ -99,6 +118,8 @@ class Walk:
             makes the walk begin where it left its parent.
         sources: for a new journal's header, what is known of the data: by source, a digest of files or a commit.
         policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
+        on_alarm: told the ``alarm`` line of each alarm, once the decision that found it is in force; by default it is
+            logged as a warning.
 
     Attributes:
         forked_at: the first step that this walk decided on its own, if it is a fork; else None.
@@ -115,6 +136,7 @@ class Walk:
         journal: Journal | None = None,
         sources: Mapping[str, str] | None = None,
         policy: Policy | None = None,
+        on_alarm: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.curriculum = curriculum
         self.names = curriculum.names
@@ -126,7 +148,11 @@ class Walk:
         self._regimes = curriculum.regimes
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
         self._policy_state = self._policy.initial(len(self.names))
-        self._inbox = Inbox(len(self.names), is_by_step=self._policy.is_by_step)
+        self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
+        self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
+        self._on_alarm = on_alarm or _warn
+        self._begun: _Decision | None = None  # one that the journal has some lines of
+        self._inbox = Inbox(len(self.names), is_by_step=self._policy.is_by_step, is_guarded=self._guard is not None)
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
@@ -148,7 +174,7 @@ class Walk:
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
-        return next(regime for regime in reversed(self._regimes) if regime.start <= step)
+        return _regime_at(self._regimes, step)
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, deciding it (and those before it) if need be.
@@ -179,9 +205,10 @@ class Walk:
         """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
         reported = self._inbox.last_step
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
+        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
         for step in range(earliest, self.frontier):
             boundary = next((regime.start for regime in self._regimes if regime.start > step), None)
-            if boundary is None or self.curriculum.phase_law.fits(boundary - step):
+            if (boundary is None or law.fits(boundary - step)) and self._inbox.across(step - lag) is None:
                 return step
         return self.frontier
 
@@ -207,7 +234,8 @@ class Walk:
             return False
         if self._phases[0].start <= step:
             weights = self.phase_at(step).weights
-            for i in np.flatnonzero((losses.rows > 0) & (weights == 0))[:1]:
+            if losses.rows[weights == 0].any():
+                i = int(np.flatnonzero((losses.rows > 0) & (weights == 0))[0])
                 raise FeedbackError(
                     f"step {step} reports {losses.rows[i]} rows of {self.names[i]}, whose weight is 0 in that phase; "
                     "check the order of the sources in the report"
@@ -215,7 +243,7 @@ class Walk:
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
         next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
-        self._inbox.add(step, losses, together=(range(next_decision - self.curriculum.feedback_lag),))
+        self._inbox.add(step, losses, together=next_decision - self.curriculum.feedback_lag)
         return True
 
     @_one_at_a_time
@@ -229,31 +257,36 @@ class Walk:
                 ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
 
         Raises:
-            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
-                phases reach it, or the name is taken.
+            PivotError: the step is decided already (with ``cut``: before the newest phase, reported on, or so early
+                that reports within the lag are summed already), no whole phases reach it, or the name is taken.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
         """
         step = self.frontier if at_step is None else operator.index(at_step)
         self._check_pivot_step(pivot.name, step, cut=cut)
         new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
-        regimes = planned_regimes(self.curriculum, [*self._live_pivots, new])
-        since = min(step, self.frontier)
-        what = "the cut" if step < self.frontier else "the end of the newest phase"
-        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > since]
-        problems = self.curriculum.phase_law.boundary_problems(
-            boundaries, since=since, origin=f"{what} at step {since}"
-        )
-        if problems:
-            raise PivotError(f"pivot {pivot.name}: {problems[0]}")
-        for regime in regimes:  # a policy may have bounds of its own
-            inside = regime.region.project(regime.region.lower)
-            self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
+        regimes = self._replanned([*self._live_pivots, new])
         self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         if step < self.frontier:
             self._cut(step)
         self._live_pivots.append(new)
         self._regimes = regimes
         return step
+
+    def _replanned(self, live_pivots: list[ScheduledPivot]) -> tuple[Regime, ...]:
+        """Return the regimes with one more live pivot, the last, or raise PivotError or InfeasibleRegionError."""
+        regimes, new = planned_regimes(self.curriculum, live_pivots), live_pivots[-1]
+        since = min(new.at_step, self.frontier)
+        what = "the cut" if new.at_step < self.frontier else "the end of the newest phase"
+        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > since]
+        problems = self.curriculum.phase_law.boundary_problems(
+            boundaries, since=since, origin=f"{what} at step {since}"
+        )
+        if problems:
+            raise PivotError(f"pivot {new.name}: {problems[0]}")
+        for regime in regimes:  # a policy may have bounds of its own
+            inside = regime.region.project(regime.region.lower)
+            self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
+        return regimes
 
     def _check_pivot_step(self, name: str, step: int, *, cut: bool) -> None:
         if name in {regime.name for regime in self._regimes}:
@@ -291,7 +324,7 @@ class Walk:
         newest = self._phases.pop()
         if step == newest.start:
             assert self._before is not None, "checked before"
-            self._policy_state = self._before.policy_state
+            self._policy_state, self._guard_state = self._before.policy_state, self._before.guard_state
             self._inbox.put_back(self._before.used)
             self._drawn, self._owed, self._before = newest.drawn, newest.owed, None
             return
@@ -335,7 +368,9 @@ class Walk:
             else {
                 "policy": _packed(self._before.policy_state),
                 "used": [arrived_to_state(arrived) for arrived in self._before.used],
+                **self._guard_to_state(self._before.guard_state),
             },
+            **self._guard_to_state(self._guard_state),
             "unique_tokens": pack(self._unique_tokens),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
             "forked_at": self.forked_at,
@@ -360,57 +395,86 @@ class Walk:
             self._resume_at = None
         self._stand_at(state)
 
+    def has_recorded(self, state: Mapping[str, Any]) -> bool:
+        """Whether ``state`` was taken at a line that this walk's journal has."""
+        position = state["journal"] and Position(*state["journal"])
+        return bool(position and self._journal and self._journal.position_of(position.line) == position)
+
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state.get("forked_at")
         self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
         self._regimes = planned_regimes(self.curriculum, self._live_pivots)
         self._policy_state = _unpacked(state["policy"])
+        if state.get("guard") is None:
+            self._go_unguarded()
+        elif self._guard is None:
+            raise StateMismatchError(GUARD_IS_OFF.format("saved state"))
+        self._guard_state = self._state_to_guard(state)
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
         self._before = before and _Before(
-            _unpacked(before["policy"]), [state_to_arrived(used, len(self.names)) for used in before["used"]]
+            _unpacked(before["policy"]),
+            self._state_to_guard(before),
+            [state_to_arrived(used, len(self.names)) for used in before["used"]],
         )
+        self._begun = None
         self._unique_tokens = unpack(state["unique_tokens"])
         self._phases.clear()
         self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
         for record in state["phases"]:
             self._keep(state_to_phase(record, self.names, self._drawn, self._owed))
 
+    def _guard_to_state(self, state: State) -> dict[str, str]:
+        return {"guard": pack(joined(state))} if self._guard else {}
+
+    def _state_to_guard(self, state: Mapping[str, Any]) -> State:
+        return parted(unpack(state["guard"])) if self._guard else {}
+
+    def _go_unguarded(self) -> None:
+        """Go on as the run began, before there were guards or with none."""
+        self._guard, self._guard_state, self._inbox.is_guarded = None, {}, False
+
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
         if self._journal is not None:
             self._journal.close()
 
-    def _all_pivots(self, live_pivots: list[ScheduledPivot]) -> list[ScheduledPivot]:
-        return sorted([*self.curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
-
     def _decide(self) -> None:
         """Decide the next phase: work it out, journal it, keep it."""
-        decision = self._next_decision()
-        self._write(decision.record)
+        decision = self._begun or self._next_decision()
+        seen = decision.seen
+        while seen.lines:
+            self._write(seen.lines[0])
+            seen.lines.popleft()
+            self._begun = decision
+        self._begun = None
         self._inbox.drop(decision.used)
-        self._before = _Before(self._policy_state, decision.used)
-        self._policy_state = decision.policy_state
+        self._before = _Before(self._policy_state, self._guard_state, decision.used)
+        self._policy_state, self._guard_state = decision.policy_state, seen.guard_state
+        self._live_pivots, self._regimes = seen.live_pivots, seen.regimes
         self._keep(decision.phase)
+        for alarm in seen.alarms:
+            self._on_alarm(alarm)
 
     def _next_decision(self) -> _Decision:
         newest = self._phases[-1] if self._phases else None
-        start, index = self.frontier, newest.index + 1 if newest else 0
-        regime, law = self.regime_at(start), self.curriculum.phase_law
+        start, index, since = self.frontier, newest.index + 1 if newest else 0, newest.start if newest else 0
+        used = self._inbox.ready(start - self.curriculum.feedback_lag)
+        seen = self._watch(used, since=since, start=start)
+        regime, law = _regime_at(seen.regimes, start), self.curriculum.phase_law
         seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
         is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
         landed = regime.region.project(before) if is_new_regime and not is_inside else before
 
-        used = self._inbox.ready(start - self.curriculum.feedback_lag)
         steps = [arrived.losses for arrived in used]
-        learned = self._policy.absorb(self._policy_state, steps, since=newest.start if newest else 0, until=start)
-        if any(pivot.at_step == start for pivot in self._all_pivots(self._live_pivots)):
+        learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
+        if any(pivot.at_step == start for pivot in [*self.curriculum.pivots, *seen.live_pivots]):
             learned = self._policy.after_pivot(learned)
 
-        kind, choice = self._choose(index, regime, landed, learned)
-        boundary = next((r.start for r in self._regimes if r.start > start), None)
+        kind, choice = self._choose(index, regime, landed, learned, seen.guard_state)
+        boundary = next((r.start for r in seen.regimes if r.start > start), None)
         phase = Phase(
             index=index,
             start=start,
@@ -422,30 +486,75 @@ class Walk:
             drawn=self._drawn,
             owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
+        if self._journal is not None:
+            landing = landed if is_new_regime else None
+            seen.lines.append(self._phase_record(phase, regime, choice, before, landing, used, boundary))
+        return _Decision(phase, learned, used, seen)
+
+    def _phase_record(
+        self,
+        phase: Phase,
+        regime: Regime,
+        choice: Choice,
+        before: Array,
+        landed: Array | None,
+        used: list[Arrived],
+        boundary: int | None,
+    ) -> dict[str, Any]:
         counts, _ = self._counts(phase)
-        record = {
+        return {
             "type": "phase",
             **phase_to_record(phase),
             "boundary": boundary,
-            "probability_random": self._probability_random(index),
+            "probability_random": self._probability_random(phase.index),
             "before": before,
-            "landed": landed if is_new_regime else None,
-            "distance": float(np.linalg.norm(landed - before)) if is_new_regime else None,
+            "landed": landed,
+            "distance": None if landed is None else float(np.linalg.norm(landed - before)),
             "vertex": choice.vertex,
             "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-            "region": region_record(regime) if is_new_regime else None,
+            "region": None if landed is None else region_record(regime),
             "log_volume": regime.region.log_volume(),
             "counts": counts.sum(axis=0),
-            "feedback": feedback_summary(used, start),
+            "feedback": feedback_summary(used, phase.start),
         }
-        return _Decision(phase, learned, used, record)
 
-    def _choose(self, index: int, regime: Regime, landed: Array, learned: State) -> tuple[Kind, Choice]:
+    def _watch(self, used: list[Arrived], *, since: int, start: int) -> _Seen:
+        """Return what the guard says of the reports that the phase from ``start`` is decided on, and what is done."""
+        seen = _Seen(self._guard_state, self._live_pivots, self._regimes)
+        if self._guard is None:
+            return seen
+        seen.guard_state, alarms = self._guard.look(
+            self._guard_state, used, since=since, until=start, unique_tokens=self._unique_tokens
+        )
+        for alarm in alarms:
+            line = {**alarm.record(self.names[alarm.source], decided_before=start), "pivot": None, "why_not": None}
+            seen.alarms.append(line)
+            seen.lines.append(line)
+            if self._guard.config.action == "suspend":
+                self._suspend(seen, line, start)
+        return seen
+
+    def _suspend(self, seen: _Seen, line: dict[str, Any], start: int) -> None:
+        """Pivot a source in alarm out from ``start`` on, or note in its line why that cannot be."""
+        try:
+            pivot = without(line["source"], seen.regimes, start)
+            regimes = self._replanned([*seen.live_pivots, pivot])
+        except MixerError as error:
+            line["why_not"] = str(error)
+            return
+        line["pivot"] = pivot.name
+        seen.live_pivots, seen.regimes = [*seen.live_pivots, pivot], regimes
+        seen.lines.append({"type": "pivot", "decided_before": start, **pivot.model_dump(mode="json")})
+
+    def _choose(
+        self, index: int, regime: Regime, landed: Array, learned: State, guard_state: State
+    ) -> tuple[Kind, Choice]:
         chance = self._probability_random(index)
         if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
             point = regime.region.sample(generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
-        return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens)
+        alarmed = self._guard.in_alarm(guard_state) if self._guard else None
+        return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens, alarmed)
 
     def _probability_random(self, index: int) -> float:
         """Return the probability with which a phase is random under this policy."""
@@ -474,6 +583,7 @@ class Walk:
                 f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
                 f"{JOURNAL_VERSION} of curriculum {self.curriculum.fingerprint}; use a new file, or the old curriculum"
             )
+        self._follow_header(first["curriculum"].get("guard"))
         begin = 1  # until a state is loaded, the walk stands at its beginning
         if first["parent"] is not None:
             begin, self.forked_from = first["parent"]["shared"] + 2, first["parent"]["fingerprint"]
@@ -486,6 +596,12 @@ class Walk:
             self._stand_at(record["state"])
         self._resume_at = journal.position_of(begin)
 
+    def _follow_header(self, guard: Mapping[str, Any] | None) -> None:
+        if guard is None:
+            self._go_unguarded()
+        elif self._guard is None:
+            raise StateMismatchError(GUARD_IS_OFF.format("journal"))
+
     def _write(self, record: dict[str, Any]) -> None:
         if self._journal is None:
             return
@@ -493,6 +609,14 @@ class Walk:
             self._journal.resume_from(self._resume_at)
             self._resume_at = None
         self._journal.append(record)
+
+
+def _regime_at(regimes: tuple[Regime, ...], step: int) -> Regime:
+    return next(regime for regime in reversed(regimes) if regime.start <= step)
+
+
+def _warn(alarm: dict[str, Any]) -> None:
+    log.warning("alarm: %s", alarm_in_words(alarm))
 
 
 def _is_inside(weights: Array, region: Region) -> bool:

@@ -20,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer.errors import JournalError
+from mixer.guard import alarm_in_words
 from mixer.lookup import history
 from mixer.records import cut_phases
 
 BAR_CELLS = 36
 SPEED_WINDOW_S = 30.0
 MAX_ROWS = 40
-MAX_REGIMES = 3
+MAX_REGIMES = MAX_ALARMS = 3
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Sight:
     phases: list[dict[str, Any]] = field(default_factory=list)  # the newest two: a pivot may undo the last
     region: dict[str, Any] | None = None
     regimes: list[tuple[int, str]] = field(default_factory=list)  # where the newest began
+    alarms: list[dict[str, Any]] = field(default_factory=list)  # the newest
     asked: list[dict[str, Any]] = field(default_factory=list)  # pivots asked for while the run went on
     losses: dict[int, float] = field(default_factory=dict)  # of each source, in the newest report that has it
     last_step: int = -1  # the newest step reported
@@ -57,6 +59,8 @@ class Sight:
                     if tokens:
                         old = self.losses.get(i, total / tokens)
                         self.losses[i] = old + 0.2 * (total / tokens - old)  # smoothed over about 5 reports
+            case "alarm":
+                self.alarms = [*self.alarms, record][-MAX_ALARMS:]
             case "pivot":
                 self.asked.append(record)
                 self._cut(record)
@@ -194,7 +198,8 @@ def frame(follower: Follower) -> RenderableType:
         if pivot["at_step"] > phase["start"]
     ]
     foot = Text(f"regimes: {regimes}" + (f"; to come: {', '.join(coming[:MAX_REGIMES])}" if coming else ""), "dim")
-    return Panel(Group(head, _table(sight, phase, sight.region), foot), title=str(follower.path))
+    alarms = [Text(f"alarm: {alarm_in_words(alarm)}", "bold red") for alarm in sight.alarms]
+    return Panel(Group(head, _table(sight, phase, sight.region), *alarms, foot), title=str(follower.path))
 
 
 def _table(sight: Sight, phase: dict[str, Any], region: dict[str, Any]) -> Table:
@@ -209,11 +214,13 @@ def _table(sight: Sight, phase: dict[str, Any], region: dict[str, Any]) -> Table
     drawn = [before + now for before, now in zip(phase["drawn"], phase["counts"], strict=True)]
     total = max(sum(drawn), 1)
     order = sorted(range(len(names)), key=lambda i: (-phase["weights"][i], i))[:MAX_ROWS]
+    alarmed = phase["parts"].get("alarm") or [0.0] * len(names)
     for i in sorted(order):
         loss = sight.losses.get(i)
         bar = _bar(phase["weights"][i], region["lower"][i], region["upper"][i])
         share, text = f"{drawn[i] / total:.3f}", "" if loss is None else f"{loss:.3f}"
-        table.add_row(Text(names[i]), f"{phase['weights'][i]:.3f}", bar, share, text)
+        name = Text(f"{names[i]} !", "bold red") if alarmed[i] else Text(names[i])
+        table.add_row(name, f"{phase['weights'][i]:.3f}", bar, share, text)
     if len(names) > MAX_ROWS:
         table.add_row(f"and {len(names) - MAX_ROWS} more")
     return table

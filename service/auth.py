@@ -162,11 +162,20 @@ class TokenBook:
     @property
     def is_empty(self) -> bool:
         """Whether no token was ever made: then this machine alone is served, without one."""
-        return not self._fresh()
+        if self.is_stale:
+            self.read()
+        return not self._known
 
     def identify(self, header: str | None) -> Identity:
-        """Return who sends an Authorization header; raise UnauthorizedError if nobody is known by it."""
-        known = self._fresh()
+        """Return who sends an Authorization header, as far as was read last; asks nothing of the shelf.
+
+        Raises:
+            UnauthorizedError: nobody is known by it.
+            StoreError: nothing was ever read.
+        """
+        known = self._known
+        if not known and self._read_at < 0:
+            raise StoreError("the tokens were not read yet")
         if not known:
             return LOCAL
         if not header:
@@ -184,16 +193,35 @@ class TokenBook:
             raise UnauthorizedError(f"the token {found.name!r} was revoked")
         return Identity(found.name, found.scope)
 
-    def _fresh(self) -> dict[str, Token]:
-        now = time.monotonic()
-        if now - self._read_at > FRESH_S:
-            try:
-                self._known = {token.id: token for token in self._shelf.all()}
-            except StoreError:
-                if not self._known:
-                    raise  # without the database nobody is known, and nobody is let in
-            self._read_at = now
-        return self._known
+    @property
+    def is_due(self) -> bool:
+        """Whether the tokens are to be read again before they are too old."""
+        return time.monotonic() - self._read_at > FRESH_S / 2
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the tokens are too old to let anybody in."""
+        return time.monotonic() - self._read_at > FRESH_S
+
+    def read(self) -> None:
+        """Read the tokens, which may take as long as the database does; those known stay if it does not answer.
+
+        Raises:
+            StoreError: it does not, and none is known: nobody is let in.
+        """
+        begin = time.monotonic()
+        try:
+            self._known = {token.id: token for token in self._shelf.all()}
+        except StoreError:
+            if not self._known:
+                raise
+        self._read_at = begin
+
+    def wait_no_longer(self) -> None:
+        """Go on with those known for a while: the database takes its time; raise StoreError if none is known."""
+        if not self._known:
+            raise StoreError("the database does not answer, and no token is known without it")
+        self._read_at = time.monotonic()
 
 
 def token_book(settings: Settings, store: Store) -> TokenBook:

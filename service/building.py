@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,7 @@ class Counters:
     reports: int = 0
     repeated_reports: int = 0
     rebuilt: int = 0
-    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when)
+    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when, monotonic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Parts:
         """
         place = None if self.rows.is_prepared else self.store.newest(self.name, "place", up_to=up_to)
         if reader is None or (place is None and not self.rows.is_prepared):
-            reader = self.rows.open(self.decisions.at, on_read_through=self.walk.learn_unique_tokens)
+            reader = self.rows.open(self.decisions.view(), on_read_through=self.walk.learn_unique_tokens)
         if self.rows.is_prepared:
             return reader, up_to
         if place is None:
@@ -106,15 +106,17 @@ class Builder:
         wanted: the newest step asked for, as far as is known.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
+        makes_headers: whether batches are asked for one by one.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.next = 0
         self.end: int | None = None
-        self.wanted = parts.decisions.frontier - 1
+        # after a restart, before the step that makes a decision due
+        self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
         self.problem: MixerError | None = None
-        self.is_paused = False
+        self.is_paused = self.makes_headers = False
         self.reader: BatchReader | None = None
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
@@ -139,7 +141,7 @@ class Builder:
             try:
                 self._save_walk()
                 self._parts.served.settle()
-            except (StoreError, MixerError) as error:
+            except MixerError as error:
                 log.warning("run %s: no snapshot at the end: %s", self._parts.name, error)
 
     def wake(self) -> None:
@@ -180,16 +182,22 @@ class Builder:
                 step = parts.walk.first_cut(first)
                 if not parts.rows.is_prepared:
                     parts.store.forget(parts.name, "place", from_step=step + 1)
+                is_cut = step < parts.walk.frontier
                 parts.walk.pivot(pivot, step, cut=True)
-                parts.window.drop_from(step)
-                self.next = min(self.next, step)
-                self.end = None if self.end is None or self.end >= step else self.end
-                self._num_cuts += 1
+                if is_cut:
+                    self._take_back(step)
             finally:
                 parts.served.open()
         self._wake.set()
         parts.bell.ring()
         return step
+
+    def _take_back(self, step: int) -> None:
+        """Forget what was built from ``step`` on, or is being read."""
+        self._parts.window.drop_from(step)
+        self.next = min(self.next, step)
+        self.end = None if self.end is None or self.end >= step else self.end
+        self._num_cuts += 1
 
     def _work(self) -> None:
         while not self._is_stopping:
@@ -218,7 +226,7 @@ class Builder:
     def _advance(self) -> bool:
         """Build the next batch, deciding its phase first if need be; False if there is nothing to do now."""
         parts = self._parts
-        parts.served.extend_early()
+        self._lease_early()
         if self.reader is None or self._cuts_seen < self._num_cuts:
             self._place_reader()
         with self._turn:
@@ -234,12 +242,20 @@ class Builder:
         except EndOfSource:
             return self._end_at(step, cuts)
         for rank in range(parts.patience.world_size or 1):
-            built.body(rank, parts.patience.world_size or 1)
+            body = built.body(rank, parts.patience.world_size or 1)
+            _ = body.headers if self.makes_headers else body.head
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)
-        parts.bell.ring()
+        parts.bell.ring(below=self.next)
         return True
+
+    def _lease_early(self) -> None:
+        """Lease steps before they are asked for; if the database cannot, whoever asks past the lease hears of it."""
+        try:
+            self._parts.served.extend_early()
+        except StoreError as error:
+            log.warning("run %s: steps are not leased ahead: %s", self._parts.name, error)
 
     def _place_reader(self) -> None:
         """Bring the reader to the next step to be built, or to a saved place before it, from which it reads on."""
@@ -264,7 +280,7 @@ class Builder:
         if step >= parts.decisions.frontier and not self._decide(step):
             return False
         if not parts.rows.is_prepared and step and step % parts.settings.place_steps == 0:
-            parts.store.save(parts.name, "place", step, reader.state_dict(), forget_before=self.oldest)
+            self._save("place", step, reader.state_dict(), forget_before=self.oldest)
         return True
 
     def _batch_bytes(self) -> int:
@@ -310,5 +326,12 @@ class Builder:
         parts = self._parts
         state = parts.walk.state_dict(from_step=self.oldest, can_undo=True)
         line = state["journal"][0]
-        parts.store.save(parts.name, "walk", line, state, forget_before=line)
+        self._save("walk", line, state, forget_before=line)
         self._snapshot_at = line
+
+    def _save(self, kind: str, number: int, state: Mapping[str, Any], *, forget_before: int) -> None:
+        """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
+        try:
+            self._parts.store.save(self._parts.name, kind, number, state, forget_before=forget_before)
+        except StoreError as error:
+            log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, number, error)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import bisect
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,10 +20,12 @@ import numpy as np
 
 from mixer.config import Curriculum, ScheduledPivot
 from mixer.records import cut_phases, planned_regimes
-from mixer.regimes import Regime
+from mixer.regimes import Bounds, Regime
 from mixer.types import Array
+from service import words
 
-NOTED = ("phase", "pivot", "unique_tokens", "alarm")  # lines that are listed one by one; feedback is added up
+NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
+PACE_S = 60.0  # throughput is measured over so long
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class Chronicle:
     entries: list[Entry] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
+    regimes: tuple[Regime, ...] = ()  # those that began, then those planned, in order of their first step
+    begun: list[Regime] = field(default_factory=list)  # as phases say
+    is_own: bool = True  # lines are this run's; False while they are those that a fork shares with its parent
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
@@ -105,11 +112,6 @@ class Chronicle:
         """The first step that no phase covers."""
         return self.starts[-1] + self.lengths[-1] if self.starts else 0
 
-    @property
-    def regimes(self) -> tuple[Regime, ...]:
-        """The regimes planned now, pivots asked for on the way included, in order of their first step."""
-        return planned_regimes(self.curriculum, self.pivots)
-
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
         return next(regime for regime in reversed(self.regimes) if regime.start <= step)
@@ -126,20 +128,28 @@ class Chronicle:
             self.weight_steps = np.zeros(len(self.names))
             self.tokens = np.zeros(len(self.names))
             self.heard_in = np.full(len(self.names), -1)
+            self.is_own = record.get("parent") is None
+            self._plan()
         elif kind == "phase":
             self._add_phase(record)
         elif kind == "feedback":
             self._add_feedback(record)
         elif kind == "pivot":
             self._cut(record)
-            self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
+            if self.is_own:
+                self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
+            self._plan()
         elif kind == "alarm":
-            self.alarms.append(dict(record))
+            said = {"kind": record["detector"], "message": words.alarm(record)}
+            self.alarms.append({"step": record["step"], "source": record["source"], **said})
+        elif kind == "fork":
+            self.is_own = record["fingerprint"] == self.header["fingerprint"]
+            self._plan()
         elif kind == "unique_tokens":
             self.unique_tokens[record["source"]] = record["tokens"]
         if kind in NOTED:
             step = record.get("start", record.get("at_step", record.get("step", record.get("decided_before", 0))))
-            self.entries.append(Entry(self.num_lines, kind, step, told(record, self.names)))
+            self.entries.append(Entry(self.num_lines, kind, step, words.told(record, self.names)))
 
     def _add_phase(self, record: Mapping[str, Any]) -> None:
         self.starts.append(record["start"])
@@ -157,6 +167,14 @@ class Chronicle:
             self.now[name] = np.where(np.isnan(row), self.now[name], row)
         self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
         self.before, self.newest = self.newest, dict(record)
+        if record["region"] is not None:
+            self.begun.append(_begun(record, planned_regimes(self.curriculum, self.pivots), self.names))
+            self._plan()
+
+    def _plan(self) -> None:
+        """Work out the regimes anew: what began is what phases say, what is to come is this run's own plan."""
+        planned = planned_regimes(self.curriculum, self.pivots)
+        self.regimes = (*self.begun, *(regime for regime in planned if not self.begun or regime.start >= self.end))
 
     def _cut(self, pivot: Mapping[str, Any]) -> None:
         """Leave of the newest phase what a pivot left of it: fewer steps, or nothing at all.
@@ -178,6 +196,8 @@ class Chronicle:
             column.pop()
         for table in self.tables.values():
             table.size -= 1
+        if self.begun[-1].start >= pivot["at_step"]:
+            self.begun.pop()
         self.newest, self.before = self.before, {}
 
     def _add_feedback(self, record: Mapping[str, Any]) -> None:
@@ -203,7 +223,7 @@ class Chronicle:
     def snapshot(self) -> Chronicle:
         """Return what there is now, to be read while more is added to this one: lists are copied, arrays shared."""
         same = copy.copy(self)
-        for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots"):
+        for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots", "begun"):
             setattr(same, name, list(getattr(self, name)))
         same.tables = {name: table.ended() for name, table in self.tables.items()}
         same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
@@ -218,36 +238,66 @@ class Chronicle:
         return np.array(self.newest["drawn"], dtype=np.float64) + np.array(self.newest["counts"], dtype=np.float64)
 
 
+def _begun(line: Mapping[str, Any], planned: tuple[Regime, ...], names: tuple[str, ...]) -> Regime:
+    """Return the regime that a phase begins: as it was planned, or from its line if a fork's parent planned it."""
+    region, start = line["region"], line["start"]
+    bounds = [region["lower"], region["upper"]]
+    for regime in reversed(planned):
+        if regime.name == line["regime"] and np.allclose([regime.region.lower, regime.region.upper], bounds, atol=1e-9):
+            return replace(regime, start=start)
+    floors, caps = (
+        {name: bound for name, bound in zip(names, region[key], strict=True) if bound != default}
+        for key, default in (("floors", 0.0), ("caps", 1.0))
+    )
+    written = Bounds(names, floors, caps, exclude=())
+    return Regime(line["regime"], start, written, written.region())
+
+
+class Pace:
+    """How fast steps are reported, by the clock of this process."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()  # when the newest step was first reported
+        self._step = -1
+
+    def note(self, step: int) -> None:
+        """A report of ``step`` has come."""
+        if step > self._step:
+            self._step = step
+            self._seen.append((self._clock(), step))
+
+    def steps_per_s(self) -> float | None:
+        """Steps per second over the last minute, or since the first report if that is less; None before two of them."""
+        now = self._clock()
+        while len(self._seen) > 1 and now - self._seen[0][0] > PACE_S:
+            self._seen.popleft()
+        if self._step < 0 or now - self._seen[0][0] < 1.0:
+            return None
+        return (self._step - self._seen[0][1]) / (now - self._seen[0][0])
+
+
 class Watch:
     """A chronicle that whoever writes the journal tells each line, read from other threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._chronicle = Chronicle()
+        self._pace = Pace(clock)
         self._lock = threading.Lock()
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Take in the next line, once it is written; the header first."""
+    def add(self, record: Mapping[str, Any], *, is_new: bool = True) -> None:
+        """Take in the next line, the header first; ``is_new`` unless it was written before a restart."""
         with self._lock:
             self._chronicle.add(record)
+            if is_new and record["type"] == "feedback":
+                self._pace.note(record["step"])
+
+    def steps_per_s(self) -> float | None:
+        """Return how fast steps are reported, over the last minute; None if that is not known yet."""
+        with self._lock:
+            return self._pace.steps_per_s()
 
     def chronicle(self) -> Chronicle:
         """Return the chronicle as it stands; what is added later does not reach it."""
         with self._lock:
             return self._chronicle.snapshot()
-
-
-def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return in words what one line of the journal says, for a list that is searched."""
-    if record["type"] == "phase":
-        weights = np.asarray(record["weights"])
-        largest = [i for i in np.argsort(-weights, kind="stable")[:4] if weights[i] > 0]
-        shares = ", ".join(f"{names[i]} {weights[i]:.3f}" for i in largest)
-        return f"phase {record['index']}, {record['length']} steps, {record['kind']}, {record['regime']}: {shares}"
-    if record["type"] == "pivot":
-        tables = [f"{key} {record[key]}" for key in ("floors", "caps", "exclude") if record[key] is not None]
-        cuts = record["at_step"] < record["decided_before"]
-        how = f" cuts the newest phase at step {record['at_step']}" if cuts else ""
-        return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
-    if record["type"] == "unique_tokens":
-        return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
-    return f"{record.get('source', 'the run')}: {record.get('message') or record.get('kind', 'alarm')}"

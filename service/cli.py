@@ -37,6 +37,12 @@ def serve(
     memory_mib: Annotated[int, typer.Option(min=1, help="Memory for batches, per run.")] = 256,
     retain_steps: Annotated[int, typer.Option(min=1, help="Steps that can be asked for again.")] = 2048,
     feedback_wait_s: Annotated[float, typer.Option(min=0, help="Longest wait for a rank that has not reported.")] = 5.0,
+    requests_per_minute: Annotated[
+        int, typer.Option(min=1, help="Of one token, or of one address without tokens.")
+    ] = 60_000,
+    client_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Longest wait for a client to send a whole request, or to read on.")
+    ] = 30.0,
     allow_new_sources: Annotated[
         bool, typer.Option("--allow-new-sources", help="Admins may make runs over paths and hub ids of their request.")
     ] = False,
@@ -60,9 +66,19 @@ def serve(
         memory_bytes=memory_mib * MIB,
         retain_steps=retain_steps,
         feedback_wait_s=feedback_wait_s,
+        requests_per_minute=requests_per_minute,
+        client_timeout_s=client_timeout_s,
         allow_new_sources=allow_new_sources,
     )
     run_server(settings, config, name=name)
+
+
+def serve_past(walk: Path, *, host: str, port: int, tokens_file: Path | None) -> None:
+    """What ``mixer replay WALK --serve`` does: the library knows of no server."""
+    from service.server import run_past
+    from service.settings import Settings
+
+    run_past(Settings(host=host, port=port, tokens_file=tokens_file), walk)
 
 
 @token.command()

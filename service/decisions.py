@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixer.phases import Phase
 from mixer.records import cut_phases, record_to_phase
 
-KEPT = 16  # phases that are made of their records once: readers tell them apart by identity
+KEPT = 4  # phases that a reader's view holds: readers tell them apart by identity
 
 
 class UndecidedError(Exception):
@@ -35,7 +35,6 @@ class Decisions:
     def __init__(self, names: tuple[str, ...], curriculum: Mapping[str, Any]) -> None:
         self.names, self._curriculum = names, curriculum
         self.records: list[dict[str, Any]] = []
-        self._made: OrderedDict[int, Phase] = OrderedDict()  # by index
         self._regions: list[dict[str, Any]] = []  # the records that say what their region is
         self._lock = threading.Lock()
 
@@ -62,20 +61,31 @@ class Decisions:
             self.records = [*self.records[:-1], *newest]
             if self._regions and self._regions[-1]["start"] >= pivot["at_step"]:
                 self._regions.pop()
-            self._made.clear()
 
     def at(self, step: int) -> Phase:
         """Return the phase that covers a step; raise UndecidedError if none does."""
-        with self._lock:
-            index = _covering(self.records, step)
-            if not 0 <= index < len(self.records):
-                raise UndecidedError(step)
-            phase = self._made.get(index)
-            if phase is None:
-                phase = self._made[index] = record_to_phase(self.records[index], self.names)
-                if len(self._made) > KEPT:
-                    self._made.popitem(last=False)
-            return phase
+        return record_to_phase(self._record(step), self.names)
+
+    def view(self) -> Callable[[int], Phase]:
+        """Return an ``at`` for one reader, which gives the same object for a phase as long as no pivot cuts it."""
+        kept: deque[tuple[dict[str, Any], Phase]] = deque(maxlen=KEPT)
+
+        def at(step: int) -> Phase:
+            record = self._record(step)
+            found = next((phase for known, phase in kept if known is record), None)
+            if found is None:
+                found = record_to_phase(record, self.names)
+                kept.append((record, found))
+            return found
+
+        return at
+
+    def _record(self, step: int) -> dict[str, Any]:
+        records = self.records
+        index = _covering(records, step)
+        if not 0 <= index < len(records):
+            raise UndecidedError(step)
+        return records[index]
 
     def region_at(self, step: int) -> dict[str, Any]:
         """Return the region of the phase that covers a step, as the journal has it."""

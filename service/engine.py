@@ -7,6 +7,7 @@ memory are built again on request (``rebuilding``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from mixer.batches import Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError, TopologyError
+from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
@@ -29,14 +31,17 @@ from service.rebuilding import Back
 from service.record import open_lines, recover
 from service.served import Served
 from service.settings import Settings
+from service.sharing import Sharing
 from service.store import Store
-from service.window import Window
+from service.window import Window, resolve
 from service.wire import Body
 
 if TYPE_CHECKING:
     import datasets
 
     from mixer.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -47,8 +52,9 @@ class Engine:
         curriculum: what it is.
         store: where its snapshots are, and its journal if that is a server.
         settings: of the server.
-        on_event: told (type, record) of each new phase, pivot and fault, from any thread.
+        on_event: told (type, record) of each new phase, pivot, alarm of the guard and fault, from any thread.
         streams, tokenizer: see ``MixtureDataset``.
+        sharing: what the runs of a server read together.
     """
 
     def __init__(
@@ -61,13 +67,17 @@ class Engine:
         on_event: Callable[[str, dict[str, Any]], None] = lambda _type, _record: None,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.name, self.curriculum = name, curriculum
         self.pivots: list[dict[str, Any]] = []
+        self.alarms: list[dict[str, Any]] = []  # of the guard
         self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
+        prepared = (sharing or Sharing()).prepared(curriculum)
+        rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
         lines = open_lines(store, name, curriculum, Path(settings.folder))
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
@@ -80,7 +90,7 @@ class Engine:
             walk=self.walk,
             decisions=self._decisions,
             patience=self.patience,
-            rows=Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer),
+            rows=rows,
             served=Served(store, name),
             window=Window(settings.memory_bytes),
             on_event=on_event,
@@ -88,7 +98,7 @@ class Engine:
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
-        self._is_stopping = False
+        self._is_draining = False
 
     # The life of an engine.
 
@@ -96,10 +106,14 @@ class Engine:
         """Begin to decide and build."""
         self._builder.start()
 
+    def drain(self) -> None:
+        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._bell.ring()
+
     def stop(self) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
-        self._is_stopping = True
-        self._bell.ring()
+        self.drain()
         self._builder.stop()
         self.journal.close()
 
@@ -107,6 +121,18 @@ class Engine:
     def names(self) -> tuple[str, ...]:
         """The sources, in declared order."""
         return self.curriculum.names
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """Fingerprint of the run that this one was forked from, and its first own step; None if it is no fork."""
+        if self.walk.forked_from is None:
+            return None
+        return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turned text into token ids; raises TokenizerError if the run has only the ids."""
+        return self._parts.rows.tokenizer
 
     @property
     def frontier(self) -> int:
@@ -223,6 +249,10 @@ class Engine:
         counters.bytes_served += len(body.data)
         counters.tokens_served += curriculum.batch_tokens // world_size
 
+    def note_alone(self) -> None:
+        """Note that batches are asked for one by one, which takes headers that are better made ahead."""
+        self._builder.makes_headers = True
+
     def progress(self, step: int) -> dict[str, Progress]:
         """Return what each source has given to the batches before ``step``.
 
@@ -283,7 +313,7 @@ class Engine:
 
     def _note_asked(self, step: int, rank: int, world_size: int) -> None:
         self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.time())
+        self.counters.last_asked[rank] = (step, time.monotonic())
         if step > self._builder.wanted:
             self._builder.want(step)
 
@@ -293,19 +323,23 @@ class Engine:
             raise RequestError(f"step is {step}; steps count from 0")
         deadline = time.monotonic() + min(wait_s, self._settings.max_wait_s)
         while True:
-            ticket = self._bell.ticket()
+            # one beyond reach is to be wanted again whenever others have come nearer
+            ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
             try:
                 if step >= self.end:
-                    if self._builder.end is None or await self._claim(
-                        self._builder.end
-                    ):  # it ends there for every rank
+                    end = self._builder.end
+                    if end is None or await self._claim(end):  # it ends there for every rank
                         raise self._ended(step)
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_stopping:
+                if left <= 0 or self._is_draining:
                     raise self._not_yet(step)
-                await asyncio.wait([ticket], timeout=left)
+                late = ticket.get_loop().call_later(left, resolve, ticket)
+                try:
+                    await ticket
+                finally:
+                    late.cancel()
                 self._builder.want(step)
             finally:
                 self._bell.forget(ticket)
@@ -335,7 +369,7 @@ class Engine:
         )
 
     def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
-        self.watch.add(record)
+        self.watch.add(record, is_new=is_new)
         kind = record["type"]
         if kind == "phase":
             self._decisions.add(record)
@@ -345,6 +379,12 @@ class Engine:
             if record["at_step"] < record["decided_before"]:
                 self._decisions.cut(record)
                 self.patience.cut(self.phases[-1]["start"] if self.phases else 0)
+        elif kind == "alarm":
+            self.alarms.append(record)
+            if is_new:
+                message = alarm_in_words(record)
+                log.warning("run %s: %s", self.name, message)
+                self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
         elif kind == "feedback":
             self.patience.reported(record["step"], record["rank"])
         if is_new and kind in ("phase", "pivot"):

@@ -71,6 +71,14 @@ class NotReadyError(ServiceError):
     hint = "ask again, with a longer wait_s; steps are built a little ahead of the newest one asked for"
 
 
+class PastError(ServiceError):
+    """A server of `mixer replay --serve` asked to decide, deliver or take something in."""
+
+    code = "past"
+    status = 409
+    hint = "fork the walk with `mixer fork` and serve that, or read its batches with MixtureDataset(walk=Replay(PATH))"
+
+
 class StepGoneError(ServiceError):
     """A step that has left the retention window."""
 
@@ -168,6 +176,7 @@ _STATUS = {
     "pivot": 409,
     "state-mismatch": 409,
     "topology": 422,
+    "tokenizer": 404,
     "journal": 503,
 }
 
@@ -182,6 +191,7 @@ _HINTS = {
     "step": "GET /walk has every decision since the beginning",
     "pivot": "take the step or the name that the message offers; at: now cuts the phase in force",
     "topology": "use a world size that divides the run's batch_rows",
+    "tokenizer": "name the run's tokenizer in its curriculum, or read its token ids as they are",
     "journal": "make room on the disk; nothing was acknowledged, so send the same request again",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ class _Standing:
             for engine in engines:
                 gauge.add_metric([engine.name], float(value(engine)))
             yield gauge
+        yield _guard_alarms(engines)
         weights = GaugeMetricFamily("mixer_weight", "Weight in the newest phase.", labels=["run", "source"])
         lag = GaugeMetricFamily("mixer_feedback_lag_steps", "Asked less reported.", labels=["run", "rank"])
         for engine in engines:
@@ -96,3 +98,15 @@ class _Standing:
                 lag.add_metric([engine.name, str(rank)], step - reported.get(rank, -1))
         yield weights
         yield lag
+
+
+def _guard_alarms(engines: Iterable[Engine]) -> Metric:
+    """Return the alarms of the guard, those in the journal from before a restart included."""
+    family = CounterMetricFamily(
+        "mixer_guard_alarms", "Alarms of the guard: sources learned by heart.", labels=["run", "source", "detector"]
+    )
+    for engine in engines:
+        counted = collections.Counter((alarm["source"], alarm["detector"]) for alarm in engine.alarms)
+        for (source, detector), num in sorted(counted.items()):
+            family.add_metric([engine.name, source, detector], num)
+    return family

@@ -7,6 +7,7 @@ what lies outside the outline lies outside the region.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def corners(num_sources: int) -> Array:
     return np.column_stack([np.cos(angles), np.sin(angles)])
 
 
+@lru_cache(256)  # a region is asked for again each time that a page looks
 def outline(region: Region) -> Array:
     """Return the outline of a region's shadow in order around it, [N, 2]; N is 1 for a point.
 

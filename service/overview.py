@@ -11,11 +11,14 @@ from service.chronicle import Chronicle
 MAX_LISTED = 200  # regimes, alarms and ranks
 
 
-def overview(chronicle: Chronicle, *, query: str = "", limit: int = 200) -> dict[str, Any]:
+def overview(
+    chronicle: Chronicle, *, steps_per_s: float | None = None, query: str = "", limit: int = 200
+) -> dict[str, Any]:
     """Return the state of the run as plain data.
 
     Args:
         chronicle: of the run.
+        steps_per_s: how fast it goes, if that is known.
         query: list only the sources whose name contains this.
         limit: list at most so many sources, those of the largest weight.
     """
@@ -29,6 +32,8 @@ def overview(chronicle: Chronicle, *, query: str = "", limit: int = 200) -> dict
         "policy": curriculum.policy.name,
         "fingerprint": chronicle.header["fingerprint"],
         "num_lines": chronicle.num_lines,
+        "num_entries": len(chronicle.entries),
+        "steps_per_s": steps_per_s,
         "num_sources": len(chronicle.names),
         "phase": {key: newest[key] for key in ("index", "start", "length", "kind", "regime")} if newest else None,
         "regimes": _regimes(chronicle),

@@ -8,6 +8,10 @@ after the last line, new ones are appended. A restart therefore leaves no trace 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +22,7 @@ import sqlalchemy as sa
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
+from mixer.fork import fork
 from mixer.inbox import record_to_losses
 from mixer.journal import Journal
 from mixer.scan import FIRST, Position, chained, ending
@@ -27,6 +32,8 @@ from service.errors import StoreError
 from service.store import Store
 
 WRITE_ATTEMPTS = 5
+CHECKED_LINES = 100  # of a table, when a run is opened
+UNFINISHED = "journal.fork"  # the file of a fork until the database has the run
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +49,9 @@ class Lines(Protocol):
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield every line so far."""
 
+    def record_at(self, line: int) -> dict[str, Any] | None:
+        """Return a line by its number, from 1, at the same cost whatever its number."""
+
     def close(self) -> None:
         """Let go."""
 
@@ -50,16 +60,26 @@ class TableLines:
     """A journal in the database: the lines of ``docs/journal.md``, byte for byte, one row each.
 
     A commit whose answer was lost is looked up before it is tried again, and a line that was never acknowledged is
-    taken away before the next one, as a torn last line of a file would be.
+    taken away before the next one, as a torn last line of a file would be. Of two servers that open the same journal
+    the second one takes it over: what the first one would write then is refused.
     """
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
+        self._writer = f"{secrets.token_hex(8)}, process {os.getpid()} on {socket.gethostname()}"[:200]
+        self._take_over()
         self.position = Position(0, FIRST)
         self._is_unsure = False
         self._lock = threading.Lock()
-        for line in self.raw_lines():
-            self.position = _follow(self.position, line, run)
+        at = tables.journal_lines.c
+        newest = sa.select(at.number, at.line).where(at.run == run).order_by(at.number.desc()).limit(CHECKED_LINES)
+        with store.transaction() as connection:
+            rows = connection.execute(newest).all()[::-1]
+        for row in rows:  # as opening a file does, only the end is checked
+            if self.position.line == 0 and row.number > 1:
+                self.position = Position(row.number, bytes(row.line)[-35:-3].decode("ascii", "replace"))
+            else:
+                self.position = _follow(self.position, bytes(row.line), run)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line in a transaction of its own."""
@@ -81,9 +101,25 @@ class TableLines:
                         ) from error
         self.position = Position(number, digest)
 
+    def _take_over(self) -> None:
+        mine = tables.journal_writers.c.run == self._run
+        with self._store.transaction() as connection:  # waits for a line that is being written
+            connection.execute(sa.delete(tables.journal_writers).where(mine))
+            connection.execute(sa.insert(tables.journal_writers).values(run=self._run, writer=self._writer))
+
+    def _check_is_writer(self, connection: sa.Connection) -> None:
+        at = tables.journal_writers.c
+        writer = connection.scalar(sa.select(at.writer).where(at.run == self._run).with_for_update(read=True))
+        if writer != self._writer:
+            raise JournalError(
+                f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
+                "this one again if it is to go on"
+            )
+
     def _write(self, number: int, line: bytes) -> None:
         at = tables.journal_lines.c
         with self._store.transaction() as connection:
+            self._check_is_writer(connection)
             if self._is_unsure:
                 found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == number)))
                 if found == line:
@@ -104,21 +140,33 @@ class TableLines:
             del record["chain"]
             yield record
 
+    def record_at(self, line: int) -> dict[str, Any] | None:
+        """Return a line by its number, from 1."""
+        at = tables.journal_lines.c
+        with self._store.transaction() as connection:
+            found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == line)))
+        return None if found is None else orjson.loads(found)
+
     def raw_lines(self) -> Iterator[bytes]:
         """Yield every line as it is stored."""
-        at, last = tables.journal_lines.c, 0
-        while True:
-            query = sa.select(at.number, at.line).where((at.run == self._run) & (at.number > last)).order_by(at.number)
-            with self._store.transaction() as connection:
-                rows = connection.execute(query.limit(1000)).all()
-            if not rows:
-                return
-            for row in rows:
-                yield bytes(row.line)
-            last = rows[-1].number
+        return stored_lines(self._store, self._run)
 
     def close(self) -> None:
         """Nothing to let go of: the store has the connections."""
+
+
+def stored_lines(store: Store, run: str) -> Iterator[bytes]:
+    """Yield every line of a journal in the database, whoever writes it."""
+    at, last = tables.journal_lines.c, 0
+    while True:
+        query = sa.select(at.number, at.line).where((at.run == run) & (at.number > last)).order_by(at.number)
+        with store.transaction() as connection:
+            rows = connection.execute(query.limit(1000)).all()
+        if not rows:
+            return
+        for row in rows:
+            yield bytes(row.line)
+        last = rows[-1].number
 
 
 def _follow(position: Position, line: bytes, run: str) -> Position:
@@ -146,6 +194,7 @@ class RunJournal:
         self._on_line = on_line
         self._passed = lines.position
         self._expected: dict[str, Any] | None = None  # the line that the walk is to write again
+        self._rest: Iterator[dict[str, Any]] = iter(())  # those after it
 
     @property
     def position(self) -> Position:
@@ -168,7 +217,7 @@ class RunJournal:
 
     def record_at(self, line: int) -> dict[str, Any] | None:
         """Return a line by its number, from 1."""
-        return next((record for n, record in enumerate(self.records(), start=1) if n == line), None)
+        return self._lines.record_at(line)
 
     def position_of(self, line: int) -> Position | None:
         """Return the end of line number ``line``: while driven again, only its number is known and compared."""
@@ -201,7 +250,9 @@ class RunJournal:
                 f"but the journal has {expected.get(key)!r}; start the server with the versions of the libraries "
                 "that the journal's header names"
             )
-        self._expected = None
+        self._passed = Position(self._passed.line + 1, "")
+        self._on_line(expected, False)
+        self._expected = next(self._rest, None)
 
     def sync(self) -> None:
         """Make what was written survive a power cut, where the journal can."""
@@ -211,21 +262,27 @@ class RunJournal:
 
     def drive_again(self, walk: Walk) -> int:
         """Drive ``walk`` over every line after the one it stands at, and return how many there were."""
-        begin, number = self._passed.line, 0
-        for number, record in enumerate(self.records(), start=1):
-            self._on_line(record, False)
-            if number <= begin:
-                continue
-            self._expected = record
+        begin, end = self._passed.line, self._lines.position.line
+        self._rest = self._lines_after(begin)
+        self._expected = next(self._rest, None)
+        while (record := self._expected) is not None:
             _drive(walk, record)
-            if self._expected is not None:
+            if self._expected is record:
                 raise StateMismatchError(
-                    f"driven again, the walk does not write line {number} of {self.path}, a {record['type']}; "
-                    "the journal was not written by this service"
+                    f"driven again, the walk does not write line {self._passed.line + 1} of {self.path}, a "
+                    f"{record['type']}; the journal was not written by this service"
                 )
-            self._passed = Position(number, "")
         self._passed = self._lines.position
-        return max(0, number - begin)
+        return max(0, end - begin)
+
+    def _lines_after(self, begin: int) -> Iterator[dict[str, Any]]:
+        """Yield the lines after number ``begin``, having told of those up to it."""
+        for number, record in enumerate(self.records(), start=1):
+            record.pop("number")  # as when it was written
+            if number > begin:
+                yield record
+            else:
+                self._on_line(record, False)
 
     def close(self) -> None:
         """Let go of the lines."""
@@ -253,11 +310,11 @@ def recover(
     """
     if lines.position.line == 0:
         journal = RunJournal(lines, on_line)
-        return Walk(curriculum, journal=journal), journal  # type: ignore[arg-type]  # all that a walk asks of one
+        return _walk(curriculum, journal), journal
     for state in (snapshot, None):
         journal = RunJournal(lines, on_line)
-        walk = Walk(curriculum, journal=journal)  # type: ignore[arg-type]
-        journal.resume_from(Position(1, ""))
+        walk = _walk(curriculum, journal)
+        journal.resume_from(Position(_begin_of(journal), ""))
         if state is not None:
             try:
                 walk.load_state_dict(state)
@@ -271,11 +328,16 @@ def recover(
     return walk, journal
 
 
+def _walk(curriculum: Curriculum, journal: RunJournal) -> Walk:
+    """Return a walk that writes to ``journal``, which tells of its alarms as of every other line."""
+    return Walk(curriculum, journal=journal, on_alarm=lambda _: None)  # type: ignore[arg-type]  # all that it asks of one
+
+
 def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
     """Make the walk do what ``record`` says was done."""
     kind = record["type"]
-    if kind == "phase":
-        walk.phase_at(record["start"])
+    if kind in ("phase", "alarm"):  # a decision writes the alarms that it found, pivots for them, and its phase
+        walk.phase_at(walk.frontier)
     elif kind == "feedback":
         walk.report(record["step"], record_to_losses(dict(record), len(walk.names)))
     elif kind == "pivot":
@@ -287,15 +349,52 @@ def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
         raise StateMismatchError(f"the journal has a {kind} line, which the service does not write; use another folder")
 
 
-def open_lines(store: Store, run: str, curriculum: Curriculum, folder: Any) -> Lines:
+def _begin_of(journal: RunJournal) -> int:
+    """Return the number of the line that a walk without a snapshot stands at: a fork's own steps begin later."""
+    parent = (journal.record_at(1) or {}).get("parent")
+    return 1 if parent is None else int(parent["shared"]) + 2
+
+
+def open_lines(store: Store, run: str, curriculum: Curriculum, folder: Path) -> Lines:
     """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server."""
     if store.is_server:
         return TableLines(store, run)
-    path = folder / run / "journal.jsonl"
+    path, unfinished = _path(folder, run), folder / run / UNFINISHED
     path.parent.mkdir(parents=True, exist_ok=True)
+    if unfinished.exists():
+        unfinished.rename(path)
     return Journal.open(path) if path.exists() and path.stat().st_size else _begin(path)
 
 
-def _begin(path: Any) -> Journal:
+def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Curriculum, folder: Path) -> list[bytes]:
+    """Write the journal of a run that shares its parent's history up to a step; see ``mixer.fork``.
+
+    Beside SQLite it lies in a file that ``open_lines`` takes once the database has the run. For a database that is a
+    server the lines are returned, to be written together with the run.
+    """
+    if not store.is_server:
+        out = folder / run / UNFINISHED
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.unlink(missing_ok=True)  # the server was killed while it made the run
+        fork(_path(folder, parent), at_step, curriculum, out)
+        return []
+    with tempfile.TemporaryDirectory() as name:
+        path, out = Path(name) / "parent.jsonl", Path(name) / "fork.jsonl"
+        with path.open("wb") as file:
+            file.writelines(stored_lines(store, parent))
+        fork(path, at_step, curriculum, out, fsync="never")
+        return out.read_bytes().splitlines(keepends=True)
+
+
+def drop_unfinished(run: str, folder: Path) -> None:
+    """Drop the file of a fork that was never finished, before its name is used for another run."""
+    (folder / run / UNFINISHED).unlink(missing_ok=True)
+
+
+def _path(folder: Path, run: str) -> Path:
+    return folder / run / "journal.jsonl"
+
+
+def _begin(path: Path) -> Journal:
     path.unlink(missing_ok=True)  # empty: the server was killed before the header
     return Journal.create(path)

@@ -6,11 +6,12 @@ prefetching nor a restart of either side changes them.
 
 from __future__ import annotations
 
-import itertools
+import ssl
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,26 +19,50 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import RowBatch
-from mixer.config import Curriculum
+from mixer.config import Curriculum, Pivot
 from mixer.dataset import Batch
 from mixer.errors import TopologyError
 from mixer.feedback import Reports
 from mixer.phases import Phase
 from mixer.ranks import default_ranks
+from mixer.region import Region
+from mixer.rewards import SourceLosses
 from mixer.sources import Progress
 from mixer.walk import check_state
 from service.client import PATIENCE_S, MixerClient
 from service.errors import RunEndedError
 
+if TYPE_CHECKING:
+    from mixer.tokenizer import TextTokenizer
+
 STATE_VERSION = 1
+CONNECTIONS = 2  # that ask at the same time, each for several batches at once
 
 
-class RemotePhases:
-    """The walk as a trainer sees it: it can be asked for phases, and decides nothing."""
+class RemoteWalk:
+    """The walk as a trainer sees it: it can be asked and told what a ``Walk`` can, and decides at the server."""
 
-    def __init__(self, client: MixerClient, names: tuple[str, ...]) -> None:
-        self._client, self.names = client, names
+    def __init__(self, client: MixerClient, curriculum: Curriculum) -> None:
+        self._client, self.curriculum, self.names = client, curriculum, curriculum.names
         self._kept: deque[Phase] = deque(maxlen=8)
+
+    @property
+    def frontier(self) -> int:
+        """The first step that no phase covers yet."""
+        return self._client.status().frontier
+
+    def region_at(self, step: int) -> Region:
+        """Return the region of the phase that covers ``step``, its bounds drawn tight."""
+        found = self._client.weights(step)
+        return Region(self.names, floors=found.lower, caps=found.upper)
+
+    def report(self, step: int, losses: SourceLosses) -> bool:
+        """Take in a rank's losses; durable when this returns. False if they were known."""
+        return self._client.report(step, losses, self.names)
+
+    def pivot(self, pivot: Pivot, at_step: int | None = None) -> int:
+        """Redraw the region, from the end of the newest phase or ``at_step`` on; return that step."""
+        return self._client.pivot(pivot, "next" if at_step is None else at_step).at_step
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, which a batch or a weight was asked of."""
@@ -72,7 +97,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         batches: yield whole batches; False yields rows.
         provenance: add ``row_numbers``.
         patience_s: how long a server that does not answer is tried again.
-        verify: as httpx2 takes it.
+        verify: an ``ssl.SSLContext`` for certificates of your own.
 
     Raises:
         UnreachableError: there is no server.
@@ -91,7 +116,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         batches: bool = True,
         provenance: bool = False,
         patience_s: float = PATIENCE_S,
-        verify: Any = True,
+        verify: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()
         if prefetch < 1:
@@ -106,11 +131,17 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
                 f"batch_rows is {self.curriculum.batch_rows}, which {self.world_size} ranks cannot share evenly; "
                 "use a number of ranks that divides it"
             )
-        self.walk = RemotePhases(self._client, self.curriculum.names)
+        self.walk = RemoteWalk(self._client, self.curriculum)
         self._fingerprint: str = config["fingerprint"]
+        self._parent: dict[str, Any] | None = config.get("parent")
         self._prefetch, self._batches, self._provenance = prefetch, batches, provenance
         self._step = self._row = 0
         self._reports = Reports(self.curriculum.batch_rows // self.world_size)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """What text became token ids with; raises TokenizerError if the run has only the ids."""
+        return self._client.tokenizer()
 
     @property
     def step(self) -> int:
@@ -121,40 +152,61 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         first = self._step
-        steps = iter(range(first + worker, self.curriculum.total_steps, num_workers))
-        pool = ThreadPoolExecutor(self._prefetch, thread_name_prefix="remote-batches")
+        steps = range(first + worker, self.curriculum.total_steps, num_workers)
+        together = max(1, self._prefetch // CONNECTIONS)  # steps that one thread asks for
+        ranges = (steps[i : i + together] for i in range(0, len(steps), together))
+        pool = ThreadPoolExecutor(min(self._prefetch, CONNECTIONS), thread_name_prefix="remote-batches")
         coming: deque[Future[RowBatch]] = deque()
         try:
-            coming.extend(pool.submit(self._fetch, step) for step in itertools.islice(steps, self._prefetch))
-            while coming:
+            while True:
+                while len(coming) + together <= self._prefetch and (part := next(ranges, None)) is not None:
+                    slots: list[Future[RowBatch]] = [Future() for _ in part]
+                    coming.extend(slots)
+                    pool.submit(self._fetch, part, slots)
+                if not coming:
+                    return
                 try:
                     rows = coming.popleft().result()
                 except RunEndedError:
                     return
-                coming.extend(pool.submit(self._fetch, step) for step in itertools.islice(steps, 1))
-                yield from self._yielded(rows, rows.step + num_workers, self._row if rows.step == first else 0)
+                begin = self._row if rows.step == first else 0
+                yield from self._yielded(self._tensors(rows), rows.step + num_workers, begin)
         finally:
+            for slot in coming:
+                slot.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, step: int) -> RowBatch:
-        return self._client.batch(step, self.rank, self.world_size)
+    def _fetch(self, steps: range, slots: list[Future[RowBatch]]) -> None:
+        """Fetch the batches of ``steps``, each into its slot at once: the next may wait for the losses of it."""
+        done = 0
+        try:
+            while done < len(steps) and not slots[done].cancelled():  # else its data set is not iterated any more
+                is_given_up = slots[done].cancelled
+                left = steps[done:]
+                for rows in self._client.batches(left, self.rank, self.world_size, is_given_up=is_given_up):
+                    if slots[done].set_running_or_notify_cancel():
+                        slots[done].set_result(rows)
+                    done += 1
+        except Exception as error:  # whoever waits for the batch hears of it
+            for slot in slots[done:]:
+                if slot.set_running_or_notify_cancel():
+                    slot.set_exception(error)
 
-    def _yielded(self, rows: RowBatch, following: int, begin: int) -> Iterator[Batch]:
+    def _yielded(self, batch: Batch, following: int, begin: int) -> Iterator[Batch]:
         """Yield a batch, or its rows from ``begin`` on, noting before each where the next one is."""
-        batch = self._tensors(rows)
         if self._batches:
             self._step, self._row = following, 0
             yield batch
             return
-        for row in range(begin, len(rows.rows)):
-            self._step, self._row = (rows.step, row + 1) if row + 1 < len(rows.rows) else (following, 0)
+        num_rows = len(batch["source_ids"])
+        for row in range(begin, num_rows):
+            self._step, self._row = (batch["step"], row + 1) if row + 1 < num_rows else (following, 0)
             yield {key: value[row] if isinstance(value, Tensor) else value for key, value in batch.items()}
 
     def _tensors(self, rows: RowBatch) -> Batch:
-        tokens = rows.rows.astype(np.int64)
-        batch: Batch = {
-            "input_ids": torch.from_numpy(tokens[:, :-1]),
-            "labels": torch.from_numpy(tokens[:, 1:]),
+        batch: Batch = {  # copies of their own: a trainer may mask labels in place
+            "input_ids": torch.from_numpy(rows.rows[:, :-1].astype(np.int64)),
+            "labels": torch.from_numpy(rows.rows[:, 1:].astype(np.int64)),
             "source_ids": torch.from_numpy(rows.source_ids),
             "step": rows.step,
             "phase": rows.phase,
@@ -173,7 +225,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         names = self.curriculum.names
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(names)):
             report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
-            was_new = self._client.report(step, report, names) or was_new
+            was_new = self.walk.report(step, report) or was_new
             if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
                 self._step, self._row = step + 1, 0
         return was_new
@@ -189,7 +241,17 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         return {"version": STATE_VERSION, "fingerprint": self._fingerprint, **place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; raise StateMismatchError for one of another run, naming both."""
-        check_state(state, version=STATE_VERSION, fingerprint=self._fingerprint, what="remote data set state")
+        """Go on from ``state``, or a fork from its parent's of the step where it begins.
+
+        Raises:
+            StateMismatchError: a state of another run, naming both.
+        """
+        expected, parent = self._fingerprint, self._parent
+        if parent is not None and (state.get("fingerprint"), state.get("step")) == (
+            parent["fingerprint"],
+            parent["step"],
+        ):
+            expected = parent["fingerprint"]
+        check_state(state, version=STATE_VERSION, fingerprint=expected, what="remote data set state")
         self._step, self._row = state["step"], state["row"]
         self._reports = Reports(self._reports.rows_per_step)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixer.config import Curriculum
-from mixer.errors import ConfigError, StateMismatchError
+from mixer.errors import ConfigError, MixerError, StateMismatchError, StepError
 from service.engine import Engine
-from service.errors import ForbiddenError, RunStateError, UnknownRunError
+from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
 from service.events import Events
+from service.record import drop_unfinished, fork_lines
 from service.settings import Settings
+from service.sharing import Sharing
 from service.store import RunRecord, Store
 
 MAX_OPEN = 64
@@ -33,6 +36,8 @@ class Runs:
         self._settings, self._store, self._events = settings, store, events
         self._engines: dict[str, Engine] = {}
         self._records: dict[str, RunRecord] = {}
+        self._sharing = Sharing()
+        self._being_made: set[str] = set()
         self._lock = threading.RLock()
         self.default: str | None = None
 
@@ -100,20 +105,74 @@ class Runs:
             ForbiddenError: it reads what the default run does not, and the settings do not allow that.
             RunStateError: the name is taken, or there are too many runs.
         """
-        base_dir = self.engine().curriculum.base_dir if self.default is not None else Path.cwd()
+        known = self.engine().curriculum if self.default is not None else None
+        curriculum = self._curriculum(data, known, base_dir=Path.cwd() if known is None else known.base_dir)
+        with self._new(name):
+            drop_unfinished(name, self._settings.folder)
+            return self._begin(self._add(name, curriculum), curriculum)
+
+    def fork(self, parent: str, name: str, at_step: int | None, changes: Mapping[str, Any]) -> RunRecord:
+        """Make a run that shares the parent's history up to a step, and start it.
+
+        Args:
+            parent: a run; archived ones too.
+            name: of the new run.
+            at_step: where a phase of the parent begins; by default the first step that it has not decided yet.
+            changes: fields of the curriculum that differ from the parent's; null takes one out.
+
+        Raises:
+            RequestError: no phase begins there.
+            ConfigError, ForbiddenError, RunStateError: as ``create``; a fork keeps the sources and what is drawn.
+        """
+        record = self.record(parent)
+        engine = self._engines.get(parent)
+        known = engine.curriculum if engine is not None else _curriculum_of(record)
+        data = {**known.model_dump(mode="json", exclude_none=True), **changes}
+        data = {key: value for key, value in data.items() if value is not None}
+        curriculum = self._curriculum(data, known, base_dir=known.base_dir)
+        if at_step is None:
+            at_step = engine.frontier if engine is not None else 0
+        with self._new(name):
+            try:
+                lines = fork_lines(self._store, parent, name, at_step, curriculum, self._settings.folder)
+            except StepError as error:
+                raise RequestError(str(error)) from error
+            place = None if curriculum.prepared else self._store.newest(parent, "place", up_to=at_step)
+            return self._begin(self._add(name, curriculum, lines=lines, place=place), curriculum)
+
+    def _curriculum(self, data: Mapping[str, Any], known: Curriculum | None, *, base_dir: Path) -> Curriculum:
+        """Return what a request asks for, if it may."""
         try:
             curriculum = Curriculum.from_data(data, base_dir=base_dir)
         except (TypeError, RecursionError) as error:
             raise ConfigError(f"the curriculum is not a mapping of fields: {error}") from error
         if not self._settings.allow_new_sources:
-            self._check_reads_known(curriculum)
+            _check_reads_known(curriculum, known)
+        return curriculum
+
+    @contextmanager
+    def _new(self, name: str) -> Iterator[None]:
+        """Keep a name for a run that is being made."""
         with self._lock:
-            if name in self._records:
+            if name in self._records or name in self._being_made:
                 raise RunStateError(f"there is a run {name} already")
-            if len(self._engines) >= MAX_OPEN:
+            if len(self._engines) + len(self._being_made) >= MAX_OPEN:
                 raise RunStateError(f"{MAX_OPEN} runs are open; archive one first")
-            record = self._add(name, curriculum)
-            self._start(record, curriculum)
+            self._being_made.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._being_made.discard(name)
+
+    def _begin(self, record: RunRecord, curriculum: Curriculum) -> RunRecord:
+        with self._lock:
+            try:
+                self._start(record, curriculum)
+            except MixerError:  # it cannot be opened, now or when the server is started again
+                self._store.drop_run(record.name)
+                del self._records[record.name]
+                raise
             return record
 
     def set_status(self, name: str, status: str) -> RunRecord:
@@ -138,6 +197,7 @@ class Runs:
         """Note the config file's run, or check that the one there is of the same curriculum."""
         found = self._records.get(name)
         if found is None:
+            drop_unfinished(name, self._settings.folder)
             self._add(name, curriculum)
         elif found.fingerprint != curriculum.fingerprint:
             raise StateMismatchError(
@@ -145,7 +205,7 @@ class Runs:
                 f"{curriculum.fingerprint}; serve it under another --name, or use another --folder"
             )
 
-    def _add(self, name: str, curriculum: Curriculum) -> RunRecord:
+    def _add(self, name: str, curriculum: Curriculum, **fork: Any) -> RunRecord:
         record = RunRecord(
             name=name,
             fingerprint=curriculum.fingerprint,
@@ -154,32 +214,40 @@ class Runs:
             status="active",
             created_at=time.time(),
         )
-        self._store.add_run(record)
+        self._store.add_run(record, **fork)
         self._records[name] = record
         return record
 
     def _start(self, record: RunRecord, curriculum: Curriculum, **rows: Any) -> None:
-        engine = Engine(record.name, curriculum, self._store, self._settings, on_event=self._events.publish, **rows)
+        engine = Engine(
+            record.name,
+            curriculum,
+            self._store,
+            self._settings,
+            on_event=self._events.publish,
+            sharing=self._sharing,
+            **rows,
+        )
         engine.set_paused(is_paused=record.status == "paused")
         self._engines[record.name] = engine
         engine.start()
 
-    def _check_reads_known(self, curriculum: Curriculum) -> None:
-        """Raise ForbiddenError if a run of a request would read, or import, what the config file does not name."""
-        known = self.engine().curriculum if self.default is not None else None
-        places = [] if known is None else [source.model_dump(exclude={"tokens"}) for source in known.sources]
-        for source in curriculum.sources:
-            if source.model_dump(exclude={"tokens"}) not in places:
-                raise ForbiddenError(
-                    f"source {source.name} is not one that the server's own config file names; a run that is made by "
-                    "a request may read those alone, unless the server was started with --allow-new-sources"
-                )
-        for key in ("tokenizer", "prepared"):
-            if getattr(curriculum, key) not in (None, getattr(known, key)):
-                raise ForbiddenError(f"{key} differs from the config file's; a request may not name files")
-        reward = getattr(curriculum.policy, "reward", "")
-        if ":" in reward and reward != getattr(known and known.policy, "reward", ""):
-            raise ForbiddenError(f"reward {reward!r} is code of yours; a request may not name code")
+
+def _check_reads_known(curriculum: Curriculum, known: Curriculum | None) -> None:
+    """Raise ForbiddenError if a run of a request would read, or import, what the known run does not."""
+    places = [] if known is None else [source.model_dump(exclude={"tokens"}) for source in known.sources]
+    for source in curriculum.sources:
+        if source.model_dump(exclude={"tokens"}) not in places:
+            raise ForbiddenError(
+                f"source {source.name} is not one that the server's own config file names; a run that is made by "
+                "a request may read those alone, unless the server was started with --allow-new-sources"
+            )
+    for key in ("tokenizer", "prepared"):
+        if getattr(curriculum, key) not in (None, getattr(known, key)):
+            raise ForbiddenError(f"{key} differs from the config file's; a request may not name files")
+    reward = getattr(curriculum.policy, "reward", "")
+    if ":" in reward and reward != getattr(known and known.policy, "reward", ""):
+        raise ForbiddenError(f"reward {reward!r} is code of yours; a request may not name code")
 
 
 def _curriculum_of(record: RunRecord) -> Curriculum:

@@ -105,6 +105,16 @@ class Weights(_Wire):
     upper: dict[str, float] = Field(description="the largest")
 
 
+class TokenizerFile(_Wire):
+    """What turned the run's text into token ids."""
+
+    run: str
+    separator: str = Field(description="the token between documents")
+    vocab_size: int
+    fingerprint: str
+    file: str = Field(description="the text of a file of the `tokenizers` library")
+
+
 class Phases(_Wire):
     """Decisions as the journal has them (docs/journal.md); arrays have one number per name, in this order."""
 
@@ -146,6 +156,24 @@ class RunRequest(_Wire):
 
     name: Name
     curriculum: dict[str, Any]
+
+
+class ForkRequest(_Wire):
+    """A run that shares this run's history up to a step and goes on otherwise; sources and rows stay as they are."""
+
+    name: Name
+    at_step: Step | None = Field(
+        None, description="its first own step, where a phase of this run begins; default: the first not decided yet"
+    )
+    curriculum: dict[str, Any] = Field(
+        default_factory=dict, description="fields that differ from this run's, as in the YAML file; null takes one out"
+    )
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"name": "odm", "curriculum": {"policy": {"name": "odm"}}}]},
+    )
 
 
 class Run(_Wire):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -81,6 +81,15 @@ class RankNow(_Answer):
     lag: int
 
 
+class AlarmNow(_Answer):
+    """One alarm of the journal."""
+
+    step: int
+    source: str
+    kind: str = Field(description="what found it")
+    message: str
+
+
 class Overview(_Answer):
     """Where a run stands."""
 
@@ -92,12 +101,14 @@ class Overview(_Answer):
     policy: str
     fingerprint: str
     num_lines: int
+    num_entries: int = Field(description="lines that /journal lists: all but reports")
+    steps_per_s: float | None = Field(description="reported over the last minute; null: not known yet")
     num_sources: int
     phase: PhaseNow | None
     regimes: list[RegimeNow]
     sources: list[SourceNow]
     ranks: list[RankNow]
-    alarms: list[dict[str, Any]] = Field(description="newest first")
+    alarms: list[AlarmNow] = Field(description="newest first")
     num_alarms: int
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mixer.types import Array, IntArray
 from service.chronicle import Chronicle
 
-DIGITS = 6  # that are worth sending: a hundredth of a pixel
+DIGITS = 5  # that are worth sending: a tenth of a pixel where a plot shows a thousandth of its values
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which steps ranks were given: no pivot may change one of them, nor after a kill one that may have been given.
 
-A step is claimed before it is handed out, in memory, which costs a batch nothing. What is durable is a lease: no step
-from its end on is handed out. After a kill all steps of the lease count as given, some 16 or what a second serves.
+A step is claimed before it is handed out, in memory. What is durable is a lease: no step from its end on is handed
+out. After a kill all steps of the lease count as given: 16, more where steps are served fast.
 """
 
 from __future__ import annotations

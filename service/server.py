@@ -1,9 +1,13 @@
-"""What ``mixer serve`` runs: checks, logs, and uvicorn until SIGTERM."""
+"""What ``mixer serve`` and ``mixer replay --serve`` run: checks, logs, and uvicorn until SIGTERM."""
 
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import signal
+import socket
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,11 @@ import uvicorn
 
 from mixer.config import Curriculum
 from service.app import create_app
-from service.auth import check_bind, token_book
+from service.auth import FileShelf, TokenBook, check_bind, token_book
+from service.connections import connection_class
+from service.errors import BindError
+from service.memory import keep_freed_memory
+from service.past import Past, create_past_app
 from service.runs import name_of
 from service.settings import Settings
 from service.store import Store
@@ -31,31 +39,86 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
     curriculum = Curriculum.from_yaml(config)
     store = Store.open(settings.database_url)
     check_bind(settings, token_book(settings, store))
+    _check_tls(settings)
     set_up_logs()
+    keep_freed_memory()
     app = create_app(settings, store, curriculum=curriculum, name=name or name_of(config))
+    is_started = _serve(app, settings, config)
+    store.close()
+    if not is_started:
+        sys.exit(1)
+
+
+def run_past(settings: Settings, journal: Path) -> None:
+    """Answer from a journal, which is only read, until SIGTERM or Ctrl-C.
+
+    Raises:
+        JournalError, StoreError, BindError: before anything listens.
+    """
+    book = TokenBook(FileShelf(settings.tokens_file or Path(os.devnull)))
+    check_bind(settings, book)
+    app = create_past_app(Past(journal, name_of(journal)), settings, book)
+    set_up_logs()
+    if not _serve(app, settings, journal):
+        sys.exit(1)
+
+
+def _serve(app: Any, settings: Settings, what: Path) -> bool:
+    """Run uvicorn until it is told to end; return whether it ever listened."""
     scheme = "https" if settings.tls_cert is not None else "http"
-    structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(config))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-            access_log=False,  # the guard writes one line a request that matters
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            backlog=4096,
-        )
-    )
+    structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(what))
+    _raise_file_limit()
+    server = _Server(uvicorn_config(app, settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
         signal.signal(number, lambda _number, _frame: None)
     server.run()
-    store.close()
-    if not server.started:
-        sys.exit(1)
+    return server.started
+
+
+def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
+    """Return what uvicorn is told, of any application."""
+    return uvicorn.Config(
+        app,
+        http=connection_class(settings.client_timeout_s),
+        ws="none",
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        access_log=False,  # the guard writes one line a request that matters
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        backlog=4096,
+    )
+
+
+class _Server(uvicorn.Server):
+    """A server whose end does not wait for those who wait: polls are answered, and streams of events end, at once."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is in flight."""
+        self.config.app.state.drain()  # type: ignore[union-attr]  # it is the application itself
+        await super().shutdown(sockets)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system lets this process have; shells often start with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _check_tls(settings: Settings) -> None:
+    """Raise BindError unless the certificate and its key can be used."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise BindError(
+            f"{settings.tls_cert} and {settings.tls_key} are no certificate and its key: {error}; both are PEM files"
+        ) from error
 
 
 def set_up_logs() -> None:

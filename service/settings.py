@@ -30,6 +30,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         5.0, ge=0, description="longest wait, before a phase is decided, for a rank that has not reported yet"
     )
 
+    client_timeout_s: float = Field(
+        30.0, gt=0, description="longest wait for a client to send a whole request, or to read on in an answer"
+    )
     max_wait_s: float = Field(60.0, ge=0, description="longest wait_s of a request")
     max_body_bytes: int = Field(MIB, ge=1024)
     requests_per_minute: int = Field(60_000, ge=1, description="per token, or per address without tokens")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,15 @@ from service import tables
 from service.errors import StoreError
 
 BUSY_TIMEOUT_MS = 5000
+SERVER_OPTIONS: dict[str, Any] = {  # a database that does not answer is down, however its network keeps silent
+    "application_name": "curriculum-mixer",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "options": "-c statement_timeout=20000",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class Store:
             StoreError: naming the URL without its password.
         """
         try:
-            engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), pool_size=8, max_overflow=8)
+            options = {} if url.startswith("sqlite") else {"pool_pre_ping": True, "connect_args": SERVER_OPTIONS}
+            engine = sa.create_engine(url, pool_size=8, max_overflow=8, pool_timeout=10, **options)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             raise StoreError(f"the database URL cannot be used: {error}") from error
         if engine.dialect.name == "sqlite":
@@ -84,19 +94,34 @@ class Store:
             raise StoreError(f"the database cannot be used: {_reason(error)}") from error
 
     def ping(self) -> None:
-        """Raise StoreError unless the database answers."""
+        """Raise StoreError unless the database answers, from its tables."""
         with self.transaction() as connection:
-            connection.execute(sa.select(1))
+            connection.execute(sa.select(tables.runs.c.name).limit(1))
 
     def close(self) -> None:
         """Let go of every connection."""
         self.engine.dispose()
 
-    def add_run(self, record: RunRecord) -> None:
-        """Note a new run."""
+    def add_run(
+        self, record: RunRecord, *, lines: Sequence[bytes] = (), place: tuple[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Note a new run; for a fork, with the lines of its journal and the place that its streams go on from."""
         values = {**vars(record), "curriculum": orjson.dumps(record.curriculum).decode()}
+        numbered = [{"run": record.name, "number": n, "line": line} for n, line in enumerate(lines, start=1)]
         with self.transaction() as connection:
             connection.execute(sa.insert(tables.runs).values(values))
+            if numbered:
+                connection.execute(sa.insert(tables.journal_lines), numbered)
+            if place is not None:
+                row = {"run": record.name, "kind": "place", "step": place[0], "state": _packed(place[1])}
+                connection.execute(sa.insert(tables.snapshots).values(row))
+
+    def drop_run(self, name: str) -> None:
+        """Forget a run that could not be started."""
+        with self.transaction() as connection:
+            for table in (tables.snapshots, tables.journal_lines, tables.journal_writers):
+                connection.execute(sa.delete(table).where(table.c.run == name))
+            connection.execute(sa.delete(tables.runs).where(tables.runs.c.name == name))
 
     def runs(self) -> list[RunRecord]:
         """Return every run, oldest first."""
@@ -113,10 +138,9 @@ class Store:
         """Keep a snapshot in place of one of the same step; drop those that nothing from ``forget_before`` on needs."""
         at = tables.snapshots.c
         mine = (at.run == run) & (at.kind == kind)
-        packed = zlib.compress(orjson.dumps(dict(state)), level=1)
         with self.transaction() as connection:
             connection.execute(sa.delete(tables.snapshots).where(mine & (at.step == step)))
-            connection.execute(sa.insert(tables.snapshots).values(run=run, kind=kind, step=step, state=packed))
+            connection.execute(sa.insert(tables.snapshots).values(run=run, kind=kind, step=step, state=_packed(state)))
             kept = connection.scalar(sa.select(sa.func.max(at.step)).where(mine & (at.step <= forget_before)))
             if kept is not None:
                 connection.execute(sa.delete(tables.snapshots).where(mine & (at.step < kept)))
@@ -163,6 +187,10 @@ class Store:
         with self.transaction() as connection:
             rows = connection.execute(query).mappings().all()
         return [{**row, "detail": orjson.loads(row["detail"])} for row in rows]
+
+
+def _packed(state: Mapping[str, Any]) -> bytes:
+    return zlib.compress(orjson.dumps(dict(state)), level=1)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -41,6 +41,12 @@ journal_lines = Table(  # of databases that are servers; beside SQLite a journal
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("line", LargeBinary, nullable=False),
 )
+journal_writers = Table(
+    "journal_writers",
+    metadata,
+    Column("run", String(100), primary_key=True),
+    Column("writer", String(200), nullable=False),
+)
 audit = Table(
     "audit",
     metadata,

@@ -53,15 +53,33 @@ def free_port() -> int:
 
 
 class Served:
-    """``mixer serve`` in a process; killed at the end of the ``with``."""
+    """``mixer serve`` in a process; killed at the end of the ``with``.
 
-    def __init__(self, config: Path, folder: Path, *options: str, port: int | None = None) -> None:
+    Args:
+        config: of the run.
+        folder: of the server.
+        options: of the command.
+        port: a free one if None.
+        prefix: a program that runs the command, and becomes it.
+        prelude: Python that runs before it.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        folder: Path,
+        *options: str,
+        port: int | None = None,
+        prefix: tuple[str, ...] = (),
+        prelude: str = "",
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.journal = folder / "run" / "journal.jsonl"
         self._log = folder / "log"
         arguments = ["serve", str(config), "--port", str(self.port), "--folder", str(folder), *options]
-        self._command = [sys.executable, "-c", "from mixer.cli import main; main()", *arguments]
+        program = f"{prelude}\nfrom mixer.cli import main; main()"
+        self._command = [*prefix, sys.executable, "-c", program, *arguments]
         folder.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +95,7 @@ class Served:
 
     def wait_ready(self, path: str = "/readyz") -> None:
         """Wait until the server says that it is ready."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150  # most of it for machines that do much else
         while time.monotonic() < deadline:
             assert self.process is not None
             assert self.process.poll() is None, self.log()
@@ -106,7 +124,11 @@ class Served:
         return self._log.read_text()[-5000:] if self._log.exists() else ""
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.kill()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -165,6 +167,41 @@ def test_a_demo_killed_outright_goes_on_from_its_last_checkpoint(
 
 def phases_of(out: Path) -> list[tuple[int, str, list[float]]]:
     return [(phase["start"], phase["kind"], phase["weights"]) for phase in read_story(out / "journal.jsonl").phases]
+
+
+def test_a_served_demo_trains_says_where_its_page_is_and_leaves_nothing_running(
+    tmp_path: Path, cache: dict[str, str]
+) -> None:
+    done = run("demo", "--serve", "--out", tmp_path / "run", "--steps", "6", "--json", env=cache)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6
+    url = re.search(r"http://127\.0\.0\.1:(\d+)", done.stderr)
+    assert url is not None
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(url[1]))) != 0
+
+
+@pytest.mark.slow
+def test_a_served_demo_that_ctrl_c_stopped_goes_on_to_the_end_of_one_in_process(
+    finished: Path, tmp_path: Path, cache: dict[str, str]
+) -> None:
+    out = tmp_path / "run"
+    command = [*MIXER, "demo", "--serve", "--out", str(out), "--steps", str(DEMO_STEPS), "--json"]
+    process = subprocess.Popen(command, env=cache, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (out / "checkpoint.pt").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "run it again to go on" in said
+    assert "Traceback" not in said
+    again = subprocess.run(command, env=cache, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    story = read_story(out / "demo" / "journal.jsonl")
+    assert [(phase["start"], phase["kind"], phase["weights"]) for phase in story.phases] == phases_of(finished)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert json.loads(again.stdout)["last_loss"] == summary["last_loss"]
 
 
 def test_a_finished_demo_is_kept_beside_the_new_one(finished: Path, tmp_path: Path, cache: dict[str, str]) -> None:

@@ -116,6 +116,24 @@ def restore(run: Curriculum, walk: Walk, step: int) -> Walk:
     return restored
 
 
+@given(curricula(), st.integers(0, 50), st.integers(0, 40), st.booleans())
+@settings(max_examples=30)
+def test_the_first_cut_is_the_first_step_at_which_a_pivot_is_not_refused(
+    run: Curriculum, trained: int, ahead: int, is_late: bool
+) -> None:
+    walk = Walk(run)
+    drive(walk, trained, late=ragged if is_late else on_time)
+    walk.phase_at(trained + ahead)
+    state = walk.state_dict()
+    first = walk.first_cut(trained)
+    assert trained <= first <= walk.frontier
+    for step in range(max(trained, 1), first):
+        with pytest.raises(PivotError):
+            walk.pivot(LIVE, step, cut=True)
+    assert walk.state_dict() == state
+    assert walk.pivot(LIVE, first, cut=True) == first
+
+
 def test_where_a_cut_may_not_be_it_says_where_it_may() -> None:
     walk = Walk(curriculum(3))
     drive(walk, 100)
@@ -226,11 +244,11 @@ def test_the_journal_says_that_a_phase_was_cut_and_the_story_has_what_was_really
     assert shape == [(phase.index, phase.start, phase.length) for phase in played]
     for earlier, later in zip(story.phases, story.phases[1:], strict=False):
         assert (np.array(earlier["drawn"]) + earlier["counts"]).tolist() == later["drawn"]
-    with Lookup(path) as journal_lookup:
-        for phase in played:
-            found = journal_lookup.phase_at(phase.end - 1)
-            assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
-            before = journal_lookup.before(found)
-            assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
+    lookup = Lookup(path)
+    for phase in played:
+        found = lookup.phase_at(phase.end - 1)
+        assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)
+        before = lookup.before(found)
+        assert (before and before["index"]) == (phase.index - 1 if phase.index else None)
     last = undecided.phases[-1]  # what the next decision will find
     assert (np.array(last["drawn"]) + last["counts"]).tolist() == walk.phase_at(step).drawn.tolist()

@@ -13,15 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.config import Curriculum, Pivot
+from mixer.fork import fork
 from mixer.journal import Journal, read_journal
 from mixer.region import Region
 from mixer.simulation import simulate
+from mixer.walk import Walk
 from service.chronicle import Chronicle, Watch
 from service.outline import corners, outline, walk_on_paper
 from service.overview import overview
 from service.preview import preview
 from service.series import COLUMNS, series, span_of
-from tests.standin import SimulatedRun
+from tests.simulated import SimulatedRun
 from tests.strategies import Problem, problems
 
 NAMES = ["web", "code", "books", "chat"]
@@ -66,13 +68,13 @@ def test_points_of_single_phases_are_what_the_journal_says(run: SimulatedRun, ch
     phases = [line for line in run.lines if line["type"] == "phase"]
     assert found["per_point"] == 1
     assert list(found["steps"]) == [phase["start"] for phase in phases]
-    assert np.transpose(found["weights"]) == pytest.approx(np.array([phase["weights"] for phase in phases]), abs=1e-5)
+    assert np.transpose(found["weights"]) == pytest.approx(np.array([phase["weights"] for phase in phases]), abs=2e-5)
     counts = np.array([phase["counts"] for phase in phases])
-    assert np.transpose(found["proportions"]) == pytest.approx(counts / counts.sum(axis=1, keepdims=True), abs=1e-5)
+    assert np.transpose(found["proportions"]) == pytest.approx(counts / counts.sum(axis=1, keepdims=True), abs=2e-5)
     assert sum(found["num_random"]) == sum(phase["kind"] == "random" for phase in phases)
     for name in ("index", "width"):
         said = [phase["parts"].get(name) or [None] * 4 for phase in phases]
-        np.testing.assert_allclose(np.transpose(found[name]), np.array(said, dtype=np.float64), rtol=1e-5)
+        np.testing.assert_allclose(np.transpose(found[name]), np.array(said, dtype=np.float64), rtol=1e-4)
 
 
 def test_points_of_several_phases_average_over_steps(chronicle: Chronicle) -> None:
@@ -81,11 +83,11 @@ def test_points_of_several_phases_average_over_steps(chronicle: Chronicle) -> No
     for k, first in enumerate(range(0, len(lengths), 4)):
         part = slice(first, first + 4)
         mean = np.average(np.array(fine["weights"])[:, part], axis=1, weights=lengths[part])
-        assert np.array(coarse["weights"])[:, k] == pytest.approx(mean, abs=1e-5)
+        assert np.array(coarse["weights"])[:, k] == pytest.approx(mean, abs=2e-5)
         tail = np.array(fine["index"])[:, part]
         for i, row in enumerate(tail):
             known = row[~np.isnan(row)]
-            assert coarse["index"][i][k] == pytest.approx(known[-1], rel=1e-5) if known.size else True
+            assert coarse["index"][i][k] == pytest.approx(known[-1], rel=1e-4) if known.size else True
 
 
 def test_losses_are_those_reported_in_the_phases_of_a_point(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_losses_are_those_reported_in_the_phases_of_a_point(tmp_path: Path) -> N
             sums[record["sources"], k] += record["loss_sums"]
             tokens[record["sources"], k] += record["tokens"]
     expected = np.divide(sums, tokens, out=np.full_like(sums, np.nan), where=tokens > 0)
-    np.testing.assert_allclose(np.array(found["losses"]), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.array(found["losses"]), expected, rtol=1e-4)
     now = {source["name"]: source for source in overview(chronicle)["sources"]}
     assert sum(source["tokens"] for source in now.values()) == tokens.sum()
     assert now["web"]["loss"] is not None
@@ -127,7 +129,7 @@ def test_small_sources_are_added_up_without_losing_rows(chronicle: Chronicle) ->
     assert folded["num_others"] == 3
     kept = whole["names"].index(folded["names"][0])
     others = [i for i in range(4) if i != kept]
-    assert folded["weights"][1] == pytest.approx(np.array(whole["weights"])[others].sum(axis=0), abs=1e-5)
+    assert folded["weights"][1] == pytest.approx(np.array(whole["weights"])[others].sum(axis=0), abs=2e-5)
 
 
 def test_nothing_decided_yet_is_told_as_nothing() -> None:
@@ -180,6 +182,27 @@ def watched(lines: Iterable[Mapping[str, Any]]) -> Chronicle:
     for line in lines:
         watch.add(line)
     return watch.chronicle()
+
+
+def test_a_fork_shows_what_it_shares_as_its_parent_had_it(tmp_path: Path) -> None:
+    parent = SimulatedRun(curriculum(), tmp_path / "parent")
+    parent.hasten(300)
+    parent.walk.pivot(Pivot(name="live", floors={"code": 0.05, "web": 0.9}))  # no room for it in the fork's bounds
+    parent.hasten(600)
+    parent.close()
+    child = curriculum(floors={"web": 0.2, "books": 0.3}, pivots=[{"name": "last", "at_step": 1500}])
+    fork(tmp_path / "parent", parent.walk.phase_at(599).start, child, tmp_path / "child")
+    found = watched(read_journal(tmp_path / "child"))
+    assert [regime.name for regime in found.regimes] == ["firehose", "polish", "live", "last"]
+    assert found.regimes[0].region.lower.tolist() == [0.3, 0, 0, 0]
+    with Journal.open(tmp_path / "child") as journal:
+        walk = Walk(child, journal=journal)
+        walk.phase_at(walk.frontier)
+    found = watched(read_journal(tmp_path / "child"))
+    assert [regime.name for regime in found.regimes] == ["firehose", "polish", "live", "firehose", "last"]
+    assert found.regimes[3].bounds.floors == {"web": 0.2, "books": 0.3}
+    assert [entry.type for entry in found.entries][-2:] == ["fork", "phase"]
+    assert preview(found, floors=None, caps=None, exclude=["code"])["is_feasible"]
 
 
 def test_ranks_that_lag_come_first() -> None:

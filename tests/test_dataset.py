@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mixer.audit import audit
+from mixer.compare import compare
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts, plan_rows
@@ -247,7 +248,12 @@ def test_walk_and_journal_together_are_refused(folder: Path) -> None:
         MixtureDataset(curriculum, walk=Walk(curriculum), journal=folder / "journal.jsonl")
 
 
-def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_yet(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "fields", [{"floors": {"s2": 0.5}, "pivots": [], "caps": {}, "policy": "andrea"}, {}], ids=["other", "same config"]
+)
+def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_yet(
+    folder: Path, fields: dict[str, Any]
+) -> None:
     run, out = a_curriculum(folder), folder / "fork.jsonl"
     dataset = MixtureDataset(run, journal=folder / "walk.jsonl")
     states, drawn = [dataset.state_dict()], [dict.fromkeys(run.names, 0)]
@@ -255,7 +261,7 @@ def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_ye
         dataset.report(batch, losses_of(batch))
         states.append(dataset.state_dict())
         drawn.append({name: progress.rows for name, progress in dataset.progress().items()})
-    new = a_curriculum(folder, floors={"s2": 0.5}, pivots=[], caps={}, policy="andrea")
+    new = a_curriculum(folder, **fields)
     step = Replay(folder / "walk.jsonl").phase_at(30).end
     fork(folder / "walk.jsonl", step, new, out)
     forked = MixtureDataset(new, journal=out, provenance=True)
@@ -272,9 +278,27 @@ def test_a_fork_trains_on_from_its_parents_checkpoint_with_the_rows_not_drawn_ye
         forked.report(batch, losses_of(batch))
     assert forked.step == run.total_steps
     forked.load_state_dict(forked.state_dict())  # its own states are as any
+    if not fields:
+        assert compare(folder / "walk.jsonl", out)["is_same"]
     again = MixtureDataset(new, walk=Replay(out))  # the shared history, then the fork
     assert [batch["step"] for batch in again] == list(range(run.total_steps))
     assert audit(out).difference is None
+
+
+def test_the_journal_says_which_files_were_read_and_a_comparison_names_those_that_were_others(folder: Path) -> None:
+    run = a_curriculum(folder, curriculum_warmup_steps=0, curriculum_warmup_sources=[])
+    headers = []
+    for i, lines in enumerate(["", '{"text": "one more"}\n']):
+        with (folder / "s1.jsonl").open("a") as file:
+            file.write(lines)
+        MixtureDataset(run, journal=folder / f"{i}.jsonl").walk.close_journal()
+        headers.append(next(read_journal(folder / f"{i}.jsonl")))
+    first, second = (header["sources"] for header in headers)
+    assert set(first) == set(run.names)
+    assert all(text.startswith("files ") and len(text) == 22 for text in first.values())
+    assert {name for name in run.names if first[name] != second[name]} == {"s1"}
+    found = compare(folder / "0.jsonl", folder / "1.jsonl")
+    assert found["data"] == [{"source": "s1", "a": first["s1"], "b": second["s1"]}]
 
 
 class Network:

@@ -33,7 +33,9 @@ from mixer.errors import (
 )
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
+from mixer.sources.prepared import JointRows, Prepared
 from mixer.testing import assert_resumes_from_every_step
+from mixer.types import IntArray
 from mixer.walk import Walk
 
 T, B, STEPS = 16, 8, 70
@@ -126,6 +128,13 @@ def test_workers_deliver_the_batches_of_a_single_process(folder: Path, num_worke
     assert [step for step, _, _ in alone] == list(range(STEPS))
     loading: dict[str, Any] = {"num_workers": num_workers, "prefetch_factor": 2, "persistent_workers": True}
     assert trained(MixtureDataset(curriculum), **loading) == alone
+
+
+def test_the_journal_says_which_prepared_rows_are_read(folder: Path) -> None:
+    MixtureDataset(a_curriculum(folder), journal=folder / "header.jsonl").walk.close_journal()
+    rows = Prepared.open(folder / "rows").sources
+    found = next(read_journal(folder / "header.jsonl"))["sources"]
+    assert found == {f"s{k}": f"rows {rows[f's{k}'].fingerprint}" for k in range(4)}
 
 
 @pytest.mark.slow
@@ -308,7 +317,7 @@ def test_the_state_is_small_and_names_the_run_and_its_rows(folder: Path) -> None
     dataset = MixtureDataset(curriculum)
     for batch in DataLoader(dataset, batch_size=None, num_workers=2):
         dataset.report(batch, losses_of(batch))
-        assert len(json.dumps(dataset.state_dict())) < 2500
+        assert len(json.dumps(dataset.state_dict())) < 2700
     state = dataset.state_dict()
     with pytest.raises(StateMismatchError, match="with rows"):
         MixtureDataset(a_curriculum(folder, prepared=None)).load_state_dict(state)
@@ -497,32 +506,32 @@ def test_with_a_lag_that_covers_the_loader_no_decision_misses_a_report(folder: P
         assert decision["feedback"]["last_step"] == decision["start"] - 8 - 1
 
 
-class _Slow:
-    """Rows that come at a disk's speed."""
-
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
-        self.threads: set[str] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rows, name)
-
-    def gather(self, positions: Any, out: Any = None) -> Any:
-        self.threads.add(threading.current_thread().name.rsplit("_", 1)[0])
-        time.sleep(0.001)
-        return self._rows.gather(positions, out=out)
-
-
-def test_rows_that_come_slowly_are_read_ahead_and_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     curriculum = a_curriculum(folder)
     expected = trained(MixtureDataset(curriculum))
-    monkeypatch.setattr("mixer.batches.PLANNED_BYTES", 4 * 2 * B * (T + 1) * 2)  # two steps at once
+    touched: list[int] = []
+    touch, gather = JointRows.touch, JointRows.gather
+
+    def noting(self: JointRows, addresses: IntArray) -> None:
+        assert threading.current_thread().name.startswith("mixer-rows")
+        time.sleep(0.001)
+        touch(self, addresses)
+        touched.extend(addresses.tolist())
+
+    def checking(self: JointRows, addresses: IntArray) -> Any:
+        assert not touched or set(addresses.tolist()) <= set(touched)
+        return gather(self, addresses)
+
+    monkeypatch.setattr(JointRows, "touch", noting)
+    monkeypatch.setattr(JointRows, "gather", checking)
+    monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", 1e15)  # no memory is as fast
+    monkeypatch.setattr("mixer.batches.TOUCHED_ROWS", 5)  # some rows of one batch and some of the next
     dataset = MixtureDataset(curriculum)
-    slow = [_Slow(rows) for rows in dataset._reader._sources]  # type: ignore[attr-defined]
-    dataset._reader._sources = slow  # type: ignore[attr-defined]
+    first = dataset.walk.phase_at(0)  # shows that rows come slowly
     assert trained(dataset) == expected
-    assert {"mixer-rows"} <= set.union(*(rows.threads for rows in slow))
-    assert dataset._reader._is_slow  # type: ignore[attr-defined]
+    assert len(touched) >= (STEPS - first.end) * B
 
 
 def test_progress_counts_the_rows_delivered(folder: Path) -> None:

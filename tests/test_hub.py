@@ -34,7 +34,7 @@ try:
     groups = []
     for _ in range(task["groups"]):
         groups.append(stream.next_group())
-    json.dump({"groups": groups, "state": stream.state_dict()}, sys.stdout)
+    json.dump({"groups": groups, "state": stream.state_dict(), "fingerprint": stream.fingerprint}, sys.stdout)
 except MixerError as error:
     json.dump({"code": error.code, "message": str(error)}, sys.stdout)
 """
@@ -107,6 +107,7 @@ def test_a_data_set_is_streamed_by_its_id(endpoint: Hub, tmp_path: Path) -> None
 def test_a_stream_of_the_hub_resumes_at_its_commit_when_a_newer_one_is_there(endpoint: Hub, tmp_path: Path) -> None:
     first = read(endpoint.url, tmp_path / "a", groups=2)
     assert first["state"]["revision"] == OLD
+    assert first["fingerprint"] == f"commit {OLD}"  # what a journal's header says
     endpoint.newest = NEW
     assert read(endpoint.url, tmp_path / "b")["groups"][0][0] == "new 0 0"  # a new run reads the new text
     resumed = read(endpoint.url, tmp_path / "c", state=first["state"])

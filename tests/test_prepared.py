@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import datasets
@@ -26,7 +27,7 @@ from mixer.sources.manifest import (
     TokenizerManifest,
     smallest_dtype,
 )
-from mixer.sources.prepared import Prepared
+from mixer.sources.prepared import JointRows, Prepared
 from mixer.sources.shards import write_shard, write_split_files, write_splits_file
 
 T = 7
@@ -94,6 +95,26 @@ def test_gathering_is_indexing_however_the_rows_are_cut_into_shards(case: tuple[
         np.testing.assert_array_equal(out, rows[positions])
 
 
+@given(gathers(), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.randoms())
+def test_gathering_from_several_sources_is_gathering_from_each(
+    case: tuple[Rows, list[int], list[int]], other_sizes: list[int], random: Random
+) -> None:
+    rows, sizes, numbers = case
+    other = some_rows(sum(other_sizes), rows.dtype.name, seed=99)
+    wanted = [(0, number) for number in numbers] + [(1, number) for number in range(len(other))]
+    random.shuffle(wanted)
+    source_ids, positions = np.array(wanted, dtype=np.int64).T
+    with tempfile.TemporaryDirectory() as folder:
+        sources = Prepared.open(a_folder(Path(folder), {"a": (rows, sizes), "b": (other, other_sizes)})).sources
+        joint = JointRows([sources["a"], sources["b"]])
+        addresses = joint.addresses(source_ids, positions)
+        gathered = joint.gather(addresses)
+        joint.touch(addresses)
+    assert gathered.dtype == rows.dtype
+    assert gathered.flags.writeable
+    np.testing.assert_array_equal(gathered, [(rows, other)[i][number] for i, number in wanted])
+
+
 @settings(max_examples=20)
 @given(gathers())
 def test_datasets_loads_the_same_rows(case: tuple[Rows, list[int], list[int]]) -> None:
@@ -115,6 +136,16 @@ def test_a_row_that_does_not_exist_is_refused(
     source = Prepared.open(a_folder(tmp_path, {"web": (some_rows(10), sizes)})).sources["web"]
     with pytest.raises(IndexError, match=f"source web: {message} were asked for, but it has rows 0 to 9"):
         source.gather(np.array(numbers))
+
+
+@pytest.mark.parametrize(("source_ids", "numbers"), [([0, 1], [9, 4]), ([1, 0], [0, -1]), ([0], [10])])
+def test_a_row_that_no_source_has_is_refused_before_it_is_read(
+    tmp_path: Path, source_ids: list[int], numbers: list[int]
+) -> None:
+    folder = a_folder(tmp_path, {"web": (some_rows(10), [4, 6]), "code": (some_rows(4), [4])})
+    joint = JointRows(list(Prepared.open(folder).sources.values()))
+    with pytest.raises(IndexError, match=r"source (web: row (-1|10)|code: row 4) was asked for, but it has rows 0 to"):
+        joint.addresses(np.array(source_ids), np.array(numbers))
 
 
 def test_shards_are_plain_arrays_that_cannot_be_written(tmp_path: Path) -> None:
@@ -148,7 +179,7 @@ def test_opening_imports_neither_torch_nor_datasets_nor_pandas(tmp_path: Path) -
     a_folder(tmp_path, {"web": (some_rows(10), [10])})
     code = f"""
 import sys
-from mixer.sources.prepared import Prepared
+from mixer.sources.prepared import JointRows, Prepared
 Prepared.open({str(tmp_path)!r}).sources["web"].shards
 sys.exit(bool({{"torch", "datasets", "tokenizers", "pandas"}} & set(sys.modules)))"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

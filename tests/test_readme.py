@@ -46,6 +46,15 @@ def test_a_source_is_three_lines_of_yaml() -> None:
     assert SourceConfig(**source).path == "wikimedia/wikipedia"
 
 
+def test_make_serve_is_the_served_demo() -> None:
+    """That ``mixer demo --serve`` runs, and ends cleanly, is in test_cli."""
+    assert "make serve\n" in blocks("sh")
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^serve:.*\n\t(.*)\n", makefile, flags=re.MULTILINE)
+    assert recipe is not None
+    assert recipe[1] == "$(BIN)/mixer demo --serve"
+
+
 def test_every_file_it_links_to_is_there() -> None:
     root = Path(__file__).parent.parent
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]

@@ -33,10 +33,12 @@ from mixer.errors import (
 from mixer.fork import fork
 from mixer.journal import Journal, read_journal
 from mixer.lines import journal_schema
+from mixer.lookup import Lookup
 from mixer.phases import Phase
 from mixer.replay import Replay
 from mixer.rewards import SourceLosses
 from mixer.scan import FIRST, chained, ending
+from mixer.story import read_story
 from mixer.walk import Walk
 from tests.curricula import MAX_LATE, batch_counts, curricula, curriculum, drive, noisy_losses, on_time, ragged
 
@@ -95,6 +97,15 @@ def check_replay(folder: Path, run: Curriculum, data: st.DataObject) -> None:
     replay = Replay(path)
     held = [phase for phase in replay.phases if decided and phase.start >= decided[0].start]
     assert same(held[: len(decided)], decided)
+    lookup, phases = Lookup(path), read_story(path).phases
+    assert [(p["start"], p["length"]) for p in phases] == [(p.start, p.length) for p in replay.phases]
+    for i, phase in enumerate(phases):
+        assert lookup.phase_at(phase["start"] + phase["length"] - 1) == lookup.phase_at(phase["start"]) == phase
+        assert lookup.before(phase) == (phases[i - 1] if i else None)
+        opening = next(earlier for earlier in reversed(phases[: i + 1]) if earlier["region"] is not None)
+        assert lookup.first_of_regime(phase)["region"] == opening["region"]
+    with pytest.raises(StepError, match=f"for steps 0 to {replay.frontier - 1}|no phase yet"):
+        lookup.phase_at(replay.frontier)
 
 
 @given(curricula(), st.data())
@@ -192,6 +203,31 @@ def test_another_config_is_named_as_the_cause(tmp_path: Path, fields: dict[str, 
     assert shown.exit_code == 1, shown.output
     assert cause in shown.stdout
     assert "first difference: line" in shown.stdout
+
+
+def test_under_another_config_a_fork_parts_at_its_first_decision_and_not_at_the_line_of_the_fork(
+    tmp_path: Path,
+) -> None:
+    parent, child = tmp_path / "run.jsonl", tmp_path / "fork.jsonl"
+    run = recorded(parent, 200)
+    step = Replay(parent).phases[6].start
+    new = Curriculum(**{**run.model_dump(mode="json"), "floors": {"source-2": 0.5}})
+    fork(parent, step, new, child)
+    with Journal.open(child) as journal:
+        drive(Walk(new, journal=journal), step + 40, since=step)
+    assert audit(child, curriculum=new).difference is None
+    verdict = audit(child, curriculum=run)
+    assert verdict.difference is not None
+    assert (verdict.difference.kind, verdict.difference.step) == ("phase", step)
+    assert verdict.causes == ["config field floors.source-2: 0.5 in the journal, None in the config"]
+
+
+def test_a_walk_that_only_ends_sooner_says_which(tmp_path: Path) -> None:
+    for name, steps in (("a", 60), ("b", 120)):
+        recorded(tmp_path / name, steps)
+    shown = cli.invoke(app, ["diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert shown.exit_code == 1
+    assert f"the same phases up to step {Replay(tmp_path / 'a').frontier - 1}; {tmp_path / 'b'} has" in shown.stdout
 
 
 def test_other_libraries_are_named_as_a_possible_cause(tmp_path: Path) -> None:

@@ -155,18 +155,25 @@ def test_a_pivot_is_in_force_at_the_next_boundary_and_reaches_the_batches_there(
             client.report(step, losses_of(client.batch(step), 0), names)
         taken = client.pivot(Pivot(name="without-s2", exclude=["s2"]))
         assert taken.at_step == client.status().frontier
-        for step in range(12, STEPS):
+        for step in range(12, 40):
             rows = client.batch(step)
             client.report(step, losses_of(rows, 0), names)
             if step >= taken.at_step:
                 assert 2 not in rows.source_ids
         assert client.weights(taken.at_step).regime == "without-s2"
+        assert client.pivot(Pivot(name="without-s1", exclude=["s1"]), "now").at_step == 40  # cuts the phase in force
+        for step in range(40, STEPS):
+            rows = client.batch(step)
+            client.report(step, losses_of(rows, 0), names)
+            assert 1 not in rows.source_ids
         with pytest.raises(PivotError, match="there is a regime named without-s2 already"):
             client.pivot(Pivot(name="without-s2"))
         audit = httpx2.get(server.url + "/pivots").json()
         assert [(line["who"], line["origin"], line["detail"]["name"]) for line in audit] == [
-            ("local", "127.0.0.1", "without-s2")
+            ("local", "127.0.0.1", "without-s2"),
+            ("local", "127.0.0.1", "without-s1"),
         ]
+        assert [line["detail"]["at_step"] for line in audit] == [taken.at_step, 40]
 
 
 def test_a_step_too_far_ahead_waits_until_others_have_come_near(tmp_path: Path) -> None:
@@ -229,6 +236,19 @@ def test_what_cannot_be_is_refused_with_the_librarys_own_error(
 ) -> None:
     with pytest.raises(error, match=message):
         ask(client)
+
+
+def test_a_fork_shares_the_past_and_goes_on_otherwise(served: Served, client: MixerClient) -> None:
+    for step in range(20):
+        client.batch(step)
+    begin = client.phases(8).phases[1]["start"]
+    client.fork("run", "forked", at_step=begin, policy={"name": "static", "weights": {"s0": 0.5, "s2": 0.5}})
+    with MixerClient(served.url, run="forked") as fork:
+        assert fork.batch(begin - 1).rows.tobytes() == client.batch(begin - 1).rows.tobytes()
+        assert set(fork.batch(begin).source_ids.tolist()) == {0, 2}
+        assert fork.config()["parent"] == {"fingerprint": client.config()["fingerprint"], "step": begin}
+    refused = httpx2.post(served.url + "/runs/run/fork", json={"name": "again", "at_step": begin + 1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request")
 
 
 def test_the_async_client_asks_the_same(served: Served, client: MixerClient) -> None:

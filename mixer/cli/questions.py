@@ -70,8 +70,7 @@ def advise(
     from mixer.lookup import Lookup
 
     first, last = _span(steps)
-    with Lookup(walk) as journal:
-        names = [source["name"] for source in journal.header["curriculum"]["sources"]]
+    names = [source["name"] for source in Lookup(walk).header["curriculum"]["sources"]]
     rows, everything = [], []
     for advice in ask(walk, policy, first=first, last=last):
         moved = np.argsort(-np.abs(advice.advised - advice.played), kind="stable")[:3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +25,25 @@ def replay(
         Path | None,
         typer.Option(help="Decide under this curriculum instead of the journal's.", exists=True, dir_okay=False),
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Answer over HTTP from the past, at any step, instead of comparing.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="With --serve: address to listen to; beyond this machine only with tokens.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve.")] = 8642,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="With --serve: tokens of `mixer token create --tokens-file`.", dir_okay=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every decision of a walk from the feedback in its journal, and compare bit for bit.
 
     Names the first difference and, where it can be told, its cause. Exit code 1 if there is one.
     """
+    if serve:
+        _server_of_the_past()(walk, host=host, port=port, tokens_file=tokens_file)
+        return
     from mixer.audit import audit
 
     verdict = audit(walk, curriculum=None if config is None else Curriculum.from_yaml(config))
@@ -48,6 +63,13 @@ def replay(
         for cause in verdict.causes:
             out.print(f"possible cause: {cause}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if verdict.difference is None else 1)
+
+
+def _server_of_the_past() -> Any:
+    """Return what serves a journal; it comes with `mixer serve`, which stands above the library."""
+    for entry in importlib.metadata.entry_points(group="mixer.commands", name="serve"):
+        return importlib.import_module(entry.module).serve_past
+    raise typer.BadParameter("--serve needs the service, which is not installed here")
 
 
 def fork(
@@ -95,6 +117,8 @@ def _print_comparison(found: dict[str, Any]) -> None:
     out = results()
     for row in found["config"]:
         out.print(f"config field {row['field']}: {row['a']!r}, {row['b']!r}", markup=False, highlight=False)
+    for row in found["data"]:
+        out.print(f"data of {row['source']}: {row['a']}, {row['b']}", markup=False, highlight=False)
     first = found["first_difference"]
     if first is not None:
         where = f"first difference: step {first['step']} (phase {first['phase']}), {first['field']}"
@@ -103,7 +127,11 @@ def _print_comparison(found: dict[str, Any]) -> None:
         out.print("the same phases to the last bit", highlight=False)
     else:
         steps = found["steps"]
-        out.print(f"the same phases up to step {min(steps) - 1}; one walk has {abs(steps[0] - steps[1])} steps more")
+        longer = found["walks"][int(steps[1] > steps[0])]
+        same = f"the same phases up to step {min(steps) - 1}" if min(steps) else "no phase in common"
+        out.print(
+            f"{same}; {longer} has {abs(steps[0] - steps[1])} steps more", markup=False, highlight=False, soft_wrap=True
+        )
     apart = [span for span in found["spans"] if span["l1"]]
     if apart:
         title = f"mean distance l1 {found['mean_l1']:.4f}, l2 {found['mean_l2']:.4f}; {len(apart)} spans differ"

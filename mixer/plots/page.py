@@ -16,8 +16,9 @@ import plotly.io
 from plotly.subplots import make_subplots
 
 from mixer.cache import written_whole
+from mixer.guard import alarm_in_words
 from mixer.plots.simplex import corners, outline
-from mixer.plots.view import KIND_COLOURS, Mark, View, make_view
+from mixer.plots.view import ALARM_COLOUR, KIND_COLOURS, Mark, View, make_view
 from mixer.story import Story, read_story
 from mixer.types import Array
 
@@ -43,6 +44,7 @@ def _page(story: Story, title: str) -> str:
         "phases": f"{len(story.phases):,}",
         "steps decided": f"{story.end:,}",
         "curriculum": story.header["fingerprint"],
+        **({"alarms": len(story.alarms)} if story.alarms else {}),
     }
     if story.phases:
         view = make_view(story)
@@ -190,6 +192,14 @@ def _loss_figure(view: View) -> go.Figure:
     figure = go.Figure()
     _add_lines(figure, view, view.losses)
     _mark_regimes(figure, view)
+    alarms = view.story.alarms
+    if alarms:
+        figure.add_scatter(
+            x=[alarm["step"] for alarm in alarms], y=_short([alarm["loss"] for alarm in alarms]), mode="markers",
+            name="alarms", text=[html.escape(alarm_in_words(alarm)) for alarm in alarms],
+            hovertemplate="%{text}<extra></extra>",
+            marker={"symbol": "x", "size": 11, "color": ALARM_COLOUR, "line": {"width": 1, "color": "#fff"}},
+        )  # fmt: skip
     figure.update_layout(title="Loss of each source, mean over each phase", hovermode="x unified", **_LAYOUT)
     figure.update_yaxes(title="nats per token")
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 
 from mixer.errors import EvidenceError, MissingDependencyError
 from mixer.plots.simplex import corners, outline
-from mixer.plots.view import KIND_COLOURS, View, make_view
+from mixer.plots.view import ALARM_COLOUR, KIND_COLOURS, View, make_view
 from mixer.story import read_story
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ def draw(view: View, title: str) -> Figure:
     _weights(axes["weights"], view)
     _kinds(axes["kinds"], view)
     _region(axes["region"], view)
-    _lines(axes["losses"], view, view.losses, "loss of each source, nats per token")
+    alarms = view.story.alarms
+    crosses = " (x: alarms)" if alarms else ""
+    _lines(axes["losses"], view, view.losses, f"loss of each source, nats per token{crosses}")
+    at = [alarm["step"] for alarm in alarms], [alarm["loss"] for alarm in alarms]
+    axes["losses"].scatter(*at, marker="x", s=50, color=ALARM_COLOUR, zorder=4)
     _positive_lines(axes["index"], view, view.index, "index of each source")
     _positive_lines(axes["width"], view, view.width, "width (optimism) in it")
     _shares(axes["shares"], view)

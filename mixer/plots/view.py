@@ -23,6 +23,7 @@ COLOURS = (
     "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5", "#b3b3b3",
 )  # fmt: skip
 OTHERS_COLOUR = "#e0e0e0"
+ALARM_COLOUR = "#d50000"
 KIND_COLOURS = {"random": "#c0392b", "bandit": "#aab7c4", "fixed": "#d9d9d9"}
 
 

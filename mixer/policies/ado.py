@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import Choice
+from mixer.policies.base import Choice, silenced, silenced_point
 from mixer.policies.power_law import fit_power_law
 from mixer.policy_config import AdoConfig
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State, add_losses
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 MAX_POINTS = 256  # of the loss curve of each source; neighbours are averaged when there are more
 MIN_POINTS = 4  # a curve with three parameters, and one to be wrong by
@@ -82,11 +82,13 @@ class AdoPolicy:
         """Return the memory as it is: a scaling law does not change with the region."""
         return state
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
         """Return ADO's weights, moved to the nearest point of the region."""
         point = TRACK * state["track"] + (1 - TRACK) * state["score"] if state["fits"][1] else self._prior
         parts = {"slope": self.speed(state), "tokens": state["tokens"], "index": state["score"]}
-        return Choice(region.project(point), parts=parts)
+        return Choice(region.project(silenced_point(point, alarmed)), parts=silenced(parts, alarmed))
 
     def speed(self, state: State) -> Array:
         """Return the fitted fall of each source's loss, nats per row, [K]; 0 without a fit."""

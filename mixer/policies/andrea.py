@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice, scaled
+from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
 from mixer.policy_config import AndreaConfig
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 
 class AndreaPolicy:
@@ -51,7 +51,9 @@ class AndreaPolicy:
         """Return the memory with a quarter of its pulls."""
         return scaled(state, ("pulls", "rewards"), PIVOT_MEMORY)
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
         """Step towards the vertex of the best UCB1 ranks."""
         pulls, is_known = np.maximum(state["pulls"], 1e-12), state["pulls"] > 0
         mean = np.where(is_known, state["rewards"] / pulls, 0.0)
@@ -62,5 +64,6 @@ class AndreaPolicy:
             "tokens": state["tokens"],
             "index": np.where(is_known, mean + bonus, np.inf),
         }
-        vertex = region.best_vertex(parts["index"], ties=state["tokens"])
+        parts = silenced(parts, alarmed)
+        vertex = best_vertex(region, parts)
         return Choice(region.step(weights, vertex, self._config.eta), vertex, parts)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 PIVOT_MEMORY = 0.25  # what a pivot leaves of the weight of each surviving source's statistics
 
@@ -45,7 +47,9 @@ class Policy(Protocol):
     def after_pivot(self, state: State) -> State:
         """Return the memory after a pivot: surviving statistics keep a quarter of their weight."""
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
         """Return the next weights.
 
         Args:
@@ -53,7 +57,30 @@ class Policy(Protocol):
             region: what may be reached now.
             weights: where the walk stands, [K].
             unique_tokens: distinct tokens of each source, 0 where unknown, [K].
+            alarmed: sources that the guard holds for being learned by heart, [K]; their index counts as 0.
         """
+
+
+def silenced(parts: dict[str, Array], alarmed: BoolArray | None) -> dict[str, Array]:
+    """Return the parts of an index with that of sources in alarm at 0, and which they are; the same if none is."""
+    if alarmed is None or not alarmed.any():
+        return parts
+    return {**parts, "index": np.where(alarmed, 0.0, parts["index"]), "alarm": alarmed.astype(np.float64)}
+
+
+def silenced_point(point: Array, alarmed: BoolArray | None) -> Array:
+    """Return the mixture without the sources in alarm, the others in proportion; as it was if nothing else is left."""
+    if alarmed is None or not alarmed.any():
+        return point
+    left = np.where(alarmed, 0.0, point)
+    total = float(left.sum())
+    return left / total if total > 0 else point
+
+
+def best_vertex(region: Region, parts: dict[str, Array]) -> Array:
+    """Return the vertex that is best for the index; equal ones go to the fewest tokens, sources in alarm last."""
+    ties = np.where(parts["alarm"] > 0, np.inf, parts["tokens"]) if "alarm" in parts else parts["tokens"]
+    return region.best_vertex(parts["index"], ties=ties)
 
 
 def scaled(state: State, names: Sequence[str], factor: float) -> State:

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice, scaled
+from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
 from mixer.policy_config import UcbConfig
 from mixer.region import Region
 from mixer.rewards import Reward, SourceLosses, State, add_losses
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 
 class BoundedUcb:
@@ -75,7 +75,9 @@ class BoundedUcb:
         """Return the memory with a quarter of its weight."""
         return scaled(state, ("rows", "sums", "squares"), PIVOT_MEMORY)
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
         """Step towards the vertex with the best upper confidence bounds."""
         rows, is_known = np.maximum(state["rows"], 1e-12), state["rows"] > 0
         mean = np.where(is_known, state["sums"] / rows, 0.0)
@@ -89,5 +91,6 @@ class BoundedUcb:
             "tokens": state["tokens"],
             "index": np.where(is_known, mean + width, np.inf),
         }
-        vertex = region.best_vertex(parts["index"], ties=state["tokens"])
+        parts = silenced(parts, alarmed)
+        vertex = best_vertex(region, parts)
         return Choice(region.step(weights, vertex, self._config.eta), vertex, parts)

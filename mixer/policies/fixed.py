@@ -10,7 +10,7 @@ import numpy as np
 from mixer.policies.base import Choice
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 
 class FixedPolicy:
@@ -43,7 +43,9 @@ class FixedPolicy:
         """Return the empty memory."""
         return state
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
         """Return the nearest point of the region, with the epoch caps if there are any."""
         if self._chosen is None or self._chosen[0] is not region:
             within = region if self._caps is None else epoch_capped(region, self._caps)

@@ -11,11 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice, scaled
+from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
 from mixer.policy_config import UcbConfig
 from mixer.region import Region
+from mixer.regression import with_point
 from mixer.rewards import SourceLosses, State, add_losses
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 MIN_OBSERVATIONS = 3  # a slope with a standard error needs three points; fewer count as unexplored
 
@@ -59,15 +60,7 @@ class Learnability:
         m = np.where(seen, losses.rows, 0).astype(np.float64)
         x = np.where(seen, np.log(new["tokens"] + losses.tokens / 2 + self._n_0), new["mean_x"])
         y = np.where(seen, losses.means(), new["mean_y"])
-        total = np.where(seen, new["weight"] + m, 1.0)
-        dx, dy = x - new["mean_x"], y - new["mean_y"]
-        pull = new["weight"] * m / total  # West 1979: centred sums grow by this times the products of deviations
-        new["sxx"] = new["sxx"] + pull * dx * dx
-        new["sxy"] = new["sxy"] + pull * dx * dy
-        new["syy"] = new["syy"] + pull * dy * dy
-        new["mean_x"] = new["mean_x"] + dx * m / total
-        new["mean_y"] = new["mean_y"] + dy * m / total
-        new["weight"] = new["weight"] + m
+        new = with_point(new, x=x, y=y, m=m)
         new["points"] = new["points"] + seen
         new["count"] = new["count"] + seen
         new["tokens"] = new["tokens"] + losses.tokens
@@ -77,10 +70,12 @@ class Learnability:
         """Return the memory with a quarter of its weight; tokens seen stay seen."""
         return scaled(state, _SUMS, PIVOT_MEMORY)
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
-        """Step towards the vertex with the best optimistic gradient."""
-        parts = self.index(state, unique_tokens)
-        vertex = region.best_vertex(parts["index"], ties=state["tokens"])
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
+        """Step towards the vertex with the best optimistic gradient; sources in alarm promise nothing."""
+        parts = silenced(self.index(state, unique_tokens), alarmed)
+        vertex = best_vertex(region, parts)
         return Choice(region.step(weights, vertex, self._config.eta), vertex, parts)
 
     def index(self, state: State, unique_tokens: Array) -> dict[str, Array]:

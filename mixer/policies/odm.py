@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice
+from mixer.policies.base import PIVOT_MEMORY, Choice, silenced, silenced_point
 from mixer.policy_config import OdmConfig
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
-from mixer.types import Array
+from mixer.types import Array, BoolArray
 
 MAX_NATS = 100.0  # exp(100) fits float64 with room; no vocabulary has a loss near it
 
@@ -56,11 +56,13 @@ class OdmPolicy:
         """Return the memory as if a quarter of the updates had been made: ODM explores more again."""
         return {**state, "updates": state["updates"] * PIVOT_MEMORY}
 
-    def choose(self, state: State, region: Region, weights: Array, unique_tokens: Array) -> Choice:
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
         """Return ODM's weights, moved to the nearest point of the region."""
-        point = self.point(state)
+        point = silenced_point(self.point(state), alarmed)
         parts = {"mean": state["smoothed"], "tokens": state["tokens"], "index": point}
-        return Choice(region.project(point), parts=parts)
+        return Choice(region.project(point), parts=silenced(parts, alarmed))
 
     def point(self, state: State) -> Array:
         """Return the weights before any bounds, [K]."""

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from mixer.config import Curriculum, SourceConfig
 from mixer.config_errors import suggestion
 from mixer.errors import ConfigError, MixerError, UnknownSourceError
-from mixer.types import IntArray, RowArray, TokenArray
+from mixer.types import TokenArray
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from mixer.sources.streams import Stream
     from mixer.tokenizer import TextTokenizer
 
-__all__ = ["PreparedSource", "Progress", "RowSource", "check_sources", "open_sources"]
+__all__ = ["Progress", "RowSource", "check_sources", "open_sources"]
 
 
 @dataclass(frozen=True)
@@ -61,33 +59,6 @@ class RowSource(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such a place."""
-
-
-class PreparedSource(Protocol):
-    """One source's rows on disk, all of one epoch; ``prepared.PreparedRows`` is one."""
-
-    @property
-    def name(self) -> str:
-        """The source's name in the curriculum."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of one epoch, at least 1."""
-
-    @property
-    def num_documents(self) -> int:
-        """Documents of one epoch."""
-
-    @property
-    def row_length(self) -> int:
-        """Tokens of a row: T + 1."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """How token ids are stored."""
-
-    def gather(self, positions: IntArray, out: RowArray | None = None) -> RowArray:
-        """Return the rows at ``positions``, int64 [n], each below ``num_rows``: [n, T + 1], in ``out`` if given."""
 
 
 def open_sources(

@@ -8,6 +8,7 @@ to compare their contents is for ``verify``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from numpy.lib.stride_tricks import as_strided
 
 from mixer.config import Curriculum
 from mixer.config_errors import suggestion
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 DIGEST_BLOCK = 1 << 22
+PAGE_BYTES = 4096  # a smaller one than the system's only costs a few reads more
 
 Rows = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -135,6 +138,64 @@ class PreparedRows:
             f"source {self.name}: prepared rows: {self._folder / shard.file}: {reason}; "
             "copy it again, or run `mixer prepare` again"
         )
+
+
+class JointRows:
+    """The rows of several sources as if they lay in one array, so that any rows of any of them are one gather.
+
+    Every file is mapped somewhere into this process's memory. One array spans them all, from the lowest to the highest
+    address: a row is the window that begins at its address, counted in token ids from the lowest. What lies between
+    the files is in no window, since row numbers are checked.
+    """
+
+    def __init__(self, sources: Sequence[PreparedRows]) -> None:
+        """Take sources whose rows are of one length and type."""
+        self._names = [source.name for source in sources]
+        self._shards = [shard for source in sources for shard in source.shards]  # keeps them mapped
+        lowest = min(self._shards, key=_address)
+        row_length, itemsize = lowest.shape[1], lowest.itemsize
+        span = (max(map(_address, self._shards)) - _address(lowest)) // itemsize + max(s.size for s in self._shards)
+        self._flat = as_strided(lowest.reshape(-1), (span,), (itemsize,), writeable=False)
+        self._windows = as_strided(lowest, (span - row_length + 1, row_length), (itemsize, itemsize), writeable=False)
+        self._sizes = np.array([source.num_rows for source in sources], dtype=np.int64)
+        self._first_rows = np.cumsum(self._sizes) - self._sizes  # of each source, numbered through
+        lengths = np.array([len(shard) for shard in self._shards], dtype=np.int64)
+        self._shard_rows = np.cumsum(lengths) - lengths  # the first row of each shard, numbered through
+        begins = np.array([_address(shard) - _address(lowest) for shard in self._shards]) // itemsize
+        self._origins = begins - self._shard_rows * row_length  # where the first row of all would be, were it here
+        in_page = np.arange(0, row_length, PAGE_BYTES // itemsize)
+        self._touched = np.append(in_page, row_length - 1)  # a token id of every page of a row
+
+    def addresses(self, source_ids: IntArray, positions: IntArray) -> IntArray:
+        """Return where rows begin, int64 [n]; they are those at ``positions``, [n], of ``source_ids``, [n].
+
+        Raises:
+            IndexError: a row number that does not exist.
+        """
+        # a negative number is a huge unsigned one, so that one comparison sees both ends
+        is_absent = positions.view(np.uint64) >= self._sizes[source_ids].view(np.uint64)
+        if is_absent.any():
+            i = int(is_absent.argmax())
+            raise IndexError(
+                f"source {self._names[source_ids[i]]}: row {positions[i]} was asked for, "
+                f"but it has rows 0 to {self._sizes[source_ids[i]] - 1}"
+            )
+        rows = self._first_rows[source_ids] + positions
+        shards = self._shard_rows.searchsorted(rows, side="right") - 1
+        return np.asarray(self._origins[shards] + rows * self._windows.shape[1])
+
+    def gather(self, addresses: IntArray) -> Rows:
+        """Return the rows that begin at ``addresses``, [n]: a new array, [n, T + 1] in the stored dtype."""
+        return self._windows[addresses]
+
+    def touch(self, addresses: IntArray) -> None:
+        """Read a little of every page of such rows, so that they are in memory; other threads may run meanwhile."""
+        self._flat.take(addresses[:, None] + self._touched)
+
+
+def _address(rows: Rows) -> int:
+    address: int = rows.__array_interface__["data"][0]
+    return address
 
 
 class Prepared:

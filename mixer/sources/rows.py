@@ -94,6 +94,7 @@ class StreamedRows:
     ) -> None:
         """Give the rows of ``stream``; at most about ``ahead_bytes`` of them, and one group, are read ahead."""
         self.name = stream.name
+        self.fingerprint = stream.fingerprint
         self._tokenizer = tokenizer
         encode = self._encode if isinstance(stream, TextStream) else _as_they_are
         self._ahead = ReadAhead(stream, encode, repeat=on_exhausted == "repeat")

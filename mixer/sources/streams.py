@@ -113,6 +113,13 @@ class Stream(ABC, Generic[Group]):
         self._close: Callable[[], object] = _nothing
         self.restart()
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Which data this is: the commit on the hub, or a digest of the files' names and sizes; None if not known."""
+        if self._files_digest is not None:
+            return f"files {self._files_digest}"
+        return None if self._revision is None else f"commit {self._revision}"
+
     def restart(self) -> None:
         """Go back to the first document: the next epoch."""
         self._move({}, 0)  # an empty state is the beginning, also for `datasets`

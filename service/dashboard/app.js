@@ -5,17 +5,16 @@ import { colourOf, compact, count, duration, make, number, swatch, theme } from 
 import { Paper } from "./paper.js";
 import { PivotForm } from "./pivot.js";
 import { Plot, labelOf, pointAt } from "./plot.js";
-import { JournalTable, RankTable, SourceTable, showAlarms } from "./tables.js";
+import { JournalTable, RankTable, SourceTable, alarmText, showAlarms } from "./tables.js";
 
-const POINTS = 800; // of a plot: more than its pixels would not show
+const POINTS = Math.min(800, Math.max(300, innerWidth)); // of a plot: more than its pixels would not show
 const POLL_MS = 5000; // ranks report without an event
 const EVENT_MS = 1000; // events come in heaps; the page is redrawn once for each heap
-const PACE_MS = 120_000; // throughput is averaged over so long
 
 const at = (id) => document.getElementById(id);
 const state = {
   api: null, events: null, overview: null, series: null, names: [], positions: new Map(),
-  window: null, cursor: null, single: null, query: "", paces: [], numPhases: -1,
+  window: null, cursor: null, single: null, query: "", numAlarms: null,
 };
 
 const plots = {
@@ -30,11 +29,12 @@ const plots = {
     pick: (data, choice) => ({ rows: choice === "drawn" ? percents(data.proportions) : gaps(data) }),
   }),
 };
-const paper = new Paper(at("region-canvas"), at("region-note"));
+const paper = new Paper(at("region-canvas"), { note: at("region-note") });
+const sketch = new Paper(at("pivot-canvas"), { hasWalk: false });
 const sources = new SourceTable(at("source-table"), { onSingle: singleOut, onQuery: (query) => { state.query = query; refresh(); } });
 const ranks = new RankTable(at("rank-table"), at("ranks-note"));
 const journal = new JournalTable({ onProblem: showProblem });
-const pivot = new PivotForm({ onPreview: (preview) => paper.setPreview(preview), onDone: () => refresh(), askToken });
+const pivot = new PivotForm({ onPreview: (preview) => sketch.setPreview(preview), onDone: () => refresh(), askToken });
 
 function hooks() {
   return { onCursor: setCursor, onZoom: (from, to) => zoomTo(from, to + 1) };
@@ -78,7 +78,7 @@ async function refresh() {
 
 async function readOnce(api) {
   const [overview, status] = await Promise.all([api.get("overview", { query: state.query }), api.get("status")]);
-  const isChanged = overview.end !== state.overview?.end || !state.series;
+  const isChanged = overview.num_entries !== state.overview?.num_entries || !state.series;
   const [paths] = isChanged ? await Promise.all([api.get("region"), readSeries(api)]) : [null];
   if (api !== state.api) return;
   Object.assign(state, { overview, status });
@@ -125,12 +125,13 @@ function takePaths(paths) {
     state.positions = new Map(paths.names.map((name, i) => [name, i]));
   }
   paper.show(paths);
+  sketch.show(paths);
 }
 
 function showOverview() {
   const { overview, status } = state;
   const { phase } = overview;
-  notePace();
+  showPace();
   const trained = overview.ranks.length ? Math.max(...overview.ranks.map((rank) => rank.step)) + 1 : 0;
   at("tile-step").textContent = `${count(trained)} of ${count(overview.total_steps)}`;
   at("tile-progress").max = overview.total_steps;
@@ -147,7 +148,8 @@ function showOverview() {
   at("tile-alarms").textContent = count(overview.num_alarms);
   at("tile-alarms").className = overview.num_alarms ? "alarming" : "";
   const newest = overview.alarms[0];
-  at("tile-alarms-more").textContent = newest ? `${newest.source ?? "the run"} at step ${count(newest.step)}` : "";
+  at("tile-alarms-more").textContent = newest ? `${newest.source} at step ${count(newest.step)}` : "";
+  announceAlarms();
   document.title = phase ? `${phase.regime} ${count(trained)} · Curriculum mixer` : "Curriculum mixer";
   sources.show(overview, state.positions);
   ranks.show(overview, status);
@@ -155,19 +157,20 @@ function showOverview() {
   if (state.names.length) pivot.show(overview, state.names);
 }
 
-// Steps per second from what this page has seen: the journal knows no clock.
-function notePace() {
-  const { overview } = state;
-  const step = Math.max(-1, ...overview.ranks.map((rank) => rank.step));
-  const now = performance.now();
-  state.paces = [...state.paces.filter((pace) => now - pace.at < PACE_MS && pace.step <= step), { at: now, step }];
-  const first = state.paces[0];
-  const seconds = (now - first.at) / 1000;
-  if (seconds < POLL_MS / 1000) return;
-  const pace = (step - first.step) / seconds;
-  at("tile-pace").textContent = `${compact(pace * overview.batch_tokens)} tokens/s`;
-  const left = overview.total_steps - step - 1;
-  at("tile-pace-more").textContent = `${compact(pace)} steps/s${pace > 0 && left > 0 ? `, ${duration(left / pace)} left` : ""}`;
+function showPace() {
+  const { steps_per_s: pace, total_steps: total, batch_tokens: tokens, ranks: reporting } = state.overview;
+  const left = total - Math.max(-1, ...reporting.map((rank) => rank.step)) - 1;
+  at("tile-pace").textContent = pace === null ? "–" : pace === 0 ? "idle" : `${compact(pace * tokens)} tokens/s`;
+  at("tile-pace-more").textContent = pace === null ? "not known yet"
+    : pace === 0 ? (left > 0 ? "no new step in the last minute" : "all steps are done")
+      : `${compact(pace)} steps/s${left > 0 ? `, ${duration(left / pace)} left` : ""}`;
+}
+
+// Says aloud what one would look up for.
+function announceAlarms() {
+  const { num_alarms: total, alarms } = state.overview;
+  if (state.numAlarms !== null && total > state.numAlarms) at("announcer").textContent = `Alarm: ${alarmText(alarms[0])}`;
+  state.numAlarms = total;
 }
 
 function showSeries() {
@@ -289,6 +292,7 @@ function setTheme(dark) {
   at("theme").setAttribute("aria-pressed", String(dark));
   for (const plot of Object.values(plots)) plot.draw();
   paper.draw();
+  sketch.draw();
   if (state.series) {
     showSeries();
     sources.fill();
@@ -322,7 +326,7 @@ async function readRuns() {
 // Shows a run: everything of the one before is forgotten.
 function choose(api) {
   state.events?.stop();
-  Object.assign(state, { api, overview: null, series: null, window: null, cursor: null, paces: [], names: [], positions: new Map() });
+  Object.assign(state, { api, overview: null, series: null, window: null, cursor: null, numAlarms: null, names: [], positions: new Map() });
   pivot.setApi(api);
   let timer = 0;
   state.events = new Events(api, {

@@ -5,16 +5,18 @@ import { colourOf, count, inks, number, prepare } from "./looks.js";
 const MAX_LABELS = 30;
 
 export class Paper {
-  constructor(canvas, note) {
-    Object.assign(this, { canvas, note, data: null, preview: null, cursor: null });
+  constructor(canvas, { note = null, hasWalk = true } = {}) {
+    Object.assign(this, { canvas, note, hasWalk, data: null, preview: null, cursor: null });
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
   show(data) {
     this.data = data;
-    this.note.textContent = data.is_exact
-      ? "Each corner is a mixture of one source alone."
-      : "A shadow of the region: several mixtures share a point, but no mixture of it lies outside the outline.";
+    if (this.note) {
+      this.note.textContent = data.is_exact
+        ? "Each corner is a mixture of one source alone."
+        : "A shadow of the region: several mixtures share a point, but no mixture of it lies outside the outline.";
+    }
     this.describe();
     this.draw();
   }
@@ -33,10 +35,10 @@ export class Paper {
   describe() {
     if (!this.data) return;
     const regime = this.data.regimes[this.regimeAt(this.data.steps.at(-1) ?? 0)];
-    const landing = this.preview ? ` In the pivot previewed the walk moves by ${number(this.preview.distance)}.` : "";
-    this.canvas.setAttribute("aria-label",
-      `The walk in its region: ${count(this.data.steps.length)} phases drawn, regime ${regime.name}. ` +
-      `Weights and bounds are in the table of sources.${landing}`);
+    const landing = this.preview ? `in the pivot previewed the walk moves by ${number(this.preview.distance)}` : "nothing is previewed";
+    this.canvas.setAttribute("aria-label", this.hasWalk
+      ? `The walk in its region: ${count(this.data.steps.length)} phases drawn, regime ${regime.name}. Weights and bounds are in the table of sources.`
+      : `The region of ${regime.name} and the one that the bounds in the form would draw: ${landing}.`);
   }
 
   regimeAt(step) {
@@ -53,13 +55,15 @@ export class Paper {
     const ink = inks();
     Object.assign(this, { context, ink });
     const isTriangle = this.data.corners.length === 3;
-    const room = this.data.names.length > MAX_LABELS ? 12 : 46;
+    const widest = Math.max(...this.data.names.map((name) => context.measureText(name).width));
+    const room = this.data.names.length > MAX_LABELS ? 12 : Math.min(Math.max(widest + 14, 46), width * 0.19);
     this.scale = Math.max(Math.min((width - 2 * room) / (isTriangle ? 1.75 : 2), (height - 52) / (isTriangle ? 1.5 : 2)), 10);
     this.middleX = width / 2;
     this.middleY = isTriangle ? 26 + this.scale : height / 2;
     this.frame(width);
     this.regions();
-    this.walk();
+    if (this.hasWalk) this.walk();
+    else if (this.data.points.length) this.spot(this.data.points.at(-1), ink.accent, 5.5);
     if (this.preview) this.drawPreview();
   }
 
@@ -113,7 +117,7 @@ export class Paper {
     const { context, ink, data } = this;
     const now = this.regimeAt(data.steps.at(-1) ?? 0);
     data.regimes.forEach((regime, i) => {
-      if (i === now) return;
+      if (i === now || !this.hasWalk) return;
       context.strokeStyle = ink.soft;
       context.setLineDash([3, 3]);
       this.path(regime.outline);

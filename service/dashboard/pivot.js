@@ -35,7 +35,6 @@ export class PivotForm {
 
   // Takes the bounds in force, unless somebody is at work on them.
   show(overview, names) {
-    this.overview = overview;
     this.names = names;
     this.weights = new Map(overview.sources.map((source) => [source.name, source]));
     const step = Math.max(overview.end - 1, 0);
@@ -162,17 +161,22 @@ export class PivotForm {
       this.say("bad", "Say at which step the pivot is to begin.");
       return;
     }
-    const told = { next: `At the next phase (step ${count(this.result.at_step)})`, step: `At step ${step.value}` }[when];
+    const told = {
+      now: "At the first step that no rank has been given yet, which cuts the phase in force,",
+      next: `At the next phase (step ${count(this.result.at_step)})`,
+      step: `At step ${count(step.valueAsNumber)}`,
+    }[when];
     const text = `${told} the run goes on under “${name.value}”. ${verdict(this.result)} This is written into the journal and cannot be taken back, only redrawn again.`;
     if (!(await confirmed(text))) return;
     const body = { name: name.value, ...this.tables() };
-    if (when === "step") body.at = step.valueAsNumber;
+    body.at = when === "step" ? step.valueAsNumber : when;
     await this.send(body);
   }
 
   async send(body) {
+    let taken;
     try {
-      await this.api.post("pivots", body);
+      taken = await this.api.post("pivots", body);
     } catch (error) {
       if (error.status !== 401 && error.status !== 403) throw error;
       this.say("bad", `${error.message} ${error.hint}`);
@@ -185,7 +189,7 @@ export class PivotForm {
     this.at("pivot-submit").disabled = true;
     this.onPreview(null);
     this.fillResult();
-    this.say("good", `The pivot ${body.name} is in the journal.`);
+    this.say("good", `The pivot ${body.name} is in the journal, in force from step ${count(taken.at_step)} on.`);
     this.onDone();
   }
 }

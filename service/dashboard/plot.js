@@ -1,15 +1,17 @@
 // Plots over steps, on canvas: stacked or lines, with a cursor, zoom by dragging, and a table for those who prefer one.
 
+import { alarmText } from "./tables.js";
 import { colourOf, compact, count, inks, make, fillTable, number, prepare, swatch } from "./looks.js";
 
 const PAD = { left: 46, right: 10, top: 18, bottom: 22 };
 const TABLE_ROWS = 100;
 const TIP_ROWS = 9;
+const SEAM_POINTS = 200; // with more, seams are all that one sees
 
 export class Plot {
   // kind: "stack" | "lines"; `pick(data)` gives { rows: [[..]..], unit, low?, high? }; calls onCursor(step), onZoom(from, to).
   constructor(section, { kind, pick, digits = 3, choices = null, onCursor, onZoom }) {
-    Object.assign(this, { section, kind, pick, digits, onCursor, onZoom, data: null, cursor: null, single: null });
+    Object.assign(this, { section, kind, pick, digits, onCursor, onZoom, hasAlarms: section.dataset.plot === "losses", data: null, cursor: null, single: null });
     this.title = section.querySelector("h2");
     this.choice = choices?.[0][0] ?? null;
     this.build(choices);
@@ -141,10 +143,10 @@ export class Plot {
     context.textBaseline = "middle";
     context.textAlign = "right";
     const found = ticks(this.low, this.high, Math.max(2, Math.floor(height / 40)));
-    for (const tick of this.isLog ? found.filter(Number.isInteger).map((power) => 10 ** power) : found) {
+    for (const tick of this.isLog ? logTicks(this.low, this.high) : found) {
       const y = Math.round(this.y(tick)) + 0.5;
       line(context, PAD.left, y, width - PAD.right, y);
-      context.fillText(this.isLog ? tick.toExponential(0) : tickText(tick, this.high - this.low), PAD.left - 6, y);
+      context.fillText(this.isLog ? logText(tick) : tickText(tick, this.high - this.low), PAD.left - 6, y);
     }
     context.textBaseline = "top";
     context.textAlign = "center";
@@ -156,7 +158,7 @@ export class Plot {
   }
 
   stack() {
-    const { context, ink } = this;
+    const { context } = this;
     const { steps, until } = this.data;
     const edges = [...steps.map((step) => this.x(step)), this.x(until)];
     const below = new Float64Array(steps.length);
@@ -175,18 +177,24 @@ export class Plot {
       context.globalAlpha = this.faded(i) ? 0.15 : 0.88;
       context.fillStyle = this.colour(i);
       context.fill();
-      context.globalAlpha = 0.55; // a seam between bands, level parts alone: the upright ones would be a thicket
-      context.beginPath();
-      for (let k = 0; k < steps.length; k++) {
-        context.moveTo(edges[k], this.y(above[k]));
-        context.lineTo(edges[k + 1], this.y(above[k]));
-      }
-      context.lineWidth = 0.75;
-      context.strokeStyle = ink.card;
-      context.stroke();
+      if (steps.length <= SEAM_POINTS) this.seam(edges, above);
       context.globalAlpha = 1;
       below.set(above);
     });
+  }
+
+  // Sets a band apart from the next one: level parts alone, the upright ones would be a thicket.
+  seam(edges, above) {
+    const { context, ink } = this;
+    context.globalAlpha = 0.55;
+    context.beginPath();
+    for (let k = 0; k < above.length; k++) {
+      context.moveTo(edges[k], this.y(above[k]));
+      context.lineTo(edges[k + 1], this.y(above[k]));
+    }
+    context.lineWidth = 0.75;
+    context.strokeStyle = ink.card;
+    context.stroke();
   }
 
   lines() {
@@ -244,9 +252,10 @@ export class Plot {
       context.fillText(regime.name, x + 3, 11);
       free = x + size + 12;
     });
-    if (this.section.dataset.plot !== "losses") return;
+    if (!this.hasAlarms) return;
     context.fillStyle = ink.bad;
     for (const alarm of alarms) {
+      if (this.single !== null && alarm.source !== this.single) continue;
       if (alarm.step < steps[0] || alarm.step >= until) continue;
       const x = this.x(alarm.step);
       context.beginPath();
@@ -290,6 +299,10 @@ export class Plot {
       ...values.slice(0, TIP_ROWS).map(([i, value]) => make("div", {},
         swatch(this.colour(i)), make("span", {}, this.label(i)), make("span", {}, number(value, this.digits)))),
     );
+    if (this.hasAlarms) {
+      const heard = this.data.alarms.filter((alarm) => alarm.step >= this.data.steps[k] && alarm.step <= end);
+      this.tip.append(...heard.slice(0, 3).map((alarm) => make("div", { className: "alarming" }, `▼ ${alarmText(alarm)}`)));
+    }
     if (values.length > TIP_ROWS) this.tip.append(make("div", { className: "note" }, `and ${values.length - TIP_ROWS} more`));
     const x = this.x(step);
     const isRight = x > this.width / 2;
@@ -353,9 +366,21 @@ export function ticks(low, high, most) {
   return found;
 }
 
+// Powers of ten, and twos and fives where there are few of them; `low` and `high` are logarithms.
+function logTicks(low, high) {
+  const factors = high - low < 2.5 ? [1, 2, 5] : [1];
+  const powers = Array.from({ length: Math.floor(high) - Math.floor(low) + 1 }, (_, i) => Math.floor(low) + i);
+  const found = powers.flatMap((power) => factors.map((factor) => factor * 10 ** power));
+  return found.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
+}
+
+function logText(tick) {
+  return tick >= 1e-3 && tick < 1e4 ? String(+tick.toPrecision(1)) : tick.toExponential(0);
+}
+
 function tickText(tick, span) {
   if (Math.abs(tick) >= 1000) return compact(tick);
-  if (tick !== 0 && span < 0.005) return tick.toExponential(0);
+  if (tick !== 0 && span < 0.005) return (+tick.toPrecision(3)).toExponential();
   const digits = Math.min(Math.max(0, Math.ceil(1.2 - Math.log10(span || 1))), 6);
   return String(+tick.toFixed(digits));
 }
@@ -387,10 +412,10 @@ function known(rows, isPositive) {
   return rows.flat().filter((value) => value !== null && (!isPositive || value > 0)).sort((a, b) => a - b);
 }
 
-// Whether a logarithmic axis says more: nearly nothing is negative, and the middle nine tenths span two decades.
+// Whether a logarithmic axis says more: nothing is negative, and the largest would press half of the rest flat.
 function spansDecades(rows) {
   const values = known(rows, false);
   const positive = values.filter((value) => value > 0);
   if (positive.length < 20 || values.some((value) => value < 0)) return false;
-  return positive[Math.floor(positive.length * 0.95)] > 100 * positive[Math.floor(positive.length * 0.05)];
+  return positive.at(-1) > 20 * positive[Math.floor(positive.length / 2)];
 }

@@ -3,7 +3,7 @@
 import { colourOf, compact, count, debounced, duration, fillTable, make, number, swatch } from "./looks.js";
 
 const COLUMNS = [
-  ["name", "Source"], ["weight", "Weight"], ["proportion", "Drawn"], ["lower", "Bounds"],
+  ["name", "Source"], ["weight", "Weight"], ["proportion", "Drawn so far"], ["lower", "Bounds"],
   ["loss", "Loss"], ["index", "Index"], ["width", "Width"], ["tokens", "Tokens"],
 ];
 
@@ -68,12 +68,12 @@ export class SourceTable {
     return make("tr", { className: this.single === source.name ? "single" : "" },
       make("th", { scope: "row", className: "text" }, button),
       make("td", {}, bullet(source, most, colourOf(this.positions.get(source.name) ?? -1))),
-      make("td", {}, number(source.weight, 4)),
-      make("td", { title: `${count(source.rows)} rows; weights averaged ${number(source.mean_weight, 4)}` }, number(source.proportion, 4)),
+      make("td", {}, number(source.weight)),
+      make("td", { title: `${count(source.rows)} rows; weights averaged ${number(source.mean_weight, 4)}` }, number(source.proportion)),
       make("td", {}, source.upper > 0 ? `${number(source.lower, 2)}–${number(source.upper, 2)}` : "not drawn"),
       make("td", {}, loss),
-      make("td", {}, number(source.index, 4)),
-      make("td", {}, number(source.width, 4)),
+      make("td", {}, number(source.index)),
+      make("td", {}, number(source.width)),
       make("td", { title: epochs }, compact(source.tokens)));
   }
 }
@@ -121,8 +121,12 @@ function row(number, reported, asked) {
 }
 
 export function showAlarms(table, alarms) {
-  fillTable(table, [["step"], ["source", "text"], ["what", "text"]],
-    alarms.map((alarm) => [count(alarm.step), alarm.source ?? "the run", alarm.message ?? alarm.kind ?? "alarm"]), "Alarms, newest first");
+  fillTable(table, [["step"], ["source", "left"], ["kind", "left"], ["what", "text"]],
+    alarms.map((alarm) => [count(alarm.step), alarm.source, alarm.kind, alarm.message]), "Alarms, newest first");
+}
+
+export function alarmText(alarm) {
+  return `${alarm.source}, ${alarm.kind}: ${alarm.message}`;
 }
 
 export class JournalTable {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
@@ -12,7 +12,7 @@ from service.engine import Engine
 from service.runs import Runs
 from service.schemas import ErrorBody
 
-EngineOf = Callable[..., Engine]
+EngineOf = Callable[..., Awaitable[Engine]]  # as all that routes depend on: else each costs a hop to a thread
 RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
 
 
@@ -22,12 +22,12 @@ def runs_of(request: Request) -> Runs:
     return runs
 
 
-def default_engine(request: Request) -> Engine:
+async def default_engine(request: Request) -> Engine:
     """Return the engine of the default run."""
     return runs_of(request).engine()
 
 
-def named_engine(request: Request, run: RunName) -> Engine:
+async def named_engine(request: Request, run: RunName) -> Engine:
     """Return the engine of the run in the path."""
     return runs_of(request).engine(run)
 
@@ -41,7 +41,7 @@ def identity_of(request: Request) -> Identity:
 def needs(scope: Scope) -> Any:
     """Return a dependency that lets through whoever has at least this scope."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         identity_of(request).check(scope)
 
     return Depends(check)

@@ -4,6 +4,7 @@ import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from mixer.config import Pivot
@@ -12,7 +13,7 @@ from service.engine import Engine
 from service.errors import StoreError
 from service.guard import origin_of
 from service.routes.common import EngineOf, errors, identity_of, needs
-from service.schemas import Phases, PivotRequest, PivotTaken, Step, Weights
+from service.schemas import Phases, PivotRequest, PivotTaken, Step, TokenizerFile, Weights
 from service.store import Store
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,16 @@ SHOWN_SETTINGS = {
 
 def decisions(engine_of: EngineOf) -> APIRouter:
     """Return the routes of one way to name the run."""
+    router = record(engine_of)
+    _add_pivots(router, engine_of)
+    return router
+
+
+def record(engine_of: EngineOf) -> APIRouter:
+    """Return those that only read."""
     router = APIRouter(tags=["decisions"], responses=errors(410))
     _add_weights(router, engine_of)
     _add_record(router, engine_of)
-    _add_pivots(router, engine_of)
     return router
 
 
@@ -66,6 +73,17 @@ def _add_weights(router: APIRouter, engine_of: EngineOf) -> None:
 def _add_record(router: APIRouter, engine_of: EngineOf) -> None:
     Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
 
+    @router.get("/tokenizer", dependencies=[needs("read")], summary="What turned text into token ids")
+    async def tokenizer(engine: Run) -> TokenizerFile:
+        found = await run_in_threadpool(lambda: engine.tokenizer)  # it may have to be loaded
+        return TokenizerFile(
+            run=engine.name,
+            separator=found.separator,
+            vocab_size=found.vocab_size,
+            fingerprint=found.fingerprint,
+            file=found.to_json(),
+        )
+
     @router.get("/phases", dependencies=[needs("read")], summary="Decisions, in order")
     async def phases(
         engine: Run,
@@ -92,6 +110,7 @@ def _add_record(router: APIRouter, engine_of: EngineOf) -> None:
             "run": engine.name,
             "names": list(engine.names),
             "fingerprint": engine.curriculum.fingerprint,
+            "parent": engine.parent,
             "curriculum": engine.curriculum.model_dump(mode="json"),
             "limits": request.app.state.settings.model_dump(mode="json", include=SHOWN_SETTINGS),
         }

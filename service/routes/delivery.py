@@ -9,9 +9,10 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from service.engine import Engine
+from service.lane import MAX_STEPS, batch_of, batches_of, several_headers
 from service.routes.common import EngineOf, errors, needs
 from service.schemas import Feedback, FeedbackTaken, Rank, SourceProgress, Status, Step
-from service.wire import DIGEST_HEADER, MEDIA_TYPE, PHASE_HEADER, STEP_HEADER, Body
+from service.wire import DIGEST_HEADER, MEDIA_TYPE, PHASE_HEADER, SEVERAL_TYPE, STEP_HEADER, Body, joined
 
 _BATCH: dict[int | str, dict[str, Any]] = {
     200: {
@@ -22,6 +23,14 @@ _BATCH: dict[int | str, dict[str, Any]] = {
         },
     },
     304: {"description": "the batch has the ETag of If-None-Match"},
+}
+
+_BATCHES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "bodies as of /batches/{step}, some 1 MiB in all; before each a line of ASCII with its length, "
+        "step, phase and XXH3-128 in hexadecimal",
+        "content": {SEVERAL_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    },
 }
 
 
@@ -45,9 +54,31 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         world_size: Annotated[int, Query(ge=1, lt=2**20)] = 1,
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not built")] = 10,
     ) -> Response:
-        body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
-        engine.note_served(body, world_size)
+        body = await batch_of(engine, step, rank, world_size, wait_s)
+        engine.note_alone()
         return batch_response(body, request.headers.get("if-none-match"))
+
+    @router.get(
+        "/batches",
+        dependencies=[needs("train")],
+        summary="A rank's rows of a step, and of the steps after it that are at hand",
+        response_class=Response,
+        responses={**errors(410), **_BATCHES},
+    )
+    async def batches(
+        engine: Run,
+        first: Annotated[Step, Query(alias="from", description="waited for; those after it are not", examples=[0])],
+        limit: Annotated[int, Query(ge=1, le=MAX_STEPS, description="most steps of this answer")] = 8,
+        every: Annotated[int, Query(ge=1, le=999, description="from one of these steps to the next")] = 1,
+        rank: Annotated[int, Query(ge=0, lt=2**20)] = 0,
+        world_size: Annotated[int, Query(ge=1, lt=2**20)] = 1,
+        wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for the first step")] = 10,
+    ) -> Response:
+        steps = range(first, first + limit * every, every)
+        data = joined(await batches_of(engine, steps, rank, world_size, wait_s))
+        response = Response(data)
+        response.raw_headers = list(several_headers(data))
+        return response
 
     @router.post("/feedback", dependencies=[needs("train")], summary="Losses of one rank in one step")
     async def feedback(engine: Run, body: Feedback) -> FeedbackTaken:
@@ -61,7 +92,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
 
     @router.get("/status", dependencies=[needs("read")], summary="How the run is doing just now")
     async def status(engine: Run) -> Status:
-        asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.time()
+        asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.monotonic()
         absent = engine.patience.absent
         ranks = [
             Rank(

@@ -12,7 +12,7 @@ from service.errors import NotReadyError, StallError
 from service.guard import origin_of
 from service.routes.common import EngineOf, RunName, errors, identity_of, needs, runs_of
 from service.runs import Runs
-from service.schemas import Run, RunRequest
+from service.schemas import ForkRequest, Run, RunRequest
 
 
 def live(engine_of: EngineOf) -> APIRouter:
@@ -58,6 +58,13 @@ def runs_router() -> APIRouter:
     @router.get("/runs/{run}", dependencies=[needs("read")], summary="One run")
     def one(request: Request, run: RunName) -> Run:
         return _shown(runs_of(request), run)
+
+    @router.post("/runs/{run}/fork", dependencies=[needs("admin")], summary="Go on otherwise", status_code=201)
+    async def fork(request: Request, run: RunName, body: ForkRequest) -> Run:
+        runs = runs_of(request)
+        await run_in_threadpool(runs.fork, run, body.name, body.at_step, body.curriculum)
+        await _note(request, body.name, "fork", {"parent": run, "at_step": body.at_step})
+        return _shown(runs, body.name)
 
     for action, status in (("pause", "paused"), ("resume", "active"), ("archive", "archived")):
         _add_action(router, action, status)

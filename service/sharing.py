@@ -1,0 +1,52 @@
+"""Prepared rows that several runs of one server read: opened, checked and memory-mapped once.
+
+Streams are not shared: each run reads them at a pace of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+
+from mixer.config import Curriculum
+from mixer.sources.manifest import MANIFEST
+from mixer.sources.prepared import Prepared
+
+Key = tuple[Path, int, int, int]
+
+
+class Sharing:
+    """What is open, for as long as a run reads it."""
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakValueDictionary[Key, Prepared] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def prepared(self, curriculum: Curriculum) -> Prepared | None:
+        """Return the prepared rows that a curriculum names, those of another run if they are the same; None if none.
+
+        Raises:
+            MissingDataError, MalformedDataError: see ``Prepared.open``.
+        """
+        if curriculum.prepared is None:
+            return None
+        folder = curriculum.resolve(curriculum.prepared)
+        with self._lock:
+            key = _key(folder)
+            found = self._open.get(key) if key is not None else None
+            if found is None:
+                found = Prepared.open(folder)
+                if key is not None:
+                    self._open[key] = found
+            return found
+
+
+def _key(folder: Path) -> Key | None:
+    """Return what tells the rows of a folder, as they are now, from any others; None if there are none."""
+    try:
+        manifest = (folder / MANIFEST).resolve(strict=True)
+        found = manifest.stat()
+    except OSError:
+        return None
+    return manifest, found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,45 @@
+"""What lines of a journal say, in words, for a list that is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return in words what one line of the journal says; reports are too many to be told."""
+    match record["type"]:
+        case "phase":
+            return _phase(record, names)
+        case "pivot":
+            tables = [f"{key} {record[key]}" for key in ("floors", "caps", "exclude") if record[key] is not None]
+            cuts = record["at_step"] < record["decided_before"]
+            how = f" cuts the newest phase at step {record['at_step']}" if cuts else ""
+            return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
+        case "unique_tokens":
+            return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
+        case "fork":
+            return f"fork at step {record['step']}: the lines before are its parent's, from here on this run decides"
+        case "alarm":
+            return f"{record['source']}: {record['detector']}, {alarm(record)}"
+        case kind:
+            return str(kind)
+
+
+def alarm(record: Mapping[str, Any]) -> str:
+    """Return in words what was wrong and what was done about it."""
+    said = f"a loss of {record['loss']:.3g} where {record['expected']:.3g} was expected"
+    if record["epochs"] is not None:
+        said += f", after {record['epochs']:.3g} epochs"
+    if record["pivot"] is not None:
+        return f"{said}; pivot {record['pivot']} takes it out"
+    return said if record["why_not"] is None else f"{said}; not taken out: {record['why_not']}"
+
+
+def _phase(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    weights = np.asarray(record["weights"])
+    largest = [i for i in np.argsort(-weights, kind="stable")[:4] if weights[i] > 0]
+    shares = ", ".join(f"{names[i]} {weights[i]:.3f}" for i in largest)
+    return f"phase {record['index']}, {record['length']} steps, {record['kind']}, {record['regime']}: {shares}"
