@@ -81,7 +81,10 @@ class _Tape(Journal):
     def resume_from(self, position: Position) -> None:
         pass
 
-    def sync(self) -> None:
+    def unsynced(self) -> list[str]:
+        return []
+
+    def recover(self, lines: Sequence[str]) -> None:
         pass
 
 

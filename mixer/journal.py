@@ -11,7 +11,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -34,6 +35,7 @@ from mixer.scan import (
 )
 
 JOURNAL_VERSION = 2
+UNSYNCED_BYTES = 900  # a report of 16 sources, so that a state stays below 4 kB
 Fsync = Literal["never", "phase", "always"]
 
 log = logging.getLogger(__name__)
@@ -43,16 +45,19 @@ class Journal:
     """An open journal. ``Journal.create(path)`` begins one, ``Journal.open(path)`` goes on with one.
 
     Every line is handed to the operating system before ``append`` returns, so a killed process loses nothing. What a
-    power cut may take is a setting, ``fsync``: "phase", the default, flushes the disk after every line but reports, and
-    before a snapshot of the walk is handed out, so that decisions and all that they rest on survive, as does every
-    line that a snapshot names; "always" flushes after every line, "never" leaves it to the operating system, which is
-    for runs that can be made again. A second writer is refused.
+    power cut may take is a setting, ``fsync``: "phase", the default, flushes the disk after every line but reports, so
+    that decisions and all that they rest on survive; a snapshot of the walk carries the few reports since then, as
+    ``unsynced`` gives them, and ``recover`` writes them again. "always" flushes after every line, "never" leaves it to
+    the operating system, which is for runs that can be made again. A second writer is refused.
     """
 
     def __init__(self, path: Path, flags: int, *, fsync: Fsync) -> None:
         self.path = path
         self._fsync = fsync
-        self._is_synced = True
+        self._unsynced: list[tuple[int, bytes]] = []  # number and text of lines that a power cut may take
+        self._flushing: threading.Thread | None = None
+        self._failure: OSError | None = None  # of that thread: the system reports an error once
+        self._lock = threading.Lock()  # of ``_unsynced``
         try:
             self._file = os.open(path, flags | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -105,13 +110,16 @@ class Journal:
         line = body[:-1] + ending(digest)
         if len(line) > MAX_LINE_BYTES:
             raise JournalError(f"{self.path}: a line of {len(line)} bytes; lines hold at most {MAX_LINE_BYTES}")
+        is_report = record.get("type") == "feedback"
+        self._put(Position(number, digest), line, flush=self._fsync == "always" or not is_report)
+
+    def _put(self, position: Position, line: bytes, *, flush: bool) -> None:
         written = 0
         try:
             while written < len(line):
                 written += os.write(self._file, line[written:])
-            self._is_synced = False
-            if self._fsync == "always" or (self._fsync == "phase" and record.get("type") != "feedback"):
-                self._flush()
+            if flush and self._fsync != "never":
+                os.fsync(self._file)
         except OSError as error:
             if written:
                 os.ftruncate(self._file, self._size)
@@ -121,20 +129,50 @@ class Journal:
                 "make room and call again"
             ) from error
         self._size += len(line)
-        self.position = Position(number, digest)
+        self.position = position
+        if self._fsync != "never":
+            with self._lock:
+                self._unsynced = [] if flush else [*self._unsynced, (position.line, line)]
 
-    def sync(self) -> None:
-        """Make sure that what was appended survives a power cut, unless ``fsync`` is "never"."""
-        if self._fsync == "never" or self._is_synced:
-            return
+    def unsynced(self) -> list[str]:
+        """Return the newest lines as they are written, as far as a power cut may take them: ``UNSYNCED_BYTES`` at most.
+
+        They are flushed meanwhile, so that a snapshot of every step need not wait for the disk. With ``fsync`` "never"
+        there are none.
+
+        Raises:
+            JournalError: more than that waits, and the disk does not take it.
+        """
+        if self._failure is None and sum(len(line) for _, line in self._unsynced) > UNSYNCED_BYTES:
+            self._flush(self.position.line)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise JournalError(f"{self.path}: cannot be flushed to disk: {failure.strerror}") from failure
+        if self._unsynced and (self._flushing is None or not self._flushing.is_alive()):
+            self._flushing = threading.Thread(target=self._flush, args=(self.position.line,), daemon=True)
+            self._flushing.start()
+        return [line.decode() for _, line in self._unsynced]
+
+    def _flush(self, last: int) -> None:
         try:
-            self._flush()
+            os.fsync(self._file)
         except OSError as error:
-            raise JournalError(f"{self.path}: cannot be flushed to disk: {error.strerror}") from error
+            self._failure = error
+            return
+        with self._lock:
+            self._unsynced = [(number, line) for number, line in self._unsynced if number > last]
 
-    def _flush(self) -> None:
-        os.fsync(self._file)
-        self._is_synced = True
+    def recover(self, lines: Sequence[str]) -> None:
+        """Write again what a power cut took from the end; ``lines`` are those that ``unsynced`` gave.
+
+        Lines that are there are left, and so are lines that do not follow the last one: ``resume_from`` finds them.
+        """
+        for line in map(str.encode, lines):
+            body = line[: -len(ending(FIRST))] + b"}"
+            number, digest = self.position.line + 1, chained(self.position.digest, body)
+            if line.endswith(ending(digest)):
+                log.warning("%s: line %d, which a crash took, is written again from the state", self.path, number)
+                self._put(Position(number, digest), line, flush=True)
 
     def resume_from(self, position: Position) -> None:
         """Go on from an earlier line of this file: what was written after it is superseded by a ``resume`` line."""
@@ -166,6 +204,8 @@ class Journal:
     def close(self) -> None:
         """Release the file and its lock."""
         if self._file >= 0:
+            if self._flushing is not None:
+                self._flushing.join()
             os.close(self._file)
             self._file = -1
 

@@ -354,8 +354,7 @@ class Walk:
         can_undo = from_step is None if can_undo is None else can_undo
         newest = list(self._phases)[-2 if can_undo else -1 :]  # two, for a pivot may undo the last
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
-        if self._journal is not None:
-            self._journal.sync()  # a state must not name a line that a power cut may take
+        unsynced = self._journal.unsynced() if self._journal is not None and self._resume_at is None else []
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
         return {
             "version": STATE_VERSION,
@@ -375,6 +374,7 @@ class Walk:
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
             "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
+            **({"unsynced": unsynced} if unsynced else {}),  # lines that a power cut may take are in the state itself
         }
 
     @_one_at_a_time
@@ -391,6 +391,7 @@ class Walk:
                 raise StateMismatchError(
                     "the saved state was taken without a journal, so this journal cannot follow it"
                 )
+            self._journal.recover(state.get("unsynced", ()))
             self._journal.resume_from(position)
             self._resume_at = None
         self._stand_at(state)
@@ -398,7 +399,10 @@ class Walk:
     def has_recorded(self, state: Mapping[str, Any]) -> bool:
         """Whether ``state`` was taken at a line that this walk's journal has."""
         position = state["journal"] and Position(*state["journal"])
-        return bool(position and self._journal and self._journal.position_of(position.line) == position)
+        if not position or self._journal is None:
+            return False
+        self._journal.recover(state.get("unsynced", ()))
+        return self._journal.position_of(position.line) == position
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state.get("forked_at")

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
+from mixer.draws import phase_counts
 from mixer.errors import (
     MixerError,
     RankMismatchError,
@@ -33,6 +34,7 @@ from mixer.errors import (
 )
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
+from mixer.rewards import SourceLosses
 from mixer.sources.prepared import JointRows, Prepared
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
@@ -321,6 +323,22 @@ def test_the_state_is_small_and_names_the_run_and_its_rows(folder: Path) -> None
     state = dataset.state_dict()
     with pytest.raises(StateMismatchError, match="with rows"):
         MixtureDataset(a_curriculum(folder, prepared=None)).load_state_dict(state)
+
+
+def test_a_state_of_16_sources_stays_below_4_kb_at_default_settings_with_a_journal(tmp_path: Path) -> None:
+    names = [f"s{k:02d}" for k in range(16)]
+    run = Curriculum(total_steps=200_000, batch_rows=16, sequence_length=T, sources=[{"name": name} for name in names])
+    rng = np.random.default_rng(0)
+    with Journal.create(tmp_path / "run.jsonl") as journal:
+        walk = Walk(run, journal=journal)
+        walk.phase_at(180_000)  # far into the run; reports of old steps are taken all the same
+        for step in range(180_000, 180_200):
+            phase = walk.phase_at(step)
+            counts, _ = phase_counts(phase, seed=run.seed, method=run.draws, batch_rows=16)
+            rows = counts[step - phase.start]
+            means = rng.uniform(1, 9, 16)
+            walk.report(step, SourceLosses(rows, rows * T, means * rows * T, means**2 * rows))
+            assert len(json.dumps(walk.state_dict(from_step=step + 1))) < 3900  # and a little of where the data stand
 
 
 def test_a_stateful_loader_that_lost_the_walk_is_refused(folder: Path) -> None:

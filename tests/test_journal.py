@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -169,6 +171,79 @@ def test_going_on_from_an_earlier_line_is_written_down_and_supersedes_the_rest(t
             with pytest.raises(StateMismatchError, match=f"taken at line {foreign.line}, .* but the journal {message}"):
                 journal.resume_from(foreign)
         assert journal.position.line == 3
+
+
+# A disk that is slow, and a power cut.
+
+
+def test_a_state_writes_again_what_a_power_cut_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk holds no report but those that a decision flushed; each state brings the others back, to the letter."""
+    run, path = curriculum(3), tmp_path / "run.jsonl"
+    never = SimpleNamespace(start=lambda: None, is_alive=lambda: False, join=lambda: None)
+    monkeypatch.setattr(threading, "Thread", lambda **_: never)  # nothing is flushed beside
+    taken: list[tuple[dict[str, Any], int, bytes]] = []
+    with Journal.create(path) as journal:
+        walk = Walk(run, journal=journal)
+        for step in range(60):
+            drive(walk, step + 1, since=step)
+            state = json.loads(json.dumps(walk.state_dict()))
+            kept = path.stat().st_size - sum(len(line) for line in state.get("unsynced", []))
+            taken.append((state, kept, path.read_bytes()))
+        reference = drive(walk, 90, since=60)
+    assert any(kept < len(whole) for _, kept, whole in taken)
+    for state, kept, whole in taken:
+        path.write_bytes(whole[:kept])
+        with Journal.open(path) as journal:
+            restored = Walk(run, journal=journal)
+            restored.load_state_dict(state)
+            assert path.read_bytes() == whole
+    with Journal.open(path) as journal:
+        restored = Walk(run, journal=journal)
+        restored.load_state_dict(state)
+        assert same_phases(drive(restored, 90, since=60), reference)
+    path.write_bytes(whole[: kept // 2].rsplit(b"\n", 1)[0] + b"\n")  # lines before them are gone too
+    with Journal.open(path) as journal, pytest.raises(StateMismatchError, match="but the journal has fewer lines"):
+        Walk(run, journal=journal).load_state_dict(state)
+
+
+def test_a_state_does_not_wait_for_the_disk_and_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_answering, fsync = threading.Event(), os.fsync
+    run = curriculum(16)
+    with Journal.create(tmp_path / "run.jsonl") as journal:
+        walk = Walk(run, journal=journal)
+        drive(walk, 3)
+
+        def slowly(file: int) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                assert is_answering.wait(10)
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", slowly)
+        for step in range(3, 60):
+            state = walk.state_dict(from_step=step)  # returns, though the disk does not answer
+            assert sum(map(len, state.get("unsynced", []))) <= 900
+            drive(walk, step + 1, since=step)
+        is_answering.set()
+    assert len(list(read_journal(tmp_path / "run.jsonl"))) > 60
+
+
+def test_a_report_that_the_disk_did_not_take_is_told_at_the_next_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Journal.create(tmp_path / "run.jsonl") as journal:
+        journal.append({"type": "phase"})
+        journal.append({"type": "feedback"})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", broken)
+            assert len(journal.unsynced()) == 1
+            assert journal._flushing is not None
+            journal._flushing.join()
+            with pytest.raises(JournalError, match="cannot be flushed to disk: Input/output error"):
+                journal.unsynced()
+        assert len(journal.unsynced()) == 1
 
 
 # A disk that is full.
