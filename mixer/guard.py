@@ -9,21 +9,26 @@ in a replay. ``docs/adr/0012-guard.md`` has the rates of false alarms and the de
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from mixer.config import ScheduledPivot
-from mixer.errors import PivotError
+from mixer.errors import MixerError, PivotError
 from mixer.inbox import Arrived, lowest, lows_of
 from mixer.packed import pack
+from mixer.plan import Plan
 from mixer.policy_config import GuardConfig
 from mixer.regimes import OUT_OF_REACH, Regime
 from mixer.regression import SUMS, with_point
 from mixer.rewards import State, add_losses
 from mixer.types import Array, BoolArray
+
+log = logging.getLogger(__name__)
 
 KAPPA, TAU_0 = 1.5, 100.0  # forgetting in log time, as the learnability index has it by default
 MIN_POINTS = 3  # observations before a line has a slope
@@ -265,6 +270,68 @@ def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot
     floors = {other: floor for other, floor in regime.bounds.floors.items() if other != source}
     exclude = (*regime.bounds.exclude, source)
     return ScheduledPivot(name=name, at_step=step, floors=floors, caps=dict(regime.bounds.caps), exclude=exclude)
+
+
+@dataclass(eq=False)
+class Seen:
+    """What the guard saw before a decision, and what was done about it.
+
+    Attributes:
+        state: of the guard.
+        plan: with the sources in alarm pivoted out, if that is to be done.
+        alarms: their journal lines.
+        lines: of the journal, alarms and their pivots; who decides adds the phase.
+    """
+
+    state: State
+    plan: Plan
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    lines: deque[dict[str, Any]] = field(default_factory=deque)
+
+    def look(
+        self,
+        guard: Guard,
+        used: Sequence[Arrived],
+        *,
+        since: int,
+        until: int,
+        known: Array,
+        replan: Callable[[Plan, ScheduledPivot], Plan],
+    ) -> None:
+        """Let the guard look at the reports that the phase from ``until`` on is decided on.
+
+        Args:
+            guard: of the run.
+            used: the reports.
+            since: the first step of the phase before.
+            until: the first step of the phase that is decided.
+            known: distinct tokens of each source, 0 where unknown, [K].
+            replan: returns a plan with one more pivot, or raises why it cannot be.
+        """
+        self.state, alarms = guard.look(self.state, used, since=since, until=until, unique_tokens=known)
+        names = self.plan.curriculum.names
+        for alarm in alarms:
+            line = {**alarm.record(names[alarm.source], decided_before=until), "pivot": None, "why_not": None}
+            self.alarms.append(line)
+            self.lines.append(line)
+            if guard.config.action == "suspend":
+                self._suspend(line, until, replan)
+
+    def _suspend(self, line: dict[str, Any], step: int, replan: Callable[[Plan, ScheduledPivot], Plan]) -> None:
+        """Pivot a source in alarm out from ``step`` on, or note in its line why that cannot be."""
+        try:
+            pivot = without(line["source"], self.plan.regimes, step)
+            self.plan = replan(self.plan, pivot)
+        except MixerError as error:
+            line["why_not"] = str(error)
+            return
+        line["pivot"] = pivot.name
+        self.lines.append({"type": "pivot", "decided_before": step, **pivot.model_dump(mode="json")})
+
+
+def warn(alarm: dict[str, Any]) -> None:
+    """Log an ``alarm`` line as a warning."""
+    log.warning("alarm: %s", alarm_in_words(alarm))
 
 
 def alarm_in_words(line: Mapping[str, Any]) -> str:

@@ -143,15 +143,24 @@ class Journal:
         Raises:
             JournalError: more than that waits, and the disk does not take it.
         """
-        if self._failure is None and sum(len(line) for _, line in self._unsynced) > UNSYNCED_BYTES:
-            self._flush(self.position.line)
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise JournalError(f"{self.path}: cannot be flushed to disk: {failure.strerror}") from failure
+        if self._failure is not None or sum(len(line) for _, line in self._unsynced) > UNSYNCED_BYTES:
+            self.sync()
         if self._unsynced and (self._flushing is None or not self._flushing.is_alive()):
             self._flushing = threading.Thread(target=self._flush, args=(self.position.line,), daemon=True)
             self._flushing.start()
         return [line.decode() for _, line in self._unsynced]
+
+    def sync(self) -> None:
+        """Make sure that what was appended survives a power cut, unless ``fsync`` is "never".
+
+        Raises:
+            JournalError: the disk does not take it.
+        """
+        if self._failure is None and self._unsynced:
+            self._flush(self.position.line)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise JournalError(f"{self.path}: cannot be flushed to disk: {failure.strerror}") from failure
 
     def _flush(self, last: int) -> None:
         try:

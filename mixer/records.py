@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mixer.config import Curriculum, ScheduledPivot
+from mixer.config import Curriculum
 from mixer.draws import phase_counts
 from mixer.errors import StateMismatchError
 from mixer.inbox import Arrived, losses_to_record
 from mixer.journal import JOURNAL_VERSION
 from mixer.packed import pack, unpack
 from mixer.phases import Phase
-from mixer.regimes import Regime, plan_regimes
+from mixer.policies import Choice
+from mixer.regimes import Regime
 from mixer.rewards import add_losses
 from mixer.types import Array, IntArray
 
@@ -35,13 +36,6 @@ def check_state(state: Mapping[str, Any], *, version: int, fingerprint: str, wha
             f"{what} belongs to curriculum {state.get('fingerprint')}, but this one is {fingerprint}; "
             "restore it with the config file that it was saved under (total_steps alone may differ)"
         )
-
-
-def planned_regimes(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
-    """Return the regimes that a curriculum and the pivots asked for since then plan; of one step, the last holds."""
-    pivots = sorted([*curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
-    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in pivots]
-    return plan_regimes(curriculum.bounds, warmup=curriculum.warmup, changes=changes)
 
 
 def header_record(
@@ -168,4 +162,46 @@ def feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
         "last_step": last_step,
         "delay": start - last_step,
         **summary,
+    }
+
+
+def decision_record(
+    phase: Phase,
+    regime: Regime,
+    choice: Choice,
+    *,
+    before: Array,
+    landed: Array | None,
+    boundary: int | None,
+    probability_random: float,
+    counts: IntArray,
+    used: list[Arrived],
+) -> dict[str, Any]:
+    """Return the line of a decision.
+
+    Args:
+        phase: what was decided.
+        regime: where.
+        choice: what the policy said, or the random point.
+        before: the weights till then, [K].
+        landed: the nearest point of a new region, [K]; None if the region is the one of the phase before.
+        boundary: the first step of the next regime.
+        probability_random: with which the phase was to be random.
+        counts: rows by step and source, [length, K].
+        used: the reports that it was decided on.
+    """
+    return {
+        "type": "phase",
+        **phase_to_record(phase),
+        "boundary": boundary,
+        "probability_random": probability_random,
+        "before": before,
+        "landed": landed,
+        "distance": None if landed is None else float(np.linalg.norm(landed - before)),
+        "vertex": choice.vertex,
+        "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
+        "region": None if landed is None else region_record(regime),
+        "log_volume": regime.region.log_volume(),
+        "counts": counts.sum(axis=0),
+        "feedback": feedback_summary(used, phase.start),
     }

@@ -20,7 +20,8 @@ from mixer.errors import JournalError, PivotError, StateMismatchError, StepError
 from mixer.journal import scan_history
 from mixer.lines import check_record
 from mixer.phases import Phase
-from mixer.records import planned_regimes, record_to_phase
+from mixer.plan import planned_regimes
+from mixer.records import record_to_phase
 from mixer.regimes import Regime
 from mixer.rewards import SourceLosses, check_losses
 from mixer.scan import Line

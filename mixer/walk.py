@@ -9,12 +9,11 @@ short, or undo its decision: what it had learned from is kept until the next one
 from __future__ import annotations
 
 import functools
-import logging
 import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -26,27 +25,24 @@ from mixer.errors import (
     FeedbackError,
     FutureFeedbackError,
     JournalError,
-    MixerError,
     PivotError,
     StateMismatchError,
     StepError,
     UnknownSourceError,
 )
-from mixer.guard import GUARD_IS_OFF, Guard, alarm_in_words, joined, parted, without
+from mixer.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
 from mixer.inbox import Arrived, Inbox, arrived_to_state, losses_to_record, state_to_arrived
 from mixer.journal import JOURNAL_VERSION, Journal
-from mixer.packed import pack, unpack
+from mixer.packed import pack, pack_lines, unpack, unpack_lines
 from mixer.phases import Kind, Phase
+from mixer.plan import Plan
 from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import generator
 from mixer.records import (
     check_state,
-    feedback_summary,
+    decision_record,
     header_record,
-    phase_to_record,
     phase_to_state,
-    planned_regimes,
-    region_record,
     state_to_phase,
 )
 from mixer.regimes import Regime
@@ -57,9 +53,7 @@ from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
 
-log = logging.getLogger(__name__)
-
-STATE_VERSION = 3
+STATE_VERSION = 4
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -79,17 +73,6 @@ def _one_at_a_time(method: Method) -> Method:
     return cast(Method, locked)
 
 
-@dataclass(eq=False)
-class _Seen:
-    """What the guard saw before a decision, and what was done about it."""
-
-    guard_state: State
-    live_pivots: list[ScheduledPivot]
-    regimes: tuple[Regime, ...]
-    alarms: list[dict[str, Any]] = field(default_factory=list)
-    lines: deque[dict[str, Any]] = field(default_factory=deque)  # alarms and their pivots, then the phase
-
-
 @dataclass(frozen=True, eq=False)
 class _Decision:
     """All that a decision changes, worked out before any of it is kept."""
@@ -97,7 +80,7 @@ class _Decision:
     phase: Phase
     policy_state: State
     used: list[Arrived]
-    seen: _Seen
+    seen: Seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +127,12 @@ class Walk:
         self.forked_from: str | None = None
         self._lock = threading.RLock()
         self._policy = policy or make_policy(curriculum)
-        self._live_pivots: list[ScheduledPivot] = []
-        self._regimes = curriculum.regimes
+        self._plan = Plan.of(curriculum)
         self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
         self._policy_state = self._policy.initial(len(self.names))
         self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
-        self._on_alarm = on_alarm or _warn
+        self._on_alarm = on_alarm or warn
         self._begun: _Decision | None = None  # one that the journal has some lines of
         self._inbox = Inbox(len(self.names), is_by_step=self._policy.is_by_step, is_guarded=self._guard is not None)
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
@@ -165,7 +147,7 @@ class Walk:
     @property
     def regimes(self) -> tuple[Regime, ...]:
         """The regimes planned now, live pivots included, in order of their first step."""
-        return self._regimes
+        return self._plan.regimes
 
     @property
     def frontier(self) -> int:
@@ -174,7 +156,7 @@ class Walk:
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
-        return _regime_at(self._regimes, step)
+        return self._plan.regime_at(step)
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, deciding it (and those before it) if need be.
@@ -207,7 +189,7 @@ class Walk:
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
         law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
         for step in range(earliest, self.frontier):
-            boundary = next((regime.start for regime in self._regimes if regime.start > step), None)
+            boundary = self._plan.boundary_after(step)
             if (boundary is None or law.fits(boundary - step)) and self._inbox.across(step - lag) is None:
                 return step
         return self.frontier
@@ -264,32 +246,24 @@ class Walk:
         step = self.frontier if at_step is None else operator.index(at_step)
         self._check_pivot_step(pivot.name, step, cut=cut)
         new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
-        regimes = self._replanned([*self._live_pivots, new])
+        plan = self._replanned(self._plan, new)
         self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         if step < self.frontier:
             self._cut(step)
-        self._live_pivots.append(new)
-        self._regimes = regimes
+        self._plan = plan
         return step
 
-    def _replanned(self, live_pivots: list[ScheduledPivot]) -> tuple[Regime, ...]:
-        """Return the regimes with one more live pivot, the last, or raise PivotError or InfeasibleRegionError."""
-        regimes, new = planned_regimes(self.curriculum, live_pivots), live_pivots[-1]
-        since = min(new.at_step, self.frontier)
-        what = "the cut" if new.at_step < self.frontier else "the end of the newest phase"
-        boundaries = [(r.start, f"the start of {r.name}") for r in regimes if r.start > since]
-        problems = self.curriculum.phase_law.boundary_problems(
-            boundaries, since=since, origin=f"{what} at step {since}"
-        )
-        if problems:
-            raise PivotError(f"pivot {new.name}: {problems[0]}")
-        for regime in regimes:  # a policy may have bounds of its own
+    def _replanned(self, plan: Plan, new: ScheduledPivot) -> Plan:
+        """Return a plan with one more pivot, or raise PivotError or InfeasibleRegionError."""
+
+        def check(regime: Regime) -> None:  # a policy may have bounds of its own
             inside = regime.region.project(regime.region.lower)
             self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
-        return regimes
+
+        return plan.with_pivot(new, frontier=self.frontier, check=check)
 
     def _check_pivot_step(self, name: str, step: int, *, cut: bool) -> None:
-        if name in {regime.name for regime in self._regimes}:
+        if self._plan.has_name(name):
             raise PivotError(f"there is a regime named {name} already; give the pivot another name")
         earliest = self.frontier
         if cut and self._phases:
@@ -371,10 +345,12 @@ class Walk:
             },
             **self._guard_to_state(self._guard_state),
             "unique_tokens": pack(self._unique_tokens),
-            "live_pivots": [pivot.model_dump(mode="json") for pivot in self._live_pivots],
+            "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
-            **({"unsynced": unsynced} if unsynced else {}),  # lines that a power cut may take are in the state itself
+            **(
+                {"unsynced": pack_lines(unsynced)} if unsynced else {}
+            ),  # lines that a power cut may take are in the state itself
         }
 
     @_one_at_a_time
@@ -391,7 +367,8 @@ class Walk:
                 raise StateMismatchError(
                     "the saved state was taken without a journal, so this journal cannot follow it"
                 )
-            self._journal.recover(state.get("unsynced", ()))
+            if "unsynced" in state:
+                self._journal.recover(unpack_lines(state["unsynced"]))
             self._journal.resume_from(position)
             self._resume_at = None
         self._stand_at(state)
@@ -401,13 +378,13 @@ class Walk:
         position = state["journal"] and Position(*state["journal"])
         if not position or self._journal is None:
             return False
-        self._journal.recover(state.get("unsynced", ()))
+        if "unsynced" in state:
+            self._journal.recover(unpack_lines(state["unsynced"]))
         return self._journal.position_of(position.line) == position
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state.get("forked_at")
-        self._live_pivots = [ScheduledPivot(**record) for record in state["live_pivots"]]
-        self._regimes = planned_regimes(self.curriculum, self._live_pivots)
+        self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
         self._policy_state = _unpacked(state["policy"])
         if state.get("guard") is None:
             self._go_unguarded()
@@ -454,8 +431,8 @@ class Walk:
         self._begun = None
         self._inbox.drop(decision.used)
         self._before = _Before(self._policy_state, self._guard_state, decision.used)
-        self._policy_state, self._guard_state = decision.policy_state, seen.guard_state
-        self._live_pivots, self._regimes = seen.live_pivots, seen.regimes
+        self._policy_state, self._guard_state = decision.policy_state, seen.state
+        self._plan = seen.plan
         self._keep(decision.phase)
         for alarm in seen.alarms:
             self._on_alarm(alarm)
@@ -464,8 +441,10 @@ class Walk:
         newest = self._phases[-1] if self._phases else None
         start, index, since = self.frontier, newest.index + 1 if newest else 0, newest.start if newest else 0
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
-        seen = self._watch(used, since=since, start=start)
-        regime, law = _regime_at(seen.regimes, start), self.curriculum.phase_law
+        seen = Seen(self._guard_state, self._plan)
+        if self._guard is not None:
+            seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
+        regime, law = seen.plan.regime_at(start), self.curriculum.phase_law
         seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
         before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
@@ -474,11 +453,11 @@ class Walk:
 
         steps = [arrived.losses for arrived in used]
         learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
-        if any(pivot.at_step == start for pivot in [*self.curriculum.pivots, *seen.live_pivots]):
+        if seen.plan.pivots_at(start):
             learned = self._policy.after_pivot(learned)
 
-        kind, choice = self._choose(index, regime, landed, learned, seen.guard_state)
-        boundary = next((r.start for r in seen.regimes if r.start > start), None)
+        kind, choice = self._choose(index, regime, landed, learned, seen.state)
+        boundary = seen.plan.boundary_after(start)
         phase = Phase(
             index=index,
             start=start,
@@ -491,64 +470,19 @@ class Walk:
             owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
         )
         if self._journal is not None:
-            landing = landed if is_new_regime else None
-            seen.lines.append(self._phase_record(phase, regime, choice, before, landing, used, boundary))
-        return _Decision(phase, learned, used, seen)
-
-    def _phase_record(
-        self,
-        phase: Phase,
-        regime: Regime,
-        choice: Choice,
-        before: Array,
-        landed: Array | None,
-        used: list[Arrived],
-        boundary: int | None,
-    ) -> dict[str, Any]:
-        counts, _ = self._counts(phase)
-        return {
-            "type": "phase",
-            **phase_to_record(phase),
-            "boundary": boundary,
-            "probability_random": self._probability_random(phase.index),
-            "before": before,
-            "landed": landed,
-            "distance": None if landed is None else float(np.linalg.norm(landed - before)),
-            "vertex": choice.vertex,
-            "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-            "region": None if landed is None else region_record(regime),
-            "log_volume": regime.region.log_volume(),
-            "counts": counts.sum(axis=0),
-            "feedback": feedback_summary(used, phase.start),
-        }
-
-    def _watch(self, used: list[Arrived], *, since: int, start: int) -> _Seen:
-        """Return what the guard says of the reports that the phase from ``start`` is decided on, and what is done."""
-        seen = _Seen(self._guard_state, self._live_pivots, self._regimes)
-        if self._guard is None:
-            return seen
-        seen.guard_state, alarms = self._guard.look(
-            self._guard_state, used, since=since, until=start, unique_tokens=self._unique_tokens
-        )
-        for alarm in alarms:
-            line = {**alarm.record(self.names[alarm.source], decided_before=start), "pivot": None, "why_not": None}
-            seen.alarms.append(line)
+            line = decision_record(
+                phase,
+                regime,
+                choice,
+                before=before,
+                landed=landed if is_new_regime else None,
+                boundary=boundary,
+                probability_random=self._probability_random(index),
+                counts=self._counts(phase)[0],
+                used=used,
+            )
             seen.lines.append(line)
-            if self._guard.config.action == "suspend":
-                self._suspend(seen, line, start)
-        return seen
-
-    def _suspend(self, seen: _Seen, line: dict[str, Any], start: int) -> None:
-        """Pivot a source in alarm out from ``start`` on, or note in its line why that cannot be."""
-        try:
-            pivot = without(line["source"], seen.regimes, start)
-            regimes = self._replanned([*seen.live_pivots, pivot])
-        except MixerError as error:
-            line["why_not"] = str(error)
-            return
-        line["pivot"] = pivot.name
-        seen.live_pivots, seen.regimes = [*seen.live_pivots, pivot], regimes
-        seen.lines.append({"type": "pivot", "decided_before": start, **pivot.model_dump(mode="json")})
+        return _Decision(phase, learned, used, seen)
 
     def _choose(
         self, index: int, regime: Regime, landed: Array, learned: State, guard_state: State
@@ -613,14 +547,6 @@ class Walk:
             self._journal.resume_from(self._resume_at)
             self._resume_at = None
         self._journal.append(record)
-
-
-def _regime_at(regimes: tuple[Regime, ...], step: int) -> Regime:
-    return next(regime for regime in reversed(regimes) if regime.start <= step)
-
-
-def _warn(alarm: dict[str, Any]) -> None:
-    log.warning("alarm: %s", alarm_in_words(alarm))
 
 
 def _is_inside(weights: Array, region: Region) -> bool:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from mixer.config import Curriculum, ScheduledPivot
-from mixer.records import cut_phases, planned_regimes
+from mixer.plan import planned_regimes
+from mixer.records import cut_phases
 from mixer.regimes import Bounds, Regime
 from mixer.types import Array
 from service import words

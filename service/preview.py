@@ -9,7 +9,7 @@ import numpy as np
 
 from mixer.config import ScheduledPivot
 from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError
-from mixer.records import planned_regimes
+from mixer.plan import planned_regimes
 from service.chronicle import Chronicle
 from service.outline import corners, outline
 

@@ -254,11 +254,11 @@ class RunJournal:
         self._on_line(expected, False)
         self._expected = next(self._rest, None)
 
-    def sync(self) -> None:
-        """Make what was written survive a power cut, where the journal can."""
-        sync = getattr(self._lines, "sync", None)
-        if sync is not None:
-            sync()
+    def unsynced(self) -> list[str]:
+        """Return no line: all are flushed first, as a snapshot in the database must not name one that may be lost."""
+        if isinstance(self._lines, Journal):
+            self._lines.sync()
+        return []
 
     def drive_again(self, walk: Walk) -> int:
         """Drive ``walk`` over every line after the one it stands at, and return how many there were."""

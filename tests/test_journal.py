@@ -24,6 +24,7 @@ from mixer.errors import JournalError, StateMismatchError
 from mixer.fork import fork
 from mixer.journal import Journal, read_journal
 from mixer.lines import AlarmLine, ForkLine, Parent
+from mixer.packed import unpack_lines
 from mixer.phases import Phase
 from mixer.replay import Replay
 from mixer.scan import Position
@@ -42,6 +43,11 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [_without_number(record) for record in read_journal(path)]
+
+
+def carried(state: dict[str, Any]) -> list[str]:
+    """The lines of a state that the disk may not have yet."""
+    return unpack_lines(state["unsynced"]) if "unsynced" in state else []
 
 
 def _without_number(record: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def test_a_state_writes_again_what_a_power_cut_took(tmp_path: Path, monkeypatch:
         for step in range(60):
             drive(walk, step + 1, since=step)
             state = json.loads(json.dumps(walk.state_dict()))
-            kept = path.stat().st_size - sum(len(line) for line in state.get("unsynced", []))
+            kept = path.stat().st_size - sum(map(len, carried(state)))
             taken.append((state, kept, path.read_bytes()))
         reference = drive(walk, 90, since=60)
     assert any(kept < len(whole) for _, kept, whole in taken)
@@ -221,7 +227,7 @@ def test_a_state_does_not_wait_for_the_disk_and_stays_small(tmp_path: Path, monk
         monkeypatch.setattr(os, "fsync", slowly)
         for step in range(3, 60):
             state = walk.state_dict(from_step=step)  # returns, though the disk does not answer
-            assert sum(map(len, state.get("unsynced", []))) <= 900
+            assert sum(map(len, carried(state))) <= 900
             drive(walk, step + 1, since=step)
         is_answering.set()
     assert len(list(read_journal(tmp_path / "run.jsonl"))) > 60
@@ -260,7 +266,9 @@ FULL_DISK = """
     walk = Walk(run, journal=journal)
 
     def state_and_file():
-        return repr(walk.state_dict()), open(path, "rb").read()
+        state = walk.state_dict()
+        state.pop("unsynced", None)  # the disk takes lines in its own time
+        return repr(state), open(path, "rb").read()
 
     def refuses(action, room):
         before = state_and_file()
