@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ class Answering:
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._address: Address | None = None
+        self._is_closed = threading.Event()
         self._pid = os.getpid()
         _all.add(self)
 
@@ -42,19 +44,30 @@ class Answering:
             key = secrets.token_bytes(32)
             self._listener = Listener(family="AF_UNIX", backlog=128, authkey=key)
             self._address = (str(self._listener.address), key)
+            # or a data set that is dropped would leave a thread and a socket behind
+            weakref.finalize(self, _stop, self._listener, self._is_closed, os.getpid()).atexit = False
         return self._address
 
     def start(self) -> None:
         """Begin to answer, if a socket is open and nobody answers yet."""
         if self._listener is not None and self._thread is None and os.getpid() == self._pid:
-            self._thread = threading.Thread(target=_accept, args=(self._listener, self._methods), daemon=True)
+            self._thread = threading.Thread(
+                target=_accept, args=(self._listener, self._is_closed, weakref.ref(self)), daemon=True
+            )
             self._thread.start()
 
     def close(self) -> None:
         """Stop listening; calls under way are answered."""
-        if self._listener is not None and os.getpid() == self._pid:
-            self._listener.close()
+        if self._listener is not None:
+            _stop(self._listener, self._is_closed, self._pid)
             self._listener = None
+
+    def reply_to(self, name: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+        """Return whether a method gave something, and what it gave or raised."""
+        try:
+            return True, self._methods[name](*arguments)
+        except Exception as error:  # it belongs to the caller
+            return False, error
 
 
 _all: weakref.WeakSet[Answering] = weakref.WeakSet()
@@ -74,8 +87,8 @@ def _after_fork() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
-def _accept(listener: Listener, methods: Mapping[str, Callable[..., Any]]) -> None:
-    while True:
+def _accept(listener: Listener, is_closed: threading.Event, answering: weakref.ref[Answering]) -> None:
+    while not is_closed.is_set():
         try:
             connection = listener.accept()
         except (OSError, EOFError) as error:
@@ -84,21 +97,33 @@ def _accept(listener: Listener, methods: Mapping[str, Callable[..., Any]]) -> No
             return  # closed
         except Exception:  # a stranger without the key
             continue
-        threading.Thread(target=_answer, args=(connection, methods), daemon=True).start()
+        threading.Thread(target=_answer, args=(connection, answering), daemon=True).start()
 
 
-def _answer(connection: Connection, methods: Mapping[str, Callable[..., Any]]) -> None:
+def _answer(connection: Connection, answering: weakref.ref[Answering]) -> None:
     with contextlib.suppress(EOFError, OSError), connection:
         while True:
             name, arguments = connection.recv()
-            try:
-                reply = (True, methods[name](*arguments))
-            except Exception as error:  # it belongs to the caller
-                reply = (False, error)
+            found = answering()
+            if found is None:
+                return
+            reply = found.reply_to(name, arguments)
+            del found
             try:
                 connection.send(reply)
             except (TypeError, AttributeError, ValueError):  # what does not pickle is told in words
                 connection.send((False, MixerError(f"{type(reply[1]).__name__}: {reply[1]}")))
+
+
+def _stop(listener: Listener, is_closed: threading.Event, pid: int) -> None:
+    """Close a listener of this process and end the thread that accepts there, which closing alone would not wake."""
+    if os.getpid() != pid or is_closed.is_set():
+        return
+    is_closed.set()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(1.0)
+        caller.connect(str(listener.address))
+    listener.close()
 
 
 class Asking:

@@ -35,7 +35,7 @@ from mixer.scan import (
 )
 
 JOURNAL_VERSION = 2
-UNSYNCED_BYTES = 900  # a report of 16 sources, so that a state stays below 4 kB
+UNSYNCED_BYTES = 640  # a report of a dozen sources, so that a state of 16 sources stays below 4 kB
 Fsync = Literal["never", "phase", "always"]
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -291,6 +292,22 @@ def test_a_pivot_of_this_process_reaches_workers_at_exactly_its_step(folder: Pat
     assert not any(1 in sources for step, sources in drawn.items() if step >= at_step)
 
 
+def test_a_data_set_that_is_dropped_leaves_no_thread_and_no_socket(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder, total_steps=8, pivots=[]))
+    loader = DataLoader(dataset, batch_size=None, num_workers=1)
+    assert len(list(loader)) == 8
+    socket_path = Path(dataset._answering.open()[0])
+    thread = dataset._answering._thread
+    assert thread is not None
+    assert thread.is_alive()
+    assert socket_path.exists()
+    del dataset, loader
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not socket_path.exists()
+
+
 def test_parts_of_a_batch_are_one_report_when_all_rows_are_there(folder: Path) -> None:
     curriculum = a_curriculum(folder)
     whole, parted = MixtureDataset(curriculum), MixtureDataset(curriculum)
@@ -483,7 +500,8 @@ def test_workers_end_when_their_training_process_is_killed(folder: Path) -> None
     def train() -> None:
         dataset = MixtureDataset(a_curriculum(folder, total_steps=10**6, pivots=[]), journal=folder / "killed.jsonl")
         loader = iter(DataLoader(dataset, batch_size=None, num_workers=2))
-        next(loader)
+        for _ in range(4):  # both have begun: torch does not notice a parent that dies before
+            next(loader)
         pids.put([worker.pid for worker in loader._workers])  # type: ignore[attr-defined]
         while True:
             next(loader)

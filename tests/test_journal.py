@@ -227,7 +227,7 @@ def test_a_state_does_not_wait_for_the_disk_and_stays_small(tmp_path: Path, monk
         monkeypatch.setattr(os, "fsync", slowly)
         for step in range(3, 60):
             state = walk.state_dict(from_step=step)  # returns, though the disk does not answer
-            assert sum(map(len, carried(state))) <= 900
+            assert sum(map(len, carried(state))) <= 640
             drive(walk, step + 1, since=step)
         is_answering.set()
     assert len(list(read_journal(tmp_path / "run.jsonl"))) > 60
