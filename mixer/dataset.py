@@ -186,7 +186,7 @@ class MixtureDataset(IterableDataset[Batch]):
         num_rows = len(rows.rows)
         for row in range(self._row, num_rows):
             self._stand_at(*((step, row + 1) if row + 1 < num_rows else (following, 0)))
-            yield _row_of(batch, row)
+            yield row_of(batch, row)
 
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row
@@ -194,15 +194,7 @@ class MixtureDataset(IterableDataset[Batch]):
             self._desk.step, self._desk.row = step, row
 
     def _tensors(self, batch: RowBatch) -> Batch:
-        tensors: Batch = {
-            "input_ids": torch.from_numpy(batch.rows[:, :-1].astype(np.int64)),
-            "labels": torch.from_numpy(batch.rows[:, 1:].astype(np.int64)),
-            "source_ids": torch.from_numpy(batch.source_ids.copy()),
-            "step": batch.step,
-            "phase": batch.phase,
-        }
-        if self._provenance:
-            tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
+        tensors = tensors_of(batch, provenance=self._provenance)
         return tensors if self._desk is not None else Parcel(tensors)
 
     def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
@@ -421,6 +413,25 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
     return journal
 
 
-def _row_of(batch: Batch, row: int) -> Batch:
+def tensors_of(batch: RowBatch, *, provenance: bool) -> Batch:
+    """Return a batch of rows as what is trained on; copies of their own, as a trainer may mask labels in place.
+
+    Args:
+        batch: rows [b, T + 1].
+        provenance: add ``row_numbers``.
+    """
+    tensors: Batch = {
+        "input_ids": torch.from_numpy(batch.rows[:, :-1].astype(np.int64)),
+        "labels": torch.from_numpy(batch.rows[:, 1:].astype(np.int64)),
+        "source_ids": torch.from_numpy(batch.source_ids.copy()),
+        "step": batch.step,
+        "phase": batch.phase,
+    }
+    if provenance:
+        tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
+    return tensors
+
+
+def row_of(batch: Batch, row: int) -> Batch:
     """Return one row of a batch; ``source_ids`` becomes a scalar, so that collating rows gives a batch again."""
     return type(batch)((key, value[row] if isinstance(value, Tensor) else value) for key, value in batch.items())

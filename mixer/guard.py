@@ -23,7 +23,7 @@ from mixer.inbox import Arrived, lowest, lows_of
 from mixer.packed import pack
 from mixer.plan import Plan
 from mixer.policy_config import GuardConfig
-from mixer.regimes import OUT_OF_REACH, Regime
+from mixer.regimes import OUT_OF_REACH, Regime, regime_at
 from mixer.regression import SUMS, with_point
 from mixer.rewards import State, add_losses
 from mixer.types import Array, BoolArray
@@ -260,7 +260,7 @@ def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot
     Raises:
         PivotError: it is out already, or its region is one that ends when another source can be read again.
     """
-    regime = next(regime for regime in reversed(regimes) if regime.start <= step)
+    regime = regime_at(regimes, step)
     name = f"{PIVOT_PREFIX}{step}-{source}"[:100]
     if regime.region.upper[regime.region.names.index(source)] == 0.0:
         raise PivotError(f"{source} has weight 0 already")
@@ -268,9 +268,8 @@ def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot
         raise PivotError(f"regime {regime.name} ends as soon as its source can be read again, which would end this too")
     if name in {other.name for other in regimes}:
         raise PivotError(f"there is a regime named {name} already")
-    floors = {other: floor for other, floor in regime.bounds.floors.items() if other != source}
-    exclude = (*regime.bounds.exclude, source)
-    return ScheduledPivot(name=name, at_step=step, floors=floors, caps=dict(regime.bounds.caps), exclude=exclude)
+    left = regime.bounds.without([source])
+    return ScheduledPivot(name=name, at_step=step, floors=dict(left.floors), caps=dict(left.caps), exclude=left.exclude)
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from typing import Self
 
 from mixer.config import Curriculum, ScheduledPivot
 from mixer.errors import PivotError
-from mixer.regimes import Regime, plan_regimes
+from mixer.regimes import Regime, plan_regimes, regime_at
 
 
 def planned_regimes(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
@@ -38,7 +38,7 @@ class Plan:
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
-        return next(regime for regime in reversed(self.regimes) if regime.start <= step)
+        return regime_at(self.regimes, step)
 
     def boundary_after(self, step: int) -> int | None:
         """Return the first step after ``step`` that begins a regime; None if none does."""

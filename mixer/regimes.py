@@ -36,6 +36,11 @@ class Bounds:
             exclude=self.exclude if exclude is None else tuple(exclude),
         )
 
+    def without(self, names: Sequence[str]) -> Bounds:
+        """Return a copy in which these sources are excluded too, their floors asleep."""
+        floors = {name: floor for name, floor in self.floors.items() if name not in names}
+        return self.replaced(floors=floors, exclude=(*self.exclude, *names))
+
     def region(self, active: Sequence[str] = ()) -> Region:
         """Return the region, restricted to the ``active`` sources if any are named."""
         return Region(
@@ -51,6 +56,11 @@ class Regime:
     start: int
     bounds: Bounds
     region: Region
+
+
+def regime_at(regimes: Sequence[Regime], step: int) -> Regime:
+    """Return the regime that ``step`` lies in, of some in order of their first step."""
+    return next(regime for regime in reversed(regimes) if regime.start <= step)
 
 
 def plan_regimes(

@@ -22,7 +22,7 @@ from mixer.lines import check_record
 from mixer.phases import Phase
 from mixer.plan import planned_regimes
 from mixer.records import record_to_phase
-from mixer.regimes import Regime
+from mixer.regimes import Regime, regime_at
 from mixer.rewards import SourceLosses, check_losses
 from mixer.scan import Line
 from mixer.walk import STATE_VERSION as WALK_STATE_VERSION
@@ -99,7 +99,7 @@ class Replay:
         """Return the regimes of the past up to the fork, then these from there on."""
         if self.forked_at is None:
             return list(regimes)
-        here = next(regime for regime in reversed(regimes) if regime.start <= self.forked_at)
+        here = regime_at(regimes, self.forked_at)
         later = [regime for regime in regimes if regime.start > self.forked_at]
         return [*(r for r in self._past if r.start < self.forked_at), replace(here, start=self.forked_at), *later]
 
@@ -115,7 +115,7 @@ class Replay:
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
-        return next(regime for regime in reversed(self._regimes) if regime.start <= step)
+        return regime_at(self._regimes, step)
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covered ``step``; raises StepError where the record has none."""

@@ -90,5 +90,5 @@ def _name(step: int, out: list[str]) -> str:
 
 def _without(bounds: Bounds, out: list[str], *, name: str) -> Pivot:
     """Return the pivot to ``bounds`` less the sources ``out``, whose floors sleep."""
-    floors = {source: floor for source, floor in bounds.floors.items() if source not in out}
-    return Pivot(name=name, floors=floors, caps=dict(bounds.caps), exclude=(*bounds.exclude, *out))
+    left = bounds.without(out)
+    return Pivot(name=name, floors=dict(left.floors), caps=dict(left.caps), exclude=left.exclude)

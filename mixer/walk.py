@@ -348,9 +348,7 @@ class Walk:
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
-            **(
-                {"unsynced": pack_lines(unsynced)} if unsynced else {}
-            ),  # lines that a power cut may take are in the state itself
+            **({"unsynced": pack_lines(unsynced)} if unsynced else {}),  # which a power cut may take from the journal
         }
 
     @_one_at_a_time
@@ -386,10 +384,7 @@ class Walk:
         self.forked_at = state.get("forked_at")
         self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
         self._policy_state = _unpacked(state["policy"])
-        if state.get("guard") is None:
-            self._go_unguarded()
-        elif self._guard is None:
-            raise StateMismatchError(GUARD_IS_OFF.format("saved state"))
+        self._follow_guard(state.get("guard"), "saved state")
         self._guard_state = self._state_to_guard(state)
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
@@ -411,9 +406,12 @@ class Walk:
     def _state_to_guard(self, state: Mapping[str, Any]) -> State:
         return parted(unpack(state["guard"])) if self._guard else {}
 
-    def _go_unguarded(self) -> None:
-        """Go on as the run began, before there were guards or with none."""
-        self._guard, self._guard_state, self._inbox.is_guarded = None, {}, False
+    def _follow_guard(self, guard: object, what: str) -> None:
+        """Go on as the run began; without a guard if there was none, as before there were any."""
+        if guard is None:
+            self._guard, self._guard_state, self._inbox.is_guarded = None, {}, False
+        elif self._guard is None:
+            raise StateMismatchError(GUARD_IS_OFF.format(what))
 
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
@@ -521,7 +519,7 @@ class Walk:
                 f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
                 f"{JOURNAL_VERSION} of curriculum {self.curriculum.fingerprint}; use a new file, or the old curriculum"
             )
-        self._follow_header(first["curriculum"].get("guard"))
+        self._follow_guard(first["curriculum"].get("guard"), "journal")
         begin = 1  # until a state is loaded, the walk stands at its beginning
         if first["parent"] is not None:
             begin, self.forked_from = first["parent"]["shared"] + 2, first["parent"]["fingerprint"]
@@ -533,12 +531,6 @@ class Walk:
                 )
             self._stand_at(record["state"])
         self._resume_at = journal.position_of(begin)
-
-    def _follow_header(self, guard: Mapping[str, Any] | None) -> None:
-        if guard is None:
-            self._go_unguarded()
-        elif self._guard is None:
-            raise StateMismatchError(GUARD_IS_OFF.format("journal"))
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._journal is None:

@@ -28,13 +28,12 @@ from service.schemas import (
     TokenizerFile,
     Weights,
 )
-from service.wire import DIGEST_HEADER, PHASE_HEADER, STEP_HEADER, check_digest, decode, split
+from service.wire import DIGEST_HEADER, MAX_STEPS, PHASE_HEADER, STEP_HEADER, check_digest, decode, split
 
 if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 TRANSIENT = ("not-ready", "run-state", "rate-limit", "store", "stalled", "journal", "slow-client")
-MAX_STEPS = 99  # of one answer
 
 Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)

@@ -21,7 +21,7 @@ import numpy as np
 from mixer.config import Curriculum, ScheduledPivot
 from mixer.plan import planned_regimes
 from mixer.records import cut_phases
-from mixer.regimes import Bounds, Regime
+from mixer.regimes import Bounds, Regime, regime_at
 from mixer.types import Array
 from service import words
 
@@ -115,7 +115,7 @@ class Chronicle:
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
-        return next(regime for regime in reversed(self.regimes) if regime.start <= step)
+        return regime_at(self.regimes, step)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in the next line."""

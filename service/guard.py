@@ -113,21 +113,25 @@ class Guard:
                 await _answer(send_with_headers, problem)
             raise
         finally:
-            took = time.perf_counter() - begin
-            route = getattr(scope.get("route"), "path", None) or state.get("route", "other")
-            self._metrics.request(route, scope["method"], status, took)
-            if status >= 400 or scope["method"] != "GET":
-                identity = state.get("identity")
-                log.info(
-                    "request",
-                    id=request_id,
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    ms=round(took * 1000, 2),
-                    who=identity.name if identity else None,
-                    origin=origin_of(scope),
-                )
+            self._note(scope, status, time.perf_counter() - begin)
+
+    def _note(self, scope: Scope, status: int, took_s: float) -> None:
+        """Count a request, and log it if it failed or changes something."""
+        state = scope["state"]
+        route = getattr(scope.get("route"), "path", None) or state.get("route", "other")
+        self._metrics.request(route, scope["method"], status, took_s)
+        if status >= 400 or scope["method"] != "GET":
+            identity = state.get("identity")
+            log.info(
+                "request",
+                id=state["request_id"],
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round(took_s * 1000, 2),
+                who=identity.name if identity else None,
+                origin=origin_of(scope),
+            )
 
     async def _read_tokens(self) -> None:
         """Have the tokens read in a thread, all requests one reading; wait for it if those known are too old."""

@@ -25,7 +25,6 @@ _SEVERAL = re.compile(rf"from=([0-9]{{1,9}})&limit=([1-9][0-9]?)&every=([1-9][0-
 _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
 MOMENT_S, MOMENTS = 0.00025, 8  # an answer waits 2 ms at most for what is being built
-MAX_STEPS = 99  # of one answer
 SMALL_BYTES = 64 << 10  # up to here an answer takes no longer than its turn would
 MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small answers wait behind large ones
 

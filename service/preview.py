@@ -10,6 +10,7 @@ import numpy as np
 from mixer.config import ScheduledPivot
 from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError
 from mixer.plan import planned_regimes
+from mixer.regimes import regime_at
 from service.chronicle import Chronicle
 from service.outline import corners, outline
 
@@ -41,7 +42,7 @@ def preview(
         regimes = planned_regimes(chronicle.curriculum, [*others, pivot])
     except (InfeasibleRegionError, UnknownSourceError, ConfigError) as error:
         return {"is_feasible": False, "at_step": step, **_problem(error)}
-    region = next(regime.region for regime in reversed(regimes) if regime.start <= step)
+    region = regime_at(regimes, step).region
     in_force = chronicle.regime_at(step).region
     num_sources = len(chronicle.names)
     before = np.asarray(chronicle.newest["weights"]) if chronicle.newest else np.full(num_sources, 1.0 / num_sources)

@@ -13,18 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.dataset import Batch
+from mixer.dataset import Batch, row_of, tensors_of
 from mixer.errors import TopologyError
 from mixer.feedback import Reports
 from mixer.phases import Phase
 from mixer.ranks import default_ranks
+from mixer.records import record_to_phase
 from mixer.region import Region
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
@@ -70,14 +69,7 @@ class RemoteWalk:
             if phase.start <= step < phase.end:
                 return phase
         self._client.weights(step)  # waits until it is decided
-        record = self._client.phases(step, 1).phases[0]
-        arrays: dict[str, Any] = {
-            "weights": np.array(record["weights"], dtype=np.float64),
-            "drawn": np.array(record["drawn"], dtype=np.int64),
-            "owed": np.array(record["owed"], dtype=np.float64),
-        }
-        fields: dict[str, Any] = {key: record[key] for key in ("index", "start", "length", "kind", "regime")}
-        phase = Phase(**fields, **arrays, names=self.names)
+        phase = record_to_phase(self._client.phases(step, 1).phases[0], self.names)
         self._kept.append(phase)
         return phase
 
@@ -170,7 +162,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
                 except RunEndedError:
                     return
                 begin = self._row if rows.step == first else 0
-                yield from self._yielded(self._tensors(rows), rows.step + num_workers, begin)
+                yield from self._yielded(tensors_of(rows, provenance=self._provenance), rows.step + num_workers, begin)
         finally:
             for slot in coming:
                 slot.cancel()
@@ -201,19 +193,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         num_rows = len(batch["source_ids"])
         for row in range(begin, num_rows):
             self._step, self._row = (batch["step"], row + 1) if row + 1 < num_rows else (following, 0)
-            yield {key: value[row] if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-    def _tensors(self, rows: RowBatch) -> Batch:
-        batch: Batch = {  # copies of their own: a trainer may mask labels in place
-            "input_ids": torch.from_numpy(rows.rows[:, :-1].astype(np.int64)),
-            "labels": torch.from_numpy(rows.rows[:, 1:].astype(np.int64)),
-            "source_ids": torch.from_numpy(rows.source_ids),
-            "step": rows.step,
-            "phase": rows.phase,
-        }
-        if self._provenance:
-            batch["row_numbers"] = torch.from_numpy(rows.row_numbers.copy())
-        return batch
+            yield row_of(batch, row)
 
     def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
         """Tell the service what this rank's rows taught; see ``MixtureDataset.report``.

@@ -24,6 +24,7 @@ from service.errors import BatchDigestError
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
 STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
+MAX_STEPS = 99  # in one answer with several
 MAX_LINE = 80  # bytes of the line before a body among several, which is four numbers
 DIGEST_HEADER = "content-digest"  # RFC 9530
 

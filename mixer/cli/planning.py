@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, results, talk
+from mixer.regimes import regime_at
 
 
 def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
@@ -63,7 +64,7 @@ def simulate(
             pass
     page = write_page(folder / "journal.jsonl", folder / "walk.html", title=f"Simulated walk of {config.name}")
     story = read_story(folder / "journal.jsonl")
-    region = next(r.region for r in reversed(curriculum.regimes) if r.start < num_steps)
+    region = regime_at(curriculum.regimes, num_steps - 1).region
     rows = [
         {
             "source": name,

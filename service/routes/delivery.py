@@ -9,10 +9,13 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from service.engine import Engine
-from service.lane import MAX_STEPS, batch_of, batches_of, several_headers
+from service.lane import batch_of, batches_of, several_headers
 from service.routes.common import EngineOf, errors, needs
 from service.schemas import Feedback, FeedbackTaken, Rank, SourceProgress, Status, Step
-from service.wire import DIGEST_HEADER, MEDIA_TYPE, PHASE_HEADER, SEVERAL_TYPE, STEP_HEADER, Body, joined
+from service.wire import DIGEST_HEADER, MAX_STEPS, MEDIA_TYPE, PHASE_HEADER, SEVERAL_TYPE, STEP_HEADER, Body, joined
+
+RankNumber = Annotated[int, Query(ge=0, lt=2**20)]
+WorldSize = Annotated[int, Query(ge=1, lt=2**20)]
 
 _BATCH: dict[int | str, dict[str, Any]] = {
     200: {
@@ -50,8 +53,8 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         request: Request,
         engine: Run,
         step: Annotated[Step, Path(examples=[0])],
-        rank: Annotated[int, Query(ge=0, lt=2**20)] = 0,
-        world_size: Annotated[int, Query(ge=1, lt=2**20)] = 1,
+        rank: RankNumber = 0,
+        world_size: WorldSize = 1,
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not built")] = 10,
     ) -> Response:
         body = await batch_of(engine, step, rank, world_size, wait_s)
@@ -70,8 +73,8 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         first: Annotated[Step, Query(alias="from", description="waited for; those after it are not", examples=[0])],
         limit: Annotated[int, Query(ge=1, le=MAX_STEPS, description="most steps of this answer")] = 8,
         every: Annotated[int, Query(ge=1, le=999, description="from one of these steps to the next")] = 1,
-        rank: Annotated[int, Query(ge=0, lt=2**20)] = 0,
-        world_size: Annotated[int, Query(ge=1, lt=2**20)] = 1,
+        rank: RankNumber = 0,
+        world_size: WorldSize = 1,
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for the first step")] = 10,
     ) -> Response:
         steps = range(first, first + limit * every, every)
@@ -92,35 +95,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
 
     @router.get("/status", dependencies=[needs("read")], summary="How the run is doing just now")
     async def status(engine: Run) -> Status:
-        asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.monotonic()
-        absent = engine.patience.absent
-        ranks = [
-            Rank(
-                rank=rank,
-                asked_step=asked[rank][0] if rank in asked else None,
-                asked_ago_s=max(0.0, now - asked[rank][1]) if rank in asked else None,
-                reported_step=reported.get(rank),
-                is_absent=rank in absent,
-            )
-            for rank in sorted({*asked, *reported})
-        ]
-        counters = engine.counters
-        return Status(
-            run=engine.name,
-            is_ready=engine.is_ready,
-            is_paused=engine.is_paused,
-            problem=None if engine.problem is None else str(engine.problem),
-            end=engine.end,
-            next_step=engine.next_step,
-            frontier=engine.walk.frontier,
-            queue_depth=engine.queue_depth,
-            bytes_held=engine.bytes_held,
-            batches_built=counters.batches_built,
-            batches_served=counters.batches_served,
-            tokens_served=counters.tokens_served,
-            reports=counters.reports,
-            ranks=ranks,
-        )
+        return run_status(engine)
 
     return router
 
@@ -132,3 +107,36 @@ def batch_response(body: Body, if_none_match: str | None) -> Response:
     response = Response(body.data)
     response.raw_headers = list(body.headers)
     return response
+
+
+def run_status(engine: Engine) -> Status:
+    """Return how a run is doing just now."""
+    asked, reported, now = dict(engine.counters.last_asked), engine.patience.last_reports(), time.monotonic()
+    absent = engine.patience.absent
+    ranks = [
+        Rank(
+            rank=rank,
+            asked_step=asked[rank][0] if rank in asked else None,
+            asked_ago_s=max(0.0, now - asked[rank][1]) if rank in asked else None,
+            reported_step=reported.get(rank),
+            is_absent=rank in absent,
+        )
+        for rank in sorted({*asked, *reported})
+    ]
+    counters = engine.counters
+    return Status(
+        run=engine.name,
+        is_ready=engine.is_ready,
+        is_paused=engine.is_paused,
+        problem=None if engine.problem is None else str(engine.problem),
+        end=engine.end,
+        next_step=engine.next_step,
+        frontier=engine.walk.frontier,
+        queue_depth=engine.queue_depth,
+        bytes_held=engine.bytes_held,
+        batches_built=counters.batches_built,
+        batches_served=counters.batches_served,
+        tokens_served=counters.tokens_served,
+        reports=counters.reports,
+        ranks=ranks,
+    )
