@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from mixer.config import Curriculum
@@ -21,7 +20,7 @@ from service.settings import Settings
 from service.store import Store
 from tests.fleet import Fleet, digest_of
 from tests.postgres import Postgres, postgres
-from tests.serving import Served, losses_of, write_run
+from tests.serving import Served, get, losses_of, write_run
 from tests.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
 
 PATIENT = ("--feedback-wait-s", "600")  # decisions wait for every rank, so that timing shapes nothing
@@ -149,9 +148,9 @@ def test_postgresql_that_is_cut_off_and_a_server_that_is_killed_leave_no_trace(
         assert what_was_decided(journal_of(server)) == what_was_decided(journal)
         assert what_was_reported(journal_of(server)) == what_was_reported(journal)
         database.stop()
-        down = httpx2.get(server.url + "/readyz", trust_env=False)
+        down = get(server.url + "/readyz")
         assert (down.status_code, down.json()["error"]["code"]) == (503, "store")
-        assert httpx2.get(server.url + "/healthz", trust_env=False).status_code == 200
+        assert get(server.url + "/healthz").status_code == 200
         database.start()
         server.wait_ready()
     assert "Traceback" not in server.log()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 import torch
@@ -22,7 +21,7 @@ from mixer.errors import FeedbackError, FutureFeedbackError, PivotError, StateMi
 from mixer.journal import read_journal
 from service.client import AsyncMixerClient, MixerClient, RemoteMixtureDataset
 from service.errors import RunEndedError, UnreachableError
-from tests.serving import STEPS, B, Served, T, decisions, free_port, losses_of, reports, write_run
+from tests.serving import STEPS, B, Served, T, decisions, free_port, get, listen, losses_of, post, reports, write_run
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +82,12 @@ def test_ranks_share_the_global_batch_row_by_row(client: MixerClient) -> None:
 
 
 def test_a_batch_has_a_tag_and_says_that_it_has_not_changed(served: Served) -> None:
-    first = httpx2.get(served.url + "/batches/0", params={"rank": 1, "world_size": 2})
-    again = httpx2.get(served.url + "/runs/run/batches/0", params={"rank": 1, "world_size": 2})
+    first = get(served.url + "/batches/0", params={"rank": 1, "world_size": 2})
+    again = get(served.url + "/runs/run/batches/0", params={"rank": 1, "world_size": 2})
     assert first.content == again.content
     assert first.headers["etag"] == again.headers["etag"]
     assert first.headers["x-mixer-step"] == "0"
-    same = httpx2.get(
+    same = get(
         served.url + "/batches/0",
         params={"rank": 1, "world_size": 2},
         headers={"if-none-match": first.headers["etag"]},
@@ -168,7 +167,7 @@ def test_a_pivot_is_in_force_at_the_next_boundary_and_reaches_the_batches_there(
             assert 1 not in rows.source_ids
         with pytest.raises(PivotError, match="there is a regime named without-s2 already"):
             client.pivot(Pivot(name="without-s2"))
-        audit = httpx2.get(server.url + "/pivots").json()
+        audit = get(server.url + "/pivots").json()
         assert [(line["who"], line["origin"], line["detail"]["name"]) for line in audit] == [
             ("local", "127.0.0.1", "without-s2"),
             ("local", "127.0.0.1", "without-s1"),
@@ -178,7 +177,7 @@ def test_a_pivot_is_in_force_at_the_next_boundary_and_reaches_the_batches_there(
 
 def test_a_step_too_far_ahead_waits_until_others_have_come_near(tmp_path: Path) -> None:
     with Served(write_run(tmp_path), tmp_path / "runs", "--ahead-steps", "4", "--feedback-wait-s", "0") as server:
-        early = httpx2.get(server.url + "/batches/60", params={"wait_s": 0.1})
+        early = get(server.url + "/batches/60", params={"wait_s": 0.1})
         assert (early.status_code, early.json()["error"]["code"]) == (409, "not-ready")
         found = []
         with MixerClient(server.url) as client:
@@ -199,8 +198,8 @@ def test_steps_outside_the_retention_window_are_gone(tmp_path: Path) -> None:
                 client.batch(step)
         server.kill()
         server.start()  # memory is empty now
-        httpx2.get(server.url + "/batches/49")
-        gone = httpx2.get(server.url + "/batches/5")
+        get(server.url + "/batches/49")
+        gone = get(server.url + "/batches/5")
         assert (gone.status_code, gone.json()["error"]["code"]) == (410, "step-gone")
         assert gone.json()["error"]["hint"]
 
@@ -247,7 +246,7 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise(served: Served, client: Mi
         assert fork.batch(begin - 1).rows.tobytes() == client.batch(begin - 1).rows.tobytes()
         assert set(fork.batch(begin).source_ids.tolist()) == {0, 2}
         assert fork.config()["parent"] == {"fingerprint": client.config()["fingerprint"], "step": begin}
-    refused = httpx2.post(served.url + "/runs/run/fork", json={"name": "again", "at_step": begin + 1})
+    refused = post(served.url + "/runs/run/fork", json={"name": "again", "at_step": begin + 1})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request")
 
 
@@ -260,14 +259,14 @@ def test_the_async_client_asks_the_same(served: Served, client: MixerClient) -> 
 
 
 def test_the_journal_can_be_read_as_it_lies_on_the_disk(served: Served) -> None:
-    assert httpx2.get(served.url + "/walk").content == served.journal.read_bytes()
+    assert get(served.url + "/walk").content == served.journal.read_bytes()
 
 
 def test_events_come_as_phases_are_decided(tmp_path: Path) -> None:
     with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "0") as server:
         seen: list[int] = []
         with (
-            httpx2.stream("GET", server.url + "/events", headers={"last-event-id": "0"}) as stream,
+            listen(server.url + "/events", headers={"last-event-id": "0"}) as stream,
             MixerClient(server.url) as client,
         ):
             for step in range(30):

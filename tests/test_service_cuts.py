@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from mixer.audit import audit
@@ -22,7 +21,7 @@ from service.errors import StoreError
 from service.served import LEASE, Served
 from service.store import Store
 from tests.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
-from tests.serving import STEPS, losses_of, write_run
+from tests.serving import STEPS, get, losses_of, write_run
 from tests.serving import Served as Server
 
 WITHOUT = Pivot(name="without-s2", exclude=("s2",))
@@ -252,7 +251,7 @@ def test_a_pivot_over_http_is_in_force_now_and_survives_kills(folder: Path, tmp_
         assert [client.weights(step).regime for step in taken] == [f"p{number}" for number in range(len(cuts))]
         assert client.weights(taken[0] - 1).regime == "firehose"
         assert all(step >= trained for step, trained in zip(taken, cuts, strict=True))
-        lines = httpx2.get(server.url + "/pivots", trust_env=False).json()
+        lines = get(server.url + "/pivots").json()
         assert {(line["who"], line["origin"], line["detail"]["at"]) for line in lines} == {
             ("local", "127.0.0.1", "now")
         }

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 
@@ -27,7 +26,7 @@ from service.sharing import Sharing
 from service.store import Store
 from tests.engines import KilledError, body, rows_of
 from tests.postgres import postgres
-from tests.serving import STEPS, Served, losses_of, write_run
+from tests.serving import STEPS, Served, get, losses_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise_also_after_a_kill(
             with pytest.raises(StateMismatchError):
                 resumed.load_state_dict({**state, "step": begin + 1})
         assert [parent.batch(step).rows.tobytes() for step in range(30)] == [rows for rows, _ in shared]
-        audits = httpx2.get(server.url + "/runs/fork/pivots", trust_env=False).json()
+        audits = get(server.url + "/runs/fork/pivots").json()
         assert [(line["action"], line["detail"]) for line in audits] == [("fork", {"parent": "run", "at_step": begin})]
     journal = tmp_path / "runs" / "fork" / "journal.jsonl"
     assert audit(journal).difference is None

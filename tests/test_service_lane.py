@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -30,7 +29,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.window import Built, Turns
 from service.wire import Body, arrow_stream, decode, encode, joined, split
-from tests.serving import STEPS, Served, reports, write_run
+from tests.serving import STEPS, Served, get, reports, write_run
 
 LANE = ("rank", "world_size", "wait_s")  # the order that the lane knows; any other goes to the framework
 
@@ -46,7 +45,7 @@ def answers(server: Served, path: str, **params: Any) -> list[tuple[int, bytes, 
     """The same request by the lane, and in an order that only the framework takes."""
     found = []
     for order in (params, dict(reversed(params.items()))):
-        answer = httpx2.get(server.url + path, params=order, trust_env=False)
+        answer = get(server.url + path, params=order)
         kept = ("content-type", "etag", "content-digest", "x-mixer-step", "x-mixer-phase", "cache-control")
         found.append((answer.status_code, answer.content, {k: v for k, v in answer.headers.items() if k in kept}))
         is_lane = "content-security-policy" not in answer.headers and answer.status_code < 400
