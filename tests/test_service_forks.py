@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,12 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise_also_after_a_kill(
 
 @pytest.fixture
 def runs(folder: Path, tmp_path: Path) -> Iterator[Runs]:
+    with runs_over(folder, tmp_path) as runs:
+        yield runs
+
+
+@contextmanager
+def runs_over(folder: Path, tmp_path: Path) -> Iterator[Runs]:
     settings = Settings(folder=tmp_path / "runs", feedback_wait_s=0)
     store = Store.open(settings.database_url)
     runs = Runs(settings, store, Events())
@@ -179,17 +185,18 @@ def test_a_kill_while_a_fork_is_made_leaves_a_fork_or_none(
         again.close()
 
 
-def test_runs_over_the_same_prepared_rows_open_and_map_them_once(runs: Runs, folder: Path) -> None:
-    gc.collect()  # what other tests mapped of the same files, so that it cannot go between the two counts
-    body(runs.engine("run"), 0)
-    mapped = maps_of(folder / "rows")
-    assert mapped > 0
-    for name in ("one", "two"):
-        runs.create(name, runs.record("run").curriculum)
-        body(runs.engine(name), 0)
-    runs.fork("run", "three", None, {})
-    assert len({id(runs.engine(name)._parts.rows._prepared) for name in runs.names()}) == 1
-    assert maps_of(folder / "rows") == mapped
+def test_runs_over_the_same_prepared_rows_open_and_map_them_once(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "rows", tmp_path / "rows")  # that no other test maps
+    with runs_over(tmp_path, tmp_path) as runs:
+        body(runs.engine("run"), 0)
+        mapped = maps_of(tmp_path / "rows")
+        assert mapped > 0
+        for name in ("one", "two"):
+            runs.create(name, runs.record("run").curriculum)
+            body(runs.engine(name), 0)
+        runs.fork("run", "three", None, {})
+        assert len({id(runs.engine(name)._parts.rows._prepared) for name in runs.names()}) == 1
+        assert maps_of(tmp_path / "rows") == mapped
 
 
 def maps_of(folder: Path) -> int:

@@ -60,7 +60,7 @@ def served(journal: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def client(served: Served) -> Iterator[MixerClient]:
-    with MixerClient(served.url, patience_s=20) as client:
+    with MixerClient(served.url, patience_s=100) as client:
         yield client
 
 
