@@ -22,9 +22,8 @@ from mixer.draws import phase_counts, plan_rows
 from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.permutation import order_key, permuted, sides
 from mixer.phases import Phase
-from mixer.sources import Progress
+from mixer.sources import EndOfSource, Progress
 from mixer.sources.prepared import JointRows, PreparedRows
-from mixer.sources.rows import EndOfSource
 from mixer.types import IntArray, RowArray
 
 TOUCHED_ROWS = 16  # that a thread touches at once

@@ -30,14 +30,14 @@ from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.records import check_state
-from mixer.sources import Progress
-from mixer.sources.rows import EndOfSource
+from mixer.sources import EndOfSource, Progress
 from mixer.suspension import Suspension
-from mixer.tokenizer import TextTokenizer
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
+
+    from mixer.tokenizer import TextTokenizer
 
 Batch = dict[str, Any]
 

@@ -17,8 +17,8 @@ from mixer.batches import BatchReader
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError
+from mixer.sources import EndOfSource
 from mixer.sources.manifest import smallest_dtype
-from mixer.sources.rows import EndOfSource
 from mixer.walk import Walk
 from service.decisions import Decisions, UndecidedError
 from service.errors import StallError, StoreError

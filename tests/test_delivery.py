@@ -10,6 +10,8 @@ import os
 import pickle
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -138,6 +140,20 @@ def test_the_journal_says_which_prepared_rows_are_read(folder: Path) -> None:
     rows = Prepared.open(folder / "rows").sources
     found = next(read_journal(folder / "header.jsonl"))["sources"]
     assert found == {f"s{k}": f"rows {rows[f's{k}'].fingerprint}" for k in range(4)}
+
+
+def test_reading_prepared_rows_imports_neither_datasets_nor_tokenizers(folder: Path) -> None:
+    config = folder / "prepared.yaml"
+    config.write_text(json.dumps(a_curriculum(folder).model_dump(mode="json", exclude_unset=True)))
+    code = f"""
+import sys
+from mixer import Curriculum, MixtureDataset
+dataset = MixtureDataset(Curriculum.from_yaml({str(config)!r}))
+dataset.report(batch := next(iter(dataset)), batch["labels"] * 0.5)
+dataset.state_dict(), dataset.progress()
+print(*{{"datasets", "tokenizers", "pandas", "httpx2"}} & set(sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.slow
