@@ -60,6 +60,9 @@ class BatchReader(Protocol):
             SourceError: a source cannot be read on; the same step may be asked for again.
         """
 
+    def give_back(self, batch: RowBatch) -> None:
+        """Take back the batch that was read last, which nobody trains on; its step may be asked for again."""
+
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read by the batches before ``step``."""
 
@@ -181,6 +184,9 @@ class PreparedReader:
         num_rows = self._plan.addresses.shape[1]
         for part in self._touching[i * num_rows // TOUCHED_ROWS : -(-(i + 1) * num_rows // TOUCHED_ROWS)]:
             part.result()
+
+    def give_back(self, batch: RowBatch) -> None:
+        """Do nothing: any step can be read at any time."""
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read; documents are in proportion to rows, which are in no file's order."""

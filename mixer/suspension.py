@@ -1,7 +1,8 @@
 """A source that cannot be reached is pivoted out of the region, and back in when it answers again.
 
 Both are live pivots, so they are journalled, replayed and kept in saved states like any other. The one out cuts the
-phase in force at the batch that could not be composed; the one back in begins with the next phase.
+phase in force at the batch that could not be composed; the one back in begins with the next phase. Ranks agree before
+any of them trains on a batch: what one cannot compose, the others give back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.errors import MixerError, SourceUnavailableError
 from mixer.regimes import OUT_OF_REACH, Bounds, Regime
@@ -23,11 +25,38 @@ class Suspension:
     Args:
         curriculum: the run.
         walk: who decides; one that cannot pivot (a replay) suspends nothing.
+        highest: returns the highest of the numbers that the ranks ask with, each of the others once.
     """
 
-    def __init__(self, curriculum: Curriculum, walk: Any) -> None:
+    def __init__(self, curriculum: Curriculum, walk: Any, highest: Callable[[int], int]) -> None:
+        self._names = curriculum.names
+        self._highest = highest
         self._may = {source.name for source in curriculum.sources if source.on_failure == "suspend"}
         self._walk = walk
+
+    def read(self, reader: BatchReader, step: int) -> RowBatch:
+        """Return the batch of a step, as soon as every rank can compose its own.
+
+        Raises:
+            SourceUnavailableError: a source is out of reach and cannot be suspended; on all ranks.
+        """
+        if self._walk.phase_at(step).start == step:
+            self.take_back(step, lambda name: not self._highest(not reader.probe(name)))
+        while True:
+            batch, error = None, None
+            try:
+                batch = reader.read(step)
+            except SourceUnavailableError as unavailable:
+                error = unavailable
+            failed = self._highest(0 if error is None else 1 + self._names.index(error.name))
+            if batch is not None:
+                if not failed:
+                    return batch
+                reader.give_back(batch)
+            name = self._names[failed - 1]
+            if error is None or error.name != name:
+                error = SourceUnavailableError(f"source {name}: another rank cannot reach it", name=name)
+            self.suspend(error, step)
 
     def suspend(self, error: SourceUnavailableError, step: int) -> None:
         """Pivot the source that failed out from ``step`` on, whose batch is composed anew.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts
@@ -38,6 +40,8 @@ from mixer.errors import (
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
 from mixer.rewards import SourceLosses
+from mixer.sources import streams
+from mixer.sources.faults import NetworkFault
 from mixer.sources.prepared import JointRows, Prepared
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
@@ -463,6 +467,66 @@ def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) ->
     for (step, ids, sources), (_, ids_0, sources_0), (_, ids_1, sources_1) in zip(expected, zero, one, strict=True):
         assert [ids[0::2], ids[1::2]] == [ids_0, ids_1], step
         assert [sources[0::2], sources[1::2]] == [sources_0, sources_1], step
+
+
+class Unreachable:
+    """Stands before one source of a rank's reader: what was read already is there all the same."""
+
+    def __init__(self, dataset: MixtureDataset, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
+        i = dataset.curriculum.names.index(name)
+        stream = dataset._reader._sources[i]._ahead._stream  # type: ignore[attr-defined]
+        self._try_group = stream.try_group
+        self.is_down = False
+        monkeypatch.setattr(stream, "try_group", self._through)
+
+    def _through(self) -> Any:
+        if self.is_down:
+            raise NetworkFault("cannot be reached: gone")
+        return self._try_group()
+
+
+def test_ranks_suspend_together_what_one_of_them_cannot_reach_and_lose_no_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_failure": "suspend"} for k in range(4)]
+    fields: dict[str, Any] = {"total_steps": 200, "pivots": [], "policy": "static", "feedback_lag": 0}
+    curriculum = a_curriculum(folder, prepared=None, sources=sources, retries={"attempts": 1}, **fields)
+
+    def job(rank: int, world_size: int, down: dict[int, tuple[str, range]]) -> Any:
+        name, steps = down.get(rank, ("s2", range(0)))
+        journal = Journal.create(folder / f"suspended-{time.monotonic_ns()}.jsonl") if rank == 0 else None
+        dataset = MixtureDataset(curriculum, journal=journal)
+        network, given = Unreachable(dataset, name, monkeypatch), []
+        for batch in dataset:
+            given.append((batch["source_ids"].tolist(), batch["input_ids"].tolist()))
+            network.is_down = batch["step"] in steps
+            dataset.report(batch, torch.full((B // world_size, T), 2.0))
+        return given, [p.model_dump() for p in dataset.walk._plan.live_pivots], str(journal.path) if journal else None
+
+    whole = in_ranks(2, functools.partial(job, down={}))
+    down = {1: ("s2", range(30, 90)), 0: ("s3", range(60, 130))}
+    (given_0, pivots_0, journal_0), (given_1, pivots_1, _) = parts = in_ranks(2, functools.partial(job, down=down))
+    assert pivots_0 == pivots_1
+    excluded = [set(pivot["exclude"]) for pivot in pivots_0]
+    assert {"s2"} in excluded
+    assert excluded[-1] == set()
+    assert any("s3" in names for names in excluded)
+    assert len(given_0) == len(given_1) == 200
+    for pivot, following in zip(pivots_0, [*pivots_0[1:], {"at_step": 200}], strict=True):
+        out = {int(name[1:]) for name in pivot["exclude"]}
+        for given in (given_0, given_1):
+            assert not any(out & set(ids) for ids, _ in given[pivot["at_step"] : following["at_step"]])
+    for (given, _, _), (given_whole, _, _) in zip(parts, whole, strict=True):
+        for i in range(4):  # the rows of a source that a rank gets are the same, in the same order, none left out
+            one, other = (
+                [row for ids, rows in all_steps for source, row in zip(ids, rows, strict=True) if source == i]
+                for all_steps in (given, given_whole)
+            )
+            shared = min(len(one), len(other))
+            assert shared > 20
+            assert one[:shared] == other[:shared]
+    assert audit(journal_0).difference is None
 
 
 def test_a_run_of_two_ranks_goes_on_with_one(folder: Path) -> None:
