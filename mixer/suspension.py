@@ -13,7 +13,7 @@ from typing import Any
 
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.errors import MixerError, SourceUnavailableError
+from mixer.errors import MixerError, PivotError, SourceUnavailableError
 from mixer.regimes import OUT_OF_REACH, Bounds, Regime
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ class Suspension:
     Args:
         curriculum: the run.
         walk: who decides; one that cannot pivot (a replay) suspends nothing.
-        highest: returns the highest of the numbers that the ranks ask with, each of the others once.
+        highest: returns the highest of the numbers that all ranks call it with; by default this process reads for all.
     """
 
-    def __init__(self, curriculum: Curriculum, walk: Any, highest: Callable[[int], int]) -> None:
+    def __init__(self, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> None:
         self._names = curriculum.names
         self._highest = highest
         self._may = {source.name for source in curriculum.sources if source.on_failure == "suspend"}
@@ -58,8 +58,13 @@ class Suspension:
                 error = SourceUnavailableError(f"source {name}: another rank cannot reach it", name=name)
             self.suspend(error, step)
 
-    def suspend(self, error: SourceUnavailableError, step: int) -> None:
+    def suspend(self, error: SourceUnavailableError, step: int, *, first_free: int = 0) -> None:
         """Pivot the source that failed out from ``step`` on, whose batch is composed anew.
+
+        Args:
+            error: says which source.
+            step: of the batch that could not be composed.
+            first_free: the first step that nobody counts on as it is.
 
         Raises:
             SourceUnavailableError: the one given, if the source is not to be suspended; or another with the reason, if
@@ -70,6 +75,8 @@ class Suspension:
         planned = self._planned(step).bounds
         out = [*self._suspended(step), error.name]
         try:
+            if step < first_free:
+                raise PivotError(f"the weights of step {first_free - 1} were given out")
             self._walk.pivot(_without(planned, out, name=_name(step, out)), step, cut=True)
         except MixerError as reason:
             raise SourceUnavailableError(

@@ -40,12 +40,11 @@ from mixer.errors import (
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
 from mixer.rewards import SourceLosses
-from mixer.sources import streams
-from mixer.sources.faults import NetworkFault
 from mixer.sources.prepared import JointRows, Prepared
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
+from tests.outages import Outage
 
 T, B, STEPS = 16, 8, 70
 WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
@@ -469,23 +468,6 @@ def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) ->
         assert [sources[0::2], sources[1::2]] == [sources_0, sources_1], step
 
 
-class Unreachable:
-    """Stands before one source of a rank's reader: what was read already is there all the same."""
-
-    def __init__(self, dataset: MixtureDataset, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
-        i = dataset.curriculum.names.index(name)
-        stream = dataset._reader._sources[i]._ahead._stream  # type: ignore[attr-defined]
-        self._try_group = stream.try_group
-        self.is_down = False
-        monkeypatch.setattr(stream, "try_group", self._through)
-
-    def _through(self) -> Any:
-        if self.is_down:
-            raise NetworkFault("cannot be reached: gone")
-        return self._try_group()
-
-
 def test_ranks_suspend_together_what_one_of_them_cannot_reach_and_lose_no_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +479,7 @@ def test_ranks_suspend_together_what_one_of_them_cannot_reach_and_lose_no_row(
         name, steps = down.get(rank, ("s2", range(0)))
         journal = Journal.create(folder / f"suspended-{time.monotonic_ns()}.jsonl") if rank == 0 else None
         dataset = MixtureDataset(curriculum, journal=journal)
-        network, given = Unreachable(dataset, name, monkeypatch), []
+        network, given = Outage(dataset._reader, curriculum.names.index(name), monkeypatch), []
         for batch in dataset:
             given.append((batch["source_ids"].tolist(), batch["input_ids"].tolist()))
             network.is_down = batch["step"] in steps
