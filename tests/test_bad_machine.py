@@ -12,7 +12,6 @@ from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from mixer.config import Curriculum
@@ -21,7 +20,7 @@ from service.client import MixerClient
 from service.engine import Engine
 from service.errors import StallError, StoreError, UnreachableError
 from tests.fleet import digest_of
-from tests.serving import STEPS, Served, losses_of, write_run
+from tests.serving import STEPS, Served, get, losses_of, write_run
 from tests.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
 
 DISK_MIB = 3
@@ -74,7 +73,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged_and_the_run_goes_on_whe
                 step += 1
             except UnreachableError as error:
                 problems.append(str(error))
-                assert httpx2.get(server.url + "/weights", trust_env=False).status_code == 200
+                assert get(server.url + "/weights").status_code == 200
                 assert digest_of(client.batch(3)) == expected[3, 0]
                 inside.unlink()
         found = journal_of(server)
@@ -97,7 +96,7 @@ signal.signal(signal.SIGUSR1, jump)
 def date_of(server: Served) -> float:
     """Return the server's clock, once it has had the time to look at it."""
     time.sleep(1.5)
-    answer = httpx2.get(server.url + "/healthz", trust_env=False)
+    answer = get(server.url + "/healthz")
     return parsedate_to_datetime(answer.headers["date"]).timestamp()
 
 

@@ -322,7 +322,7 @@ def test_a_data_set_that_is_dropped_leaves_no_thread_and_no_socket(folder: Path)
     assert socket_path.exists()
     del dataset, loader
     gc.collect()
-    thread.join(10)
+    thread.join(100)
     assert not thread.is_alive()
     assert not socket_path.exists()
 
@@ -572,12 +572,12 @@ def test_workers_end_when_their_training_process_is_killed(folder: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.start()
-    workers = pids.get(timeout=60)
+    workers = pids.get(timeout=100)
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.join()
     Journal.open(folder / "killed.jsonl").close()  # no worker holds its lock
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline and any(
         Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid) for pid in workers
     ):

@@ -221,7 +221,7 @@ def test_a_state_does_not_wait_for_the_disk_and_stays_small(tmp_path: Path, monk
 
         def slowly(file: int) -> None:
             if threading.current_thread() is not threading.main_thread():
-                assert is_answering.wait(10)
+                assert is_answering.wait(100)
             fsync(file)
 
         monkeypatch.setattr(os, "fsync", slowly)

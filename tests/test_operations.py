@@ -11,7 +11,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 import typer
 
@@ -21,7 +20,7 @@ from service.engine import Engine
 from service.metrics import Metrics
 from tests.fleet import digest_of
 from tests.load import simulate_ranks
-from tests.serving import Served, losses_of, write_run
+from tests.serving import Served, get, losses_of, write_run
 from tests.undisturbed import engine_in, rows_of, undisturbed, what_was_decided
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +121,7 @@ def test_sixty_four_ranks_train_without_an_error_in_memory_that_stays_flat(tmp_p
             pytest.skip("this system has no /proc to read a process's memory from")
         deadline = time.monotonic() + LOAD_S
         result = simulate_ranks(server.url, num_ranks=64, until=deadline, sample=lambda: resident_bytes(status))
-        answer = httpx2.get(server.url + "/readyz", trust_env=False)
+        answer = get(server.url + "/readyz")
         assert answer.status_code == 200
         assert "Traceback" not in server.log()
     assert result.errors == []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -116,23 +116,40 @@ def _hears_ctrl_c() -> None:
 
 
 def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from mixer.cli import main; main()",
-        "watch",
-        str(tmp_path / "w"),
-        "--every",
-        "0.1",
-    ]
+    terminal, inside = os.openpty()
+    command = [sys.executable, "-c", "from mixer.cli import main; main()", "watch", str(tmp_path / "w")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c
+        [*command, "--every", "0.1"],
+        stdout=inside,
+        stderr=subprocess.PIPE,
+        preexec_fn=_hears_ctrl_c,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
     )
-    time.sleep(0.1)
-    with Journal.create(tmp_path / "w") as journal:
-        drive(Walk(curriculum(3), journal=journal), 30)
-    time.sleep(4.0)  # interpreters start slowly on a busy machine
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-    assert "source-2" in out
+    os.close(inside)
+    try:
+        assert "waiting for" in read_until(terminal, "waiting for")
+        with Journal.create(tmp_path / "w") as journal:
+            drive(Walk(curriculum(3), journal=journal), 30)
+        assert "source-2" in read_until(terminal, "source-2")
+        process.send_signal(signal.SIGINT)
+        read_until(terminal, "")  # or it would wait for who reads
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        assert err == b""
+    finally:
+        process.kill()
+        os.close(terminal)
+
+
+def read_until(terminal: int, words: str) -> str:
+    """Return what a terminal is told until it shows these words, or is left if there are none."""
+    told = ""
+    while not words or words not in told:
+        try:
+            piece = os.read(terminal, 65_536)
+        except OSError:  # Linux's way to say that nobody writes any more
+            break
+        told += piece.decode(errors="replace")
+        if not piece:
+            break
+    return told
