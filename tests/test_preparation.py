@@ -28,11 +28,11 @@ from mixer.errors import (
     UnknownSourceError,
 )
 from mixer.preparation import prepare
-from mixer.sources import preparing
+from mixer.sources import EndOfSource, preparing
 from mixer.sources.holdout import is_held_out
 from mixer.sources.huggingface import open_stream
 from mixer.sources.prepared import Prepared
-from mixer.sources.rows import EndOfSource, StreamedRows
+from mixer.sources.rows import StreamedRows
 from mixer.tokenizer import read_tokenizer, train
 
 SEPARATOR = "<|endoftext|>"

@@ -21,6 +21,7 @@ from service.errors import StoreError
 from service.served import LEASE, Served
 from service.store import Store
 from tests.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
+from tests.outages import Outage
 from tests.serving import STEPS, get, losses_of, write_run
 from tests.serving import Served as Server
 
@@ -149,6 +150,29 @@ def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_pat
         train(engine, range(step, step + 20))
         assert all(2 not in rows_of(body(engine, s)).source_ids for s in range(step, step + 20))
         assert_each_row_once(engine, step + 20)
+
+
+def test_a_source_out_of_reach_is_pivoted_out_and_back_in_and_no_row_is_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": f"s{k}", "data_files": f"s{k}.jsonl", "on_failure": "suspend"} for k in range(4)]
+    curriculum = Curriculum.from_yaml(write_run(folder, sources=sources, retries={"attempts": 1}, total_steps=120))
+    with running(curriculum, tmp_path, feedback_wait_s=0.0, retain_steps=200) as engine:
+        train(engine, range(10))
+        network = Outage(engine._builder.reader, 2, monkeypatch)
+        network.is_down = True
+        train(engine, range(10, 80))
+        network.is_down = False
+        train(engine, range(80, 120))
+        out, back = pivots(tmp_path)
+        assert (out["exclude"], back["exclude"]) == (["s2"], [])
+        drawn = [2 in rows_of(body(engine, step, 0, 1)).source_ids for step in range(120)]
+        assert any(drawn[10 : out["at_step"]])
+        assert not any(drawn[out["at_step"] : back["at_step"]])
+        assert any(drawn[back["at_step"] :])
+        assert_each_row_once(engine, 120)
+        assert engine._builder.problem is None
+    assert audit(journal(tmp_path)).difference is None
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
