@@ -78,7 +78,7 @@ class Engine:
         self.watch = Watch()  # what a page is told
         prepared = (sharing or Sharing()).prepared(curriculum)
         rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
-        lines = open_lines(store, name, curriculum, Path(settings.folder))
+        lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
         self._parts = Parts(
