@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pickle
@@ -258,23 +257,30 @@ def test_readers_of_text_resume_exactly(file: Path) -> None:
 
 
 def test_the_interpreter_waits_for_calls_from_the_threads_of_a_library() -> None:
-    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def read(argument: object) -> None:
-        begun.set()
-        may_end.wait()
-        ended.set()
-
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(read)
-    libc, thread = ctypes.CDLL(None), ctypes.c_ulong()
-    assert libc.pthread_create(ctypes.byref(thread), None, call, None) == 0  # as Arrow starts its own
-    assert begun.wait(60)
-    background._await_foreign_threads(time.monotonic() + 0.02)
-    assert not ended.is_set()  # nor does it wait for ever
-    threading.Timer(0.1, may_end.set).start()
-    background._await_foreign_threads(time.monotonic() + 60)
-    assert ended.is_set()
-    assert libc.pthread_join(thread, None) == 0
+    """In a process of its own: here pytest-xdist has such a thread, for which it would wait to the end."""
+    code = """
+import ctypes, threading, time
+from mixer.sources import background
+begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+def read(argument):
+    begun.set()
+    may_end.wait()
+    ended.set()
+call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(read)
+libc, thread = ctypes.CDLL(None), ctypes.c_ulong()
+assert libc.pthread_create(ctypes.byref(thread), None, call, None) == 0  # as Arrow starts its own
+assert begun.wait(60)
+background._await_foreign_threads(time.monotonic() + 0.02)
+assert not ended.is_set()  # nor does it wait for ever
+threading.Timer(0.1, may_end.set).start()
+until = time.monotonic() + 100
+background._await_foreign_threads(until)
+assert ended.is_set()
+assert time.monotonic() < until
+assert libc.pthread_join(thread, None) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_open_is_closed_at_exit_after_the_threads(capfd: pytest.CaptureFixture[str]) -> None:
