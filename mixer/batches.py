@@ -22,9 +22,8 @@ from mixer.draws import phase_counts, plan_rows
 from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.permutation import order_key, permuted, sides
 from mixer.phases import Phase
-from mixer.sources import Progress
+from mixer.sources import EndOfSource, Progress
 from mixer.sources.prepared import JointRows, PreparedRows
-from mixer.sources.rows import EndOfSource
 from mixer.types import IntArray, RowArray
 
 TOUCHED_ROWS = 16  # that a thread touches at once
@@ -60,6 +59,9 @@ class BatchReader(Protocol):
             EndOfSource: the run ends before this step, because a source that is to ``stop`` has too few rows left.
             SourceError: a source cannot be read on; the same step may be asked for again.
         """
+
+    def give_back(self, batch: RowBatch) -> None:
+        """Take back the batch that was read last, which nobody trains on; its step may be asked for again."""
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read by the batches before ``step``."""
@@ -182,6 +184,9 @@ class PreparedReader:
         num_rows = self._plan.addresses.shape[1]
         for part in self._touching[i * num_rows // TOUCHED_ROWS : -(-(i + 1) * num_rows // TOUCHED_ROWS)]:
             part.result()
+
+    def give_back(self, batch: RowBatch) -> None:
+        """Do nothing: any step can be read at any time."""
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read; documents are in proportion to rows, which are in no file's order."""

@@ -28,16 +28,16 @@ from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.parcel import Parcel
 from mixer.phases import Phase
-from mixer.ranks import Claim, default_ranks, summed_over_ranks
+from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
 from mixer.records import check_state
-from mixer.sources import Progress
-from mixer.sources.rows import EndOfSource
+from mixer.sources import EndOfSource, Progress
 from mixer.suspension import Suspension
-from mixer.tokenizer import TextTokenizer
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
+
+    from mixer.tokenizer import TextTokenizer
 
 Batch = dict[str, Any]
 
@@ -98,14 +98,14 @@ class MixtureDataset(IterableDataset[Batch]):
         self._provenance = provenance
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
-        self._reports = Reports(curriculum.batch_rows // self.world_size)
+        self._reports = Reports(curriculum.rows_of_rank(self.world_size))
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
-        is_any = any(source.on_failure == "suspend" for source in curriculum.sources)
-        self._suspension = Suspension(curriculum, self._desk.walk) if is_any else None
+        is_any = any(source.on_failure == "suspend" for source in curriculum.sources) and not self._rows.is_prepared
+        self._suspension = Suspension(curriculum, self._desk.walk, self._highest) if is_any else None
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``
@@ -150,31 +150,24 @@ class MixtureDataset(IterableDataset[Batch]):
             yield from self._yielded(rows, step, step + num_workers)
 
     def _read(self, step: int) -> RowBatch:
-        """Read a batch; what cannot be reached is suspended, if it is to be and this process alone reads."""
-        is_alone = self._desk is not None and self.world_size == 1 and not self._rows.is_prepared
-        if is_alone and self._suspension is not None and self._main.walk.phase_at(step).start == step:
-            self._suspension.take_back(step, self._reader.probe)
-        while True:
-            try:
-                return self._reader.read(step)
-            except SourceUnavailableError as error:
-                if not is_alone:
-                    raise self._not_suspended(error) from error
-                if self._suspension is None:
-                    raise
-                self._suspension.suspend(error, step)
+        """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
+        if self._desk is not None and self._suspension is not None and can_agree(self.world_size, self._group):
+            return self._suspension.read(self._reader, step)
+        try:
+            return self._reader.read(step)
+        except SourceUnavailableError as error:
+            sources = self.curriculum.sources
+            if not any(source.name == error.name and source.on_failure == "suspend" for source in sources):
+                raise
+            raise SourceUnavailableError(
+                f"{error}; it is suspended only where all who read agree before they train on a batch. Iterate the "
+                "data set itself (num_workers=0), with torch.distributed up if there are several ranks, or prepare the "
+                "sources (`mixer prepare`)",
+                name=error.name,
+            ) from error
 
-    def _not_suspended(self, error: SourceUnavailableError) -> SourceUnavailableError:
-        """Return the error of a source that one of several readers cannot reach, and why it stops the run."""
-        sources = self.curriculum.sources
-        if not any(source.name == error.name and source.on_failure == "suspend" for source in sources):
-            return error
-        return SourceUnavailableError(
-            f"{error}; it is suspended only where one process reads for all and decides: several would have to agree "
-            "on the step, and may have trained on later batches already. Iterate the data set itself in one rank, with "
-            "num_workers=0, or prepare the sources (`mixer prepare`)",
-            name=error.name,
-        )
+    def _highest(self, number: int) -> int:
+        return highest_over_ranks(number, world_size=self.world_size, group=self._group)
 
     def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
         """Yield a batch, or its rows one by one, noting before each where the next one is."""

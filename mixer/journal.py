@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -35,7 +36,7 @@ from mixer.scan import (
 )
 
 JOURNAL_VERSION = 2
-UNSYNCED_BYTES = 640  # a report of a dozen sources, so that a state of 16 sources stays below 4 kB
+UNSYNCED_BYTES = 800  # a report of 16 sources, whose state then stays below 4,096 bytes
 Fsync = Literal["never", "phase", "always"]
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class Journal:
         self.path = path
         self._fsync = fsync
         self._unsynced: list[tuple[int, bytes]] = []  # number and text of lines that a power cut may take
-        self._flushing: threading.Thread | None = None
+        self._flusher = ThreadPoolExecutor(1, "mixer-journal")  # starts no thread until it is asked
+        self._flushing: Future[None] | None = None
         self._failure: OSError | None = None  # of that thread: the system reports an error once
         self._lock = threading.Lock()  # of ``_unsynced``
         try:
@@ -145,9 +147,8 @@ class Journal:
         """
         if self._failure is not None or sum(len(line) for _, line in self._unsynced) > UNSYNCED_BYTES:
             self.sync()
-        if self._unsynced and (self._flushing is None or not self._flushing.is_alive()):
-            self._flushing = threading.Thread(target=self._flush, args=(self.position.line,), daemon=True)
-            self._flushing.start()
+        if self._unsynced and (self._flushing is None or self._flushing.done()):
+            self._flushing = self._flusher.submit(self._flush, self.position.line)
         return [line.decode() for _, line in self._unsynced]
 
     def sync(self) -> None:
@@ -213,8 +214,7 @@ class Journal:
     def close(self) -> None:
         """Release the file and its lock."""
         if self._file >= 0:
-            if self._flushing is not None:
-                self._flushing.join()
+            self._flusher.shutdown()
             os.close(self._file)
             self._file = -1
 

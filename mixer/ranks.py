@@ -27,7 +27,7 @@ def default_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if not 0 <= rank < world_size:
             raise TopologyError(f"rank {rank} of {world_size}: ranks count from 0 to world_size - 1")
         return rank, world_size
-    if dist.is_available() and dist.is_initialized():
+    if _is_up():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
@@ -65,7 +65,7 @@ def summed_over_ranks(losses: SourceLosses, claim: Claim, *, world_size: int, gr
         TopologyError: ``torch.distributed`` is not up, or has another number of ranks.
         RankMismatchError: ranks report different steps or decided differently; names the first that differs.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _is_up():
         raise TopologyError(
             f"one of {world_size} ranks reports, but torch.distributed is not up, so that their losses cannot be "
             "summed; call torch.distributed.init_process_group first, or sum them yourself and give the total to "
@@ -88,6 +88,24 @@ def summed_over_ranks(losses: SourceLosses, claim: Claim, *, world_size: int, gr
         _raise_difference(claim, world_size, group)
     rows, tokens, loss_sums, square_sums = total[: -2 * len(numbers)].reshape(4, -1).numpy()
     return SourceLosses(rows=rows, tokens=tokens, loss_sums=loss_sums, square_sums=square_sums)
+
+
+def can_agree(world_size: int, group: Any = None) -> bool:
+    """Return whether ``highest_over_ranks`` can be asked: this rank is alone, or ``torch.distributed`` is up."""
+    return world_size == 1 or (_is_up() and dist.get_world_size(group) == world_size)
+
+
+def highest_over_ranks(number: int, *, world_size: int, group: Any = None) -> int:
+    """Return the highest of all ranks' numbers, the same on each; every rank must call."""
+    if world_size == 1:
+        return number
+    highest = torch.tensor(number, dtype=torch.int64, device=_device(group))
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    return int(highest)
+
+
+def _is_up() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _device(group: Any) -> torch.device:

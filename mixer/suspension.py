@@ -1,7 +1,8 @@
 """A source that cannot be reached is pivoted out of the region, and back in when it answers again.
 
 Both are live pivots, so they are journalled, replayed and kept in saved states like any other. The one out cuts the
-phase in force at the batch that could not be composed; the one back in begins with the next phase.
+phase in force at the batch that could not be composed; the one back in begins with the next phase. Ranks agree before
+any of them trains on a batch: what one cannot compose, the others give back.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.errors import MixerError, SourceUnavailableError
+from mixer.errors import MixerError, PivotError, SourceUnavailableError
 from mixer.regimes import OUT_OF_REACH, Bounds, Regime
 
 log = logging.getLogger(__name__)
@@ -23,14 +25,46 @@ class Suspension:
     Args:
         curriculum: the run.
         walk: who decides; one that cannot pivot (a replay) suspends nothing.
+        highest: returns the highest of the numbers that all ranks call it with; by default this process reads for all.
     """
 
-    def __init__(self, curriculum: Curriculum, walk: Any) -> None:
+    def __init__(self, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> None:
+        self._names = curriculum.names
+        self._highest = highest
         self._may = {source.name for source in curriculum.sources if source.on_failure == "suspend"}
         self._walk = walk
 
-    def suspend(self, error: SourceUnavailableError, step: int) -> None:
+    def read(self, reader: BatchReader, step: int) -> RowBatch:
+        """Return the batch of a step, as soon as every rank can compose its own.
+
+        Raises:
+            SourceUnavailableError: a source is out of reach and cannot be suspended; on all ranks.
+        """
+        if self._walk.phase_at(step).start == step:
+            self.take_back(step, lambda name: not self._highest(not reader.probe(name)))
+        while True:
+            batch, error = None, None
+            try:
+                batch = reader.read(step)
+            except SourceUnavailableError as unavailable:
+                error = unavailable
+            failed = self._highest(0 if error is None else 1 + self._names.index(error.name))
+            if batch is not None:
+                if not failed:
+                    return batch
+                reader.give_back(batch)
+            name = self._names[failed - 1]
+            if error is None or error.name != name:
+                error = SourceUnavailableError(f"source {name}: another rank cannot reach it", name=name)
+            self.suspend(error, step)
+
+    def suspend(self, error: SourceUnavailableError, step: int, *, first_free: int = 0) -> None:
         """Pivot the source that failed out from ``step`` on, whose batch is composed anew.
+
+        Args:
+            error: says which source.
+            step: of the batch that could not be composed.
+            first_free: the first step that nobody counts on as it is.
 
         Raises:
             SourceUnavailableError: the one given, if the source is not to be suspended; or another with the reason, if
@@ -41,6 +75,8 @@ class Suspension:
         planned = self._planned(step).bounds
         out = [*self._suspended(step), error.name]
         try:
+            if step < first_free:
+                raise PivotError(f"the weights of step {first_free - 1} were given out")
             self._walk.pivot(_without(planned, out, name=_name(step, out)), step, cut=True)
         except MixerError as reason:
             raise SourceUnavailableError(

@@ -28,13 +28,18 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-_PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded
+_PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded or trained
 
 
 def _encode_alone_in_child() -> None:
     """The threads are not in a forked child, and where TOKENIZERS_PARALLELISM is on it would wait for them for ever."""
     if _PARENT_HAS_THREADS:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _note_threads() -> None:
+    global _PARENT_HAS_THREADS  # the threads are the process's too
+    _PARENT_HAS_THREADS = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -84,8 +89,7 @@ class TextTokenizer:
         return np.frombuffer(ids, dtype=np.uint32)
 
     def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        global _PARENT_HAS_THREADS  # the threads are the process's too
-        _PARENT_HAS_THREADS = True
+        _note_threads()
         return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | TokenArray) -> str:
@@ -180,6 +184,7 @@ def train(texts: Iterable[str], vocab_size: int, separator: str) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    _note_threads()
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

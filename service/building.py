@@ -16,9 +16,10 @@ from typing import Any
 from mixer.batches import BatchReader
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
-from mixer.errors import MixerError
+from mixer.errors import MixerError, SourceUnavailableError
+from mixer.sources import EndOfSource
 from mixer.sources.manifest import smallest_dtype
-from mixer.sources.rows import EndOfSource
+from mixer.suspension import Suspension
 from mixer.walk import Walk
 from service.decisions import Decisions, UndecidedError
 from service.errors import StallError, StoreError
@@ -118,6 +119,7 @@ class Builder:
         self.problem: MixerError | None = None
         self.is_paused = self.makes_headers = False
         self.reader: BatchReader | None = None
+        self._suspension = Suspension(parts.curriculum, parts.walk)
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
         self._cuts_seen = 0  # by the reader
@@ -192,6 +194,23 @@ class Builder:
         parts.bell.ring()
         return step
 
+    def _suspend(self, error: SourceUnavailableError, step: int, reader: BatchReader) -> None:
+        """Pivot a source out from the step on that cannot be built without it; the reader stays where it is.
+
+        Raises:
+            SourceUnavailableError: it is not to be suspended, or cannot be.
+        """
+        parts = self._parts
+        first = parts.served.close()
+        try:
+            self._suspension.suspend(error, step, first_free=first)
+        finally:
+            parts.served.open()
+        self._take_back(step)
+        self._cuts_seen = self._num_cuts
+        self._save("place", step, reader.state_dict(), forget_before=self.oldest)
+        parts.bell.ring()
+
     def _take_back(self, step: int) -> None:
         """Forget what was built from ``step`` on, or is being read."""
         self._parts.window.drop_from(step)
@@ -236,8 +255,15 @@ class Builder:
             if step >= self.next and not self._may_build(step, reader):
                 return False
         try:
+            if step == self.next and parts.decisions.at(step).start == step:
+                self._suspension.take_back(step, reader.probe)
             built = parts.read(reader, step)
         except UndecidedError:  # cut away meanwhile
+            return True
+        except SourceUnavailableError as error:
+            with self._turn:
+                if cuts == self._num_cuts:
+                    self._suspend(error, step, reader)
             return True
         except EndOfSource:
             return self._end_at(step, cuts)

@@ -92,7 +92,7 @@ def running(curriculum: Curriculum, folder: Path, **settings: Any) -> Iterator[K
 
 def body(engine: Engine, step: int, rank: int = 0, world_size: int = 2) -> Body:
     """Return what a rank is given; the dead give nothing."""
-    for _ in range(100):
+    for _ in range(500):
         if getattr(engine, "is_dead", False):
             raise KilledError
         try:

@@ -72,7 +72,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not self.is_up:
             assert time.monotonic() < deadline, (self._folder / "log").read_text()
             time.sleep(0.05)
@@ -89,7 +89,7 @@ class Postgres:
         """End it as a crash of its machine would, as far as others can see: at once."""
         if self._server is not None:
             self._server.send_signal(signal.SIGQUIT)
-            self._server.wait(timeout=30)
+            self._server.wait(timeout=100)
 
     def cut(self) -> None:
         """Cut every connection but the one that does it."""
@@ -106,7 +106,7 @@ class Postgres:
 
     def query(self, statement: str) -> list[Any]:
         """Return the rows of a statement."""
-        with psycopg.connect(self.url, connect_timeout=2, autocommit=True) as connection:
+        with psycopg.connect(self.url, connect_timeout=30, autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 

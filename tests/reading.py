@@ -13,8 +13,8 @@ import numpy as np
 
 from mixer.config import Curriculum
 from mixer.errors import SourceUnavailableError
-from mixer.sources import RowSource, open_sources
-from mixer.sources.rows import EndOfSource, StreamedRows
+from mixer.sources import EndOfSource, RowSource, open_sources
+from mixer.sources.rows import StreamedRows
 from mixer.tokenizer import TextTokenizer, train
 
 SEPARATOR = "<|endoftext|>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +22,8 @@ from mixer.batches import RowBatch
 from mixer.rewards import SourceLosses
 
 T, B, STEPS = 16, 8, 70
+_PATIENCE: dict[str, Any] = {"timeout": 100, "trust_env": False}
+_ports = itertools.count(331 * os.getpid())  # those of processes that test at the same time are far apart
 WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 
 
@@ -46,10 +50,33 @@ def write_run(folder: Path, **changes: Any) -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens to just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens to, below those that systems hand out to whoever asks for any.
+
+    So neither a client nor another test gets it by chance while a server starts there, or starts again.
+    """
+    while True:
+        port = 10_000 + next(_ports) % 20_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def get(url: str, **options: Any) -> httpx2.Response:
+    """Ask, with patience for machines that do much else."""
+    return httpx2.get(url, **{**_PATIENCE, **options})
+
+
+def post(url: str, **options: Any) -> httpx2.Response:
+    """Ask for a change, as ``get`` asks."""
+    return httpx2.post(url, **{**_PATIENCE, **options})
+
+
+def listen(url: str, **options: Any) -> AbstractContextManager[httpx2.Response]:
+    """Give an answer that comes bit by bit."""
+    return httpx2.stream("GET", url, **{**_PATIENCE, **options})
 
 
 class Served:
@@ -100,7 +127,7 @@ class Served:
             assert self.process is not None
             assert self.process.poll() is None, self.log()
             try:
-                if httpx2.get(self.url + path, timeout=2, trust_env=False).status_code == 200:
+                if get(self.url + path, timeout=10).status_code == 200:
                     return
             except httpx2.TransportError:
                 pass
@@ -117,7 +144,7 @@ class Served:
         """Ask it to end, and return the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=100)
 
     def log(self) -> str:
         """Return what it wrote."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tracemalloc
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mixer.replay import Replay
 from mixer.scan import FIRST, chained, ending, find_line
 from mixer.walk import Walk
 from tests.curricula import curriculum, drive, ragged
+from tests.memory import peak_bytes
 
 
 def recorded(path: Path, steps: int = 60) -> bytes:
@@ -153,10 +154,8 @@ def test_a_long_journal_is_read_in_constant_memory(tmp_path: Path) -> None:
         with Journal.create(path, fsync="never") as journal:
             for i in range(num):
                 journal.append({"type": "feedback", "step": i, "text": "x" * 100})
-        tracemalloc.start()
         assert sum(1 for _ in read_journal(path)) == num
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(peak_bytes(lambda: deque(read_journal(path), maxlen=0)))
     assert peaks[1] < peaks[0] + 100_000
 
 

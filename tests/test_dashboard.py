@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from service.schemas_dashboard import Entries, Overview, Series, WalkOnPaper
 from service.settings import Settings
 from service.store import Store
 from tests.browser import Browser, in_browser
+from tests.serving import free_port, get, post
 from tests.simulated import SimulatedRun
 
 NAMES = ["web", "code", "books", *(f"source-{i:02}" for i in range(3, 16))]
@@ -54,9 +54,7 @@ class Server:
 
     def __init__(self, plan: Curriculum, folder: Path) -> None:
         self.plan, self.settings = plan, Settings(folder=folder, feedback_wait_s=0)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Server:
@@ -76,11 +74,11 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.app.state.events.close()  # listeners would be waited for
         self.server.should_exit = True
-        self.thread.join(30)
+        self.thread.join(100)
         self.store.close()
 
     def get(self, path: str, **headers: str) -> httpx2.Response:
-        return httpx2.get(self.url + path, headers=headers, trust_env=False)
+        return get(self.url + path, headers=headers)
 
     def watch(self, run: str) -> Any:
         return self.app.state.runs.engine(run).watch
@@ -121,7 +119,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("dashboard")
     with Server(curriculum(folder, NAMES), folder / "runs") as server:
         small = curriculum(folder, NAMES[:3], **SMALL).model_dump(mode="json", exclude_none=True, exclude={"base_dir"})
-        made = httpx2.post(server.url + "/runs", json={"name": "small", "curriculum": small}, trust_env=False)
+        made = post(server.url + "/runs", json={"name": "small", "curriculum": small})
         assert made.status_code == 201, made.text
         with MixerClient(server.url) as client:
             for step in range(0, 1500, 7):
@@ -164,6 +162,10 @@ def test_routes_of_the_page_answer_as_their_schemas_say(server: Server, trainer:
     assert WalkOnPaper.model_validate_json(server.get("/region").content).names == NAMES
     entries = Entries.model_validate_json(server.get("/runs/small/journal?query=polish").content)
     assert 0 < entries.num_found == len(entries.entries)
+    [found] = overview.alarms
+    assert found.message == "loss 0.13 where 2.9 was expected, z -9.5, after 41 epochs"
+    [entry] = Entries.model_validate_json(server.get("/runs/small/journal?query=cliff").content).entries
+    assert entry.text == f"code: cliff, {found.message}"
 
 
 def test_large_answers_are_compressed_for_those_who_take_it(server: Server) -> None:
@@ -230,7 +232,7 @@ class TestInABrowser:
         browser.wait(
             lambda: (
                 browser.text("#announcer")
-                == "Alarm: books, cliff: a loss of 0.13 where 2.9 was expected, after 41 epochs"
+                == "Alarm: books, cliff: loss 0.13 where 2.9 was expected, z -9.5, after 41 epochs"
             )
         )
         assert browser.text("#tile-alarms") == "2"

@@ -30,10 +30,9 @@ from mixer.fork import fork
 from mixer.journal import read_journal
 from mixer.packed import unpack
 from mixer.replay import Replay
-from mixer.sources import streams
-from mixer.sources.faults import NetworkFault
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
+from tests.outages import Outage
 
 T, B = 16, 8
 WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
@@ -301,22 +300,6 @@ def test_the_journal_says_which_files_were_read_and_a_comparison_names_those_tha
     assert found["data"] == [{"source": "s1", "a": first["s1"], "b": second["s1"]}]
 
 
-class Network:
-    """What lies before the source s2 of a data set; rows that were read are there all the same."""
-
-    def __init__(self, dataset: MixtureDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
-        stream = dataset._reader._sources[2]._ahead._stream  # type: ignore[attr-defined]
-        self._try_group = stream.try_group
-        self.is_down = False
-        monkeypatch.setattr(stream, "try_group", self._through)
-
-    def _through(self) -> Any:
-        if self.is_down:
-            raise NetworkFault("cannot be reached: gone")
-        return self._try_group()
-
-
 def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +315,7 @@ def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(
         retries={"attempts": 1},
     )
     dataset = MixtureDataset(curriculum, provenance=True, journal=folder / "suspended.jsonl")
-    network = Network(dataset, monkeypatch)
+    network = Outage(dataset._reader, 2, monkeypatch)
     seen: dict[int, list[int]] = {}
     drawn: list[set[int]] = []
     for batch in Reporting(dataset):
@@ -360,7 +343,7 @@ def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(
 ) -> None:
     curriculum = a_curriculum(folder, pivots=[], policy="static", retries={"attempts": 1})
     dataset = MixtureDataset(curriculum)
-    Network(dataset, monkeypatch).is_down = True
+    Outage(dataset._reader, 2, monkeypatch).is_down = True
     batches = []
     with pytest.raises(SourceUnavailableError, match="source s2: cannot be reached: gone; gave up"):
         batches += [batch["input_ids"] for batch in iter(dataset)]
@@ -380,7 +363,7 @@ def test_one_of_several_readers_says_why_it_does_not_suspend_a_source(
     sources[2]["on_failure"] = "suspend"
     curriculum = a_curriculum(folder, sources=sources, pivots=[], policy="static", retries={"attempts": 1})
     dataset = MixtureDataset(curriculum, rank=0, world_size=2)
-    Network(dataset, monkeypatch).is_down = True
-    with pytest.raises(SourceUnavailableError, match="suspended only where one process reads for all and decides") as e:
+    Outage(dataset._reader, 2, monkeypatch).is_down = True
+    with pytest.raises(SourceUnavailableError, match="suspended only where all who read agree") as e:
         list(dataset)
     assert e.value.name == "s2"

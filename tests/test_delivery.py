@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -10,6 +11,8 @@ import os
 import pickle
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -23,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts
@@ -40,6 +44,7 @@ from mixer.sources.prepared import JointRows, Prepared
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
+from tests.outages import Outage
 
 T, B, STEPS = 16, 8, 70
 WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
@@ -138,6 +143,20 @@ def test_the_journal_says_which_prepared_rows_are_read(folder: Path) -> None:
     rows = Prepared.open(folder / "rows").sources
     found = next(read_journal(folder / "header.jsonl"))["sources"]
     assert found == {f"s{k}": f"rows {rows[f's{k}'].fingerprint}" for k in range(4)}
+
+
+def test_reading_prepared_rows_imports_neither_datasets_nor_tokenizers(folder: Path) -> None:
+    config = folder / "prepared.yaml"
+    config.write_text(json.dumps(a_curriculum(folder).model_dump(mode="json", exclude_unset=True)))
+    code = f"""
+import sys
+from mixer import Curriculum, MixtureDataset
+dataset = MixtureDataset(Curriculum.from_yaml({str(config)!r}))
+dataset.report(batch := next(iter(dataset)), batch["labels"] * 0.5)
+dataset.state_dict(), dataset.progress()
+print(*{{"datasets", "tokenizers", "pandas", "httpx2"}} & set(sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.slow
@@ -303,7 +322,7 @@ def test_a_data_set_that_is_dropped_leaves_no_thread_and_no_socket(folder: Path)
     assert socket_path.exists()
     del dataset, loader
     gc.collect()
-    thread.join(10)
+    thread.join(100)
     assert not thread.is_alive()
     assert not socket_path.exists()
 
@@ -449,6 +468,49 @@ def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) ->
         assert [sources[0::2], sources[1::2]] == [sources_0, sources_1], step
 
 
+def test_ranks_suspend_together_what_one_of_them_cannot_reach_and_lose_no_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_failure": "suspend"} for k in range(4)]
+    fields: dict[str, Any] = {"total_steps": 200, "pivots": [], "policy": "static", "feedback_lag": 0}
+    curriculum = a_curriculum(folder, prepared=None, sources=sources, retries={"attempts": 1}, **fields)
+
+    def job(rank: int, world_size: int, down: dict[int, tuple[str, range]]) -> Any:
+        name, steps = down.get(rank, ("s2", range(0)))
+        journal = Journal.create(folder / f"suspended-{time.monotonic_ns()}.jsonl") if rank == 0 else None
+        dataset = MixtureDataset(curriculum, journal=journal)
+        network, given = Outage(dataset._reader, curriculum.names.index(name), monkeypatch), []
+        for batch in dataset:
+            given.append((batch["source_ids"].tolist(), batch["input_ids"].tolist()))
+            network.is_down = batch["step"] in steps
+            dataset.report(batch, torch.full((B // world_size, T), 2.0))
+        return given, [p.model_dump() for p in dataset.walk._plan.live_pivots], str(journal.path) if journal else None
+
+    whole = in_ranks(2, functools.partial(job, down={}))
+    down = {1: ("s2", range(30, 90)), 0: ("s3", range(60, 130))}
+    (given_0, pivots_0, journal_0), (given_1, pivots_1, _) = parts = in_ranks(2, functools.partial(job, down=down))
+    assert pivots_0 == pivots_1
+    excluded = [set(pivot["exclude"]) for pivot in pivots_0]
+    assert {"s2"} in excluded
+    assert excluded[-1] == set()
+    assert any("s3" in names for names in excluded)
+    assert len(given_0) == len(given_1) == 200
+    for pivot, following in zip(pivots_0, [*pivots_0[1:], {"at_step": 200}], strict=True):
+        out = {int(name[1:]) for name in pivot["exclude"]}
+        for given in (given_0, given_1):
+            assert not any(out & set(ids) for ids, _ in given[pivot["at_step"] : following["at_step"]])
+    for (given, _, _), (given_whole, _, _) in zip(parts, whole, strict=True):
+        for i in range(4):  # the rows of a source that a rank gets are the same, in the same order, none left out
+            one, other = (
+                [row for ids, rows in all_steps for source, row in zip(ids, rows, strict=True) if source == i]
+                for all_steps in (given, given_whole)
+            )
+            shared = min(len(one), len(other))
+            assert shared > 20
+            assert one[:shared] == other[:shared]
+    assert audit(journal_0).difference is None
+
+
 def test_a_run_of_two_ranks_goes_on_with_one(folder: Path) -> None:
     curriculum = a_curriculum(folder)
     expected = trained(MixtureDataset(curriculum))
@@ -510,12 +572,12 @@ def test_workers_end_when_their_training_process_is_killed(folder: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.start()
-    workers = pids.get(timeout=60)
+    workers = pids.get(timeout=100)
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.join()
     Journal.open(folder / "killed.jsonl").close()  # no worker holds its lock
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline and any(
         Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid) for pid in workers
     ):

@@ -23,7 +23,7 @@ COMMIT = "0" * 39 + "1"
 REPOSITORY = "owner/words"
 FILES = {"parquet": "data/train-0000*.parquet", "jsonl": "lines/*.jsonl"}
 METADATA, DATA = "/api/datasets", "/resolve/"
-RETRIES = {"attempts": 4, "wait_s": 0.05, "max_wait_s": 3, "timeout_s": 1.0}
+RETRIES = {"attempts": 4, "wait_s": 0.05, "max_wait_s": 3, "timeout_s": 60.0}
 
 PROGRAM = """
 import json, sys
@@ -72,7 +72,7 @@ def read(hub: Hub, home: Path, **task: Any) -> dict[str, Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -97,7 +97,8 @@ def test_rows_are_those_of_an_undisturbed_read(
         Fault(kind, f"{DATA}{COMMIT}/data", times=2, after=2, seconds=seconds),
         Fault(kind, f"{DATA}{COMMIT}/lines", times=2, after=1, seconds=seconds),
     ]
-    result = read(hub, tmp_path, files=FILES)
+    timeout_s = 3.0 if kind == "stall" else 60.0
+    result = read(hub, tmp_path, files=FILES, retries={**RETRIES, "timeout_s": timeout_s})
     assert [fault.times for fault in hub.faults] == [0, 0, 0]  # they did happen
     for name, rows in undisturbed["rows"].items():
         assert result["rows"][name] == rows

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,7 +37,7 @@ from mixer.watching import Follower, frame
 from service.client import MixerClient
 from service.record import RunJournal, recover
 from tests.curricula import batch_counts, curriculum, drive, ragged, same_phases
-from tests.serving import B, Served, T, write_run
+from tests.serving import B, Served, T, get, listen, write_run
 from tests.test_replay import rewrite
 
 TOKENS = 100
@@ -636,7 +635,7 @@ def test_an_alarm_reaches_the_events_and_the_metrics_of_a_service(tmp_path: Path
                     names,
                 )
         found: dict[str, Any] = {}
-        with httpx2.stream("GET", server.url + "/events", headers={"last-event-id": "0"}) as stream:
+        with listen(server.url + "/events", headers={"last-event-id": "0"}) as stream:
             kind = ""
             for line in stream.iter_lines():
                 if line.startswith("event: "):
@@ -644,7 +643,7 @@ def test_an_alarm_reaches_the_events_and_the_metrics_of_a_service(tmp_path: Path
                 elif line.startswith("data: ") and kind == "alarm":
                     found = json.loads(line[6:])
                     break
-        metrics = httpx2.get(server.url + "/metrics").text
+        metrics = get(server.url + "/metrics").text
     assert (found["code"], found["source"], found["detector"], found["run"]) == ("guard", "s1", "cliff", "run")
     assert found["message"] == alarm_in_words(found)
     assert 'mixer_guard_alarms_total{detector="cliff",run="run",source="s1"} 1.0' in metrics

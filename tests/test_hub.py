@@ -88,7 +88,7 @@ def read(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr  # and nothing is said on the way

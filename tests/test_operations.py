@@ -8,10 +8,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 import typer
 
@@ -21,7 +21,7 @@ from service.engine import Engine
 from service.metrics import Metrics
 from tests.fleet import digest_of
 from tests.load import simulate_ranks
-from tests.serving import Served, losses_of, write_run
+from tests.serving import Served, get, losses_of, write_run
 from tests.undisturbed import engine_in, rows_of, undisturbed, what_was_decided
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,25 @@ def test_the_backup_that_the_document_takes_goes_on_with_the_same_bytes(tmp_path
         assert digest_of(rows_of(engine, 29, 0, 1)) == expected[29, 0]  # as before the backup
         train(engine, range(30, curriculum.total_steps))
     assert what_was_decided(list(map(json.loads, engine.journal_lines()))) == what_was_decided(journal)
+
+
+@pytest.mark.parametrize(("fsync", "is_flushed"), [("phase", False), ("always", True), ("never", False)])
+def test_a_report_is_on_the_disk_before_its_answer_if_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: str, is_flushed: bool
+) -> None:
+    flushed: list[Path] = []
+
+    def noting(file: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            flushed.append(Path(f"/dev/fd/{file}").resolve())
+
+    curriculum = Curriculum.from_yaml(write_run(tmp_path))
+    with engine_in(tmp_path, curriculum, fsync=fsync) as engine:
+        rows = rows_of(engine, 0, 0, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", noting)
+            engine.report(0, losses_of(rows, 0))
+    assert flushed == ([tmp_path.resolve() / "run" / "journal.jsonl"] if is_flushed else [])
 
 
 def options_of_serve() -> set[str]:
@@ -122,7 +141,7 @@ def test_sixty_four_ranks_train_without_an_error_in_memory_that_stays_flat(tmp_p
             pytest.skip("this system has no /proc to read a process's memory from")
         deadline = time.monotonic() + LOAD_S
         result = simulate_ranks(server.url, num_ranks=64, until=deadline, sample=lambda: resident_bytes(status))
-        answer = httpx2.get(server.url + "/readyz", trust_env=False)
+        answer = get(server.url + "/readyz")
         assert answer.status_code == 200
         assert "Traceback" not in server.log()
     assert result.errors == []
@@ -130,8 +149,9 @@ def test_sixty_four_ranks_train_without_an_error_in_memory_that_stays_flat(tmp_p
     third = len(result.samples) // 3
     middle, last = result.samples[third : 2 * third], result.samples[2 * third :]
     growth = sum(last) / len(last) - sum(middle) / len(middle)
+    moments = [result.samples[n * (len(result.samples) - 1) // 10] / 2**20 for n in range(11)]
     print(
-        f"{result.steps} steps of 64 ranks in {LOAD_S:.0f} s, {result.samples[0] / 2**20:.0f} MiB at first, "
-        f"{result.samples[-1] / 2**20:.0f} at last, {growth / 2**20:+.1f} from the middle to the last third"
+        f"{result.steps} steps of 64 ranks in {LOAD_S:.0f} s, {len(result.errors)} errors; MiB at each tenth of the time: "
+        f"{', '.join(f'{mebibytes:.0f}' for mebibytes in moments)}; {growth / 2**20:+.1f} from the middle to the last third"
     )
     assert growth < 0.05 * middle[0]

@@ -157,13 +157,18 @@ def test_shards_are_plain_arrays_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_open_files_do_not_grow_with_sources(tmp_path: Path) -> None:
-    def num_open() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+    folder = tmp_path.resolve()
+
+    def open_here() -> list[Path]:
+        files = (entry.resolve() for entry in Path("/proc/self/fd").iterdir())
+        return [file for file in files if file.is_relative_to(folder)]
 
     a_folder(tmp_path, {f"s{i}": (some_rows(2), [1, 1]) for i in range(20)})
-    before = num_open()
+    with (tmp_path / "sources" / "seen").open("w"):
+        assert open_here() == [folder / "sources" / "seen"]
     prepared = Prepared.open(tmp_path)
-    assert num_open() == before
+    assert all(len(source.gather(np.arange(2))) == 2 for source in prepared.sources.values())
+    assert open_here() == []
     assert len(prepared.sources) == 20
 
 

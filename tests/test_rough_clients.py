@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -21,9 +22,10 @@ import trustme
 from service.client import MixerClient
 from service.errors import UnreachableError
 from service.rates import SteadyStorage
-from tests.serving import Served, losses_of, write_run
+from service.server import GRACE_S
+from tests.serving import Served, get, listen, losses_of, write_run
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 2.0  # longer than a machine that does much else keeps an honest client from its next byte
 REPORT = json.dumps({"step": 0, "sources": {}}).encode()
 
 
@@ -33,13 +35,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     options = ("--feedback-wait-s", "0", "--client-timeout-s", str(TIMEOUT_S))
     with Served(write_run(folder), folder / "runs", *options) as server:
         yield server
-        assert httpx2.get(server.url + "/batches/0", trust_env=False).status_code == 200
+        assert get(server.url + "/batches/0").status_code == 200
         assert "Traceback" not in server.log()
 
 
 def connected(server: Served, *, receive_bytes: int | None = None) -> socket.socket:
     client = socket.socket()
-    client.settimeout(20)
+    client.settimeout(60)
     if receive_bytes is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.connect(("127.0.0.1", server.port))
@@ -70,13 +72,16 @@ def posted(*lines: bytes) -> bytes:
     return b"\r\n".join([b"POST /feedback HTTP/1.1", b"host: x", b"content-type: application/json", *lines, b"", b""])
 
 
-@pytest.mark.parametrize("begin", [b"", b"GET /weights HT", b"\r\n", b"GET /weights HTTP/1.1\r\nhost: x\r\n"])
-def test_a_client_that_sends_no_whole_head_is_left(served: Served, begin: bytes) -> None:
-    with connected(served) as client:
-        client.sendall(begin)
-        start = time.monotonic()
-        assert rest(client) == b""
-        assert TIMEOUT_S / 2 < time.monotonic() - start < 15
+def test_clients_that_send_no_whole_head_are_left(served: Served) -> None:
+    begun = [b"", b"GET /weights HT", b"\r\n", b"GET /weights HTTP/1.1\r\nhost: x\r\n"]
+    start = time.monotonic()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connected(served)) for _ in begun]
+        for client, head in zip(clients, begun, strict=True):
+            client.sendall(head)
+        for client in clients:
+            assert rest(client) == b""
+    assert time.monotonic() - start > 0.9 * TIMEOUT_S
 
 
 def test_a_body_that_drips_is_refused_however_many_bytes_come(served: Served) -> None:
@@ -84,13 +89,13 @@ def test_a_body_that_drips_is_refused_however_many_bytes_come(served: Served) ->
         client.sendall(posted(b"connection: close", b"content-length: 100000"))
         start, answer = time.monotonic(), b""
         client.settimeout(0.1)
-        while not answer and time.monotonic() - start < 15:
+        while not answer and time.monotonic() - start < 60:
             client.sendall(b" ")
             try:
                 answer = client.recv(65536)
             except TimeoutError:
                 continue
-        client.settimeout(20)
+        client.settimeout(60)
         assert said(answer + rest(client)) == (408, "slow-client")
 
 
@@ -155,12 +160,12 @@ def test_clients_that_vanish_in_the_middle_of_a_body_or_of_a_wait_leave_nothing_
         if number % 3:  # without a farewell
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-    assert httpx2.get(served.url + "/weights", trust_env=False).status_code == 200
+    assert get(served.url + "/weights").status_code == 200
 
 
 @pytest.mark.slow
 def test_a_client_that_does_not_read_is_cut_off_and_one_that_reads_slowly_is_not(served: Served) -> None:
-    size = len(httpx2.get(served.url + "/openapi.json", trust_env=False).content)
+    size = len(get(served.url + "/openapi.json").content)
     number = 16_000_000 // size  # more than the kernel takes in
     with connected(served, receive_bytes=4096) as client:
         client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * number)
@@ -173,7 +178,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_one_that_reads_slowly_is_not
             piece = client.recv(262144)
             assert piece, f"cut off after {taken} bytes"
             taken += len(piece)
-            time.sleep(0.01)
+            time.sleep(0.02)
         assert time.monotonic() - start > TIMEOUT_S
 
 
@@ -205,9 +210,7 @@ def test_two_thousand_idle_connections_keep_nobody_from_an_answer(tmp_path: Path
     idle = []
     try:
         idle = [connected(server) for _ in range(2000)]
-        start = time.monotonic()
-        assert httpx2.get(server.url + "/weights", trust_env=False, timeout=10).status_code == 200
-        assert time.monotonic() - start < 5
+        assert get(server.url + "/weights", timeout=10).status_code == 200
     finally:
         for client in idle:
             client.close()
@@ -218,32 +221,22 @@ def test_two_thousand_idle_connections_keep_nobody_from_an_answer(tmp_path: Path
 def test_sigterm_finishes_what_is_in_flight_and_waits_for_nobody_who_waits(tmp_path: Path) -> None:
     """A half-sent report is taken, a poll is told to come back, a stream of events ends; then a snapshot, and exit 0."""
     with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "60") as server:
-        rows = httpx2.get(server.url + "/batches/0", trust_env=False)
-        assert rows.status_code == 200
-        polls: list[httpx2.Response] = []
-        poll = threading.Thread(
-            target=lambda: polls.append(httpx2.get(server.url + "/batches/60?wait_s=50", trust_env=False, timeout=60))
-        )
-        poll.start()
-        with (
-            connected(server) as reporter,
-            httpx2.stream("GET", server.url + "/events", trust_env=False, timeout=60) as events,
-        ):
+        with connected(server) as poller, connected(server) as reporter:
+            poller.sendall(b"GET /batches/60?wait_s=50 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             reporter.sendall(posted(b"content-length: %d" % len(REPORT)) + REPORT[:10])
-            time.sleep(0.5)
-            ends = threading.Timer(0.5, reporter.sendall, [REPORT[10:]])
-            ends.start()
-            start = time.monotonic()
-            code = server.terminate()
-            took = time.monotonic() - start
-            answer = reporter.recv(65536)
-            list(events.iter_bytes())
-        ends.join()
-        poll.join()
-        assert code == 0
-        assert took < 10, "it waited for those who wait"
-        assert answer.startswith(b"HTTP/1.1 200"), answer
-        assert polls[0].json()["error"]["code"] == "not-ready"
+            with listen(server.url + "/events") as events:  # answered after both of them were accepted
+                time.sleep(0.5)
+                ends = threading.Timer(0.5, reporter.sendall, [REPORT[10:]])
+                ends.start()
+                start = time.monotonic()
+                code = server.terminate()
+                took = time.monotonic() - start
+                list(events.iter_bytes())
+            ends.join()
+            assert code == 0
+            assert took < GRACE_S, "it waited for those who wait"
+            assert rest(reporter).startswith(b"HTTP/1.1 200")
+            assert said(rest(poller))[1] == "not-ready"
         assert "Traceback" not in server.log()
 
 
@@ -262,7 +255,7 @@ def test_over_tls_a_trainer_trusts_the_authority_that_it_is_given_and_no_other(t
     server.url = server.url.replace("http://", "https://")
     try:
         server.start(wait=False)
-        with MixerClient(server.url, verify=contexts["right"], patience_s=60) as client:
+        with MixerClient(server.url, verify=contexts["right"], patience_s=150) as client:
             rows = client.batch(0)
             assert client.report(0, losses_of(rows, 0), tuple(client.config()["names"]))
         with (
@@ -287,7 +280,7 @@ def test_a_certificate_that_cannot_be_used_is_said_in_one_sentence(tmp_path: Pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=150,
     )
     assert done.returncode == 1
     assert "are no certificate and its key" in " ".join(done.stderr.split())

@@ -12,9 +12,9 @@ import pytest
 
 from mixer.config import Curriculum, SourceConfig
 from mixer.errors import EmptySourceError, SourceError, SourceExhaustedError, StateMismatchError, UnknownSourceError
-from mixer.sources import RowSource, check_sources, open_sources, streams
+from mixer.sources import EndOfSource, RowSource, check_sources, open_sources, streams
 from mixer.sources.huggingface import open_stream
-from mixer.sources.rows import EndOfSource, StreamedRows
+from mixer.sources.rows import StreamedRows
 from mixer.testing import assert_source_is_exact
 from mixer.tokenizer import TextTokenizer, train
 

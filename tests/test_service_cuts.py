@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from mixer.audit import audit
@@ -22,7 +21,8 @@ from service.errors import StoreError
 from service.served import LEASE, Served
 from service.store import Store
 from tests.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
-from tests.serving import STEPS, losses_of, write_run
+from tests.outages import Outage
+from tests.serving import STEPS, get, losses_of, write_run
 from tests.serving import Served as Server
 
 WITHOUT = Pivot(name="without-s2", exclude=("s2",))
@@ -138,12 +138,12 @@ def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_pat
         def slow(step: int) -> RowBatch:
             batch = read(step)
             is_reading.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(100)
             return batch
 
         reader.read = slow  # type: ignore[method-assign]
         engine._builder.want(step)
-        assert is_reading.wait(30)
+        assert is_reading.wait(100)
         assert engine.pivot(WITHOUT, "now") == step  # while a batch of the phase is being read
         may_go_on.set()
         reader.read = read  # type: ignore[method-assign]
@@ -152,15 +152,38 @@ def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_pat
         assert_each_row_once(engine, step + 20)
 
 
+def test_a_source_out_of_reach_is_pivoted_out_and_back_in_and_no_row_is_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": f"s{k}", "data_files": f"s{k}.jsonl", "on_failure": "suspend"} for k in range(4)]
+    curriculum = Curriculum.from_yaml(write_run(folder, sources=sources, retries={"attempts": 1}, total_steps=120))
+    with running(curriculum, tmp_path, feedback_wait_s=0.0, retain_steps=200) as engine:
+        train(engine, range(10))
+        network = Outage(engine._builder.reader, 2, monkeypatch)
+        network.is_down = True
+        train(engine, range(10, 80))
+        network.is_down = False
+        train(engine, range(80, 120))
+        out, back = pivots(tmp_path)
+        assert (out["exclude"], back["exclude"]) == (["s2"], [])
+        drawn = [2 in rows_of(body(engine, step, 0, 1)).source_ids for step in range(120)]
+        assert any(drawn[10 : out["at_step"]])
+        assert not any(drawn[out["at_step"] : back["at_step"]])
+        assert any(drawn[back["at_step"] :])
+        assert_each_row_once(engine, 120)
+        assert engine._builder.problem is None
+    assert audit(journal(tmp_path)).difference is None
+
+
 def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def test_what_was_learned_before_an_undone_decision_is_not_waited_for_again(folder: Path, tmp_path: Path) -> None:
-    with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=30.0) as engine:
+    with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=200.0) as engine:
         train(engine, range(12))
         step = 12
         while True:  # until a phase is decided of which nobody was given a step
@@ -173,7 +196,7 @@ def test_what_was_learned_before_an_undone_decision_is_not_waited_for_again(fold
         index, begin = engine.phases[-1]["index"], time.monotonic()
         assert engine.pivot(WITHOUT, "now") == step == engine.frontier
         train(engine, range(step, step + 10))
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 200  # it was not waited for
         (again,) = [record for record in engine.phases if record["index"] == index]
         assert (again["start"], again["regime"]) == (step, "without-s2")
         assert engine.patience.absent == []
@@ -205,9 +228,9 @@ def test_ranks_that_ask_while_it_is_cut_again_and_again_are_given_the_same_phase
         for thread in (*threads, admin):
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(150)
         is_over.set()
-        admin.join(30)
+        admin.join(50)
         assert len(given) == 4 * STEPS
         assert len(pivots(tmp_path)) > 3
         for step in range(STEPS):
@@ -230,7 +253,7 @@ def test_a_trainer_that_asked_for_weights_keeps_them(folder: Path, tmp_path: Pat
 def test_a_pivot_over_http_is_in_force_now_and_survives_kills(folder: Path, tmp_path: Path) -> None:
     cuts = (13, 25, 38, 52)
     server = Server(write_run(folder, prepared="rows"), tmp_path / "runs", "--feedback-wait-s", "60")
-    with server, MixerClient(server.url, patience_s=60) as client:
+    with server, MixerClient(server.url, patience_s=150) as client:
         names = tuple(client.config()["names"])
         given: list[bytes] = []
         taken: list[int] = []
@@ -252,7 +275,7 @@ def test_a_pivot_over_http_is_in_force_now_and_survives_kills(folder: Path, tmp_
         assert [client.weights(step).regime for step in taken] == [f"p{number}" for number in range(len(cuts))]
         assert client.weights(taken[0] - 1).regime == "firehose"
         assert all(step >= trained for step, trained in zip(taken, cuts, strict=True))
-        lines = httpx2.get(server.url + "/pivots", trust_env=False).json()
+        lines = get(server.url + "/pivots").json()
         assert {(line["who"], line["origin"], line["detail"]["at"]) for line in lines} == {
             ("local", "127.0.0.1", "now")
         }
@@ -307,7 +330,7 @@ def test_a_database_that_is_down_stops_delivery_at_the_end_of_the_lease_alone(fo
         for step in range(1, lease):
             body(engine, step)
         with pytest.raises(StoreError):
-            asyncio.run(engine.body(lease, 0, 2, 1))
+            asyncio.run(engine.body(lease, 0, 2, 60))
         assert engine.problem is None
         store.save = save  # type: ignore[method-assign]
         assert rows_of(body(engine, lease)).step == lease

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 
@@ -27,7 +26,7 @@ from service.sharing import Sharing
 from service.store import Store
 from tests.engines import KilledError, body, rows_of
 from tests.postgres import postgres
-from tests.serving import STEPS, Served, losses_of, write_run
+from tests.serving import STEPS, Served, get, losses_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise_also_after_a_kill(
             with pytest.raises(StateMismatchError):
                 resumed.load_state_dict({**state, "step": begin + 1})
         assert [parent.batch(step).rows.tobytes() for step in range(30)] == [rows for rows, _ in shared]
-        audits = httpx2.get(server.url + "/runs/fork/pivots", trust_env=False).json()
+        audits = get(server.url + "/runs/fork/pivots").json()
         assert [(line["action"], line["detail"]) for line in audits] == [("fork", {"parent": "run", "at_step": begin})]
     journal = tmp_path / "runs" / "fork" / "journal.jsonl"
     assert audit(journal).difference is None
@@ -92,6 +91,12 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise_also_after_a_kill(
 
 @pytest.fixture
 def runs(folder: Path, tmp_path: Path) -> Iterator[Runs]:
+    with runs_over(folder, tmp_path) as runs:
+        yield runs
+
+
+@contextmanager
+def runs_over(folder: Path, tmp_path: Path) -> Iterator[Runs]:
     settings = Settings(folder=tmp_path / "runs", feedback_wait_s=0)
     store = Store.open(settings.database_url)
     runs = Runs(settings, store, Events())
@@ -180,17 +185,18 @@ def test_a_kill_while_a_fork_is_made_leaves_a_fork_or_none(
         again.close()
 
 
-def test_runs_over_the_same_prepared_rows_open_and_map_them_once(runs: Runs, folder: Path) -> None:
-    gc.collect()  # what other tests mapped of the same files, so that it cannot go between the two counts
-    body(runs.engine("run"), 0)
-    mapped = maps_of(folder / "rows")
-    assert mapped > 0
-    for name in ("one", "two"):
-        runs.create(name, runs.record("run").curriculum)
-        body(runs.engine(name), 0)
-    runs.fork("run", "three", None, {})
-    assert len({id(runs.engine(name)._parts.rows._prepared) for name in runs.names()}) == 1
-    assert maps_of(folder / "rows") == mapped
+def test_runs_over_the_same_prepared_rows_open_and_map_them_once(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "rows", tmp_path / "rows")  # that no other test maps
+    with runs_over(tmp_path, tmp_path) as runs:
+        body(runs.engine("run"), 0)
+        mapped = maps_of(tmp_path / "rows")
+        assert mapped > 0
+        for name in ("one", "two"):
+            runs.create(name, runs.record("run").curriculum)
+            body(runs.engine(name), 0)
+        runs.fork("run", "three", None, {})
+        assert len({id(runs.engine(name)._parts.rows._prepared) for name in runs.names()}) == 1
+        assert maps_of(tmp_path / "rows") == mapped
 
 
 def maps_of(folder: Path) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -30,7 +29,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.window import Built, Turns
 from service.wire import Body, arrow_stream, decode, encode, joined, split
-from tests.serving import STEPS, Served, reports, write_run
+from tests.serving import STEPS, Served, get, reports, write_run
 
 LANE = ("rank", "world_size", "wait_s")  # the order that the lane knows; any other goes to the framework
 
@@ -46,7 +45,7 @@ def answers(server: Served, path: str, **params: Any) -> list[tuple[int, bytes, 
     """The same request by the lane, and in an order that only the framework takes."""
     found = []
     for order in (params, dict(reversed(params.items()))):
-        answer = httpx2.get(server.url + path, params=order, trust_env=False)
+        answer = get(server.url + path, params=order)
         kept = ("content-type", "etag", "content-digest", "x-mixer-step", "x-mixer-phase", "cache-control")
         found.append((answer.status_code, answer.content, {k: v for k, v in answer.headers.items() if k in kept}))
         is_lane = "content-security-policy" not in answer.headers and answer.status_code < 400
@@ -262,17 +261,19 @@ def test_fetching_ahead_never_waits_for_losses_of_a_batch_that_it_keeps_back(tmp
         begin = time.monotonic()
         for batch in dataset:
             dataset.report(batch, torch.full(batch["labels"].shape, 3.0))
-        assert time.monotonic() - begin < 30  # two ends of phases waited for in vain take 120 s
+        assert time.monotonic() - begin < 110  # two ends of phases waited for in vain take 120 s
     assert [step for step, *_ in reports(server.journal)] == list(range(STEPS))
 
 
 def test_threads_of_a_data_set_that_is_left_end_though_the_server_is_gone(tmp_path: Path) -> None:
+    before = set(threading.enumerate())  # some of data sets that other tests left may still be ending
     with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "60") as server:
         batches = iter(RemoteMixtureDataset(server.url, 0, 1, prefetch=8, patience_s=100))
         next(batches)  # nothing is reported: the threads wait for a phase that is not decided
+        threads = [t for t in threading.enumerate() if "remote-batches" in t.name and t not in before]
+        assert threads
         server.kill()
         batches.close()  # type: ignore[attr-defined]  # a generator
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and any("remote-batches" in t.name for t in threading.enumerate()):
-            time.sleep(0.1)
-        assert not [t.name for t in threading.enumerate() if "remote-batches" in t.name]
+        for thread in threads:
+            thread.join(90)  # sooner than its patience ends
+            assert not thread.is_alive()

@@ -22,7 +22,7 @@ from service.past import Past
 from service.server import run_past
 from service.settings import Settings
 from tests.curricula import curriculum, drive
-from tests.serving import Served
+from tests.serving import Served, get
 
 STEPS = 1500  # more phases than a walk holds
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]
@@ -60,7 +60,7 @@ def served(journal: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def client(served: Served) -> Iterator[MixerClient]:
-    with MixerClient(served.url, patience_s=20) as client:
+    with MixerClient(served.url, patience_s=100) as client:
         yield client
 
 
@@ -95,13 +95,13 @@ def test_phases_journal_config_and_the_run_can_be_read(client: MixerClient, serv
         (p.index, p.start, p.length) for p in replay.phases
     ]
     assert np.array_equal([r["weights"] for r in found], [p.weights for p in replay.phases])
-    assert httpx2.get(served.url + "/walk").content == journal.read_bytes()
+    assert get(served.url + "/walk").content == journal.read_bytes()
     assert client.config()["fingerprint"] == replay.curriculum.fingerprint
     [run] = client.runs()
     assert (run.name, run.status, run.frontier) == ("old-walk", "archived", replay.frontier)
-    assert httpx2.get(served.url + "/runs/old-walk/weights", params={"step": 5}).json()["step"] == 5
-    assert httpx2.get(served.url + "/overview").status_code == 200
-    assert httpx2.get(served.url + "/").headers["content-type"].startswith("text/html")
+    assert get(served.url + "/runs/old-walk/weights", params={"step": 5}).json()["step"] == 5
+    assert get(served.url + "/overview").status_code == 200
+    assert get(served.url + "/").headers["content-type"].startswith("text/html")
     with MixerClient(served.url, run="nobody") as other, pytest.raises(UnknownRunError, match="there is old-walk"):
         other.weights(0)
 
@@ -124,7 +124,7 @@ def test_phases_journal_config_and_the_run_can_be_read(client: MixerClient, serv
     ],
 )
 def test_whatever_would_decide_deliver_or_write_is_refused(served: Served, method: str, path: str) -> None:
-    answer = httpx2.request(method, served.url + path, json={} if method == "POST" else None)
+    answer = httpx2.request(method, served.url + path, json={} if method == "POST" else None, timeout=100)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (409, "past")
     assert "mixer fork" in error["hint"]

@@ -181,7 +181,7 @@ def test_readers_and_the_split_divide_a_source(
 
 
 def everything(source: RowSource) -> list[tuple[int, ...]]:
-    from mixer.sources.rows import EndOfSource
+    from mixer.sources import EndOfSource
 
     rows: list[Any] = []
     for _ in itertools.count():

@@ -9,8 +9,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from mixer.batches import RowBatch
 from mixer.config import Curriculum
 from service.engine import Engine
@@ -18,7 +16,7 @@ from service.settings import Settings
 from service.store import Store
 from service.wire import decode
 from tests.fleet import digest_of
-from tests.serving import Served, losses_of
+from tests.serving import Served, get, losses_of
 
 Records = list[dict[str, Any]]
 
@@ -54,7 +52,7 @@ def undisturbed(config: Path, folder: Path, num_ranks: int) -> tuple[dict[tuple[
 
 
 def journal_of(server: Served) -> Records:
-    return [json.loads(line) for line in httpx2.get(server.url + "/walk", trust_env=False).content.splitlines()]
+    return [json.loads(line) for line in get(server.url + "/walk").content.splitlines()]
 
 
 def what_was_decided(records: Records) -> Records:

@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from mixer.sources.streams import Stream
     from mixer.tokenizer import TextTokenizer
 
-__all__ = ["Progress", "RowSource", "check_sources", "open_sources"]
+__all__ = ["EndOfSource", "Progress", "RowSource", "check_sources", "open_sources"]
+
+
+class EndOfSource(Exception):  # noqa: N818  # a signal, like StopIteration
+    """A source whose ``on_exhausted`` is ``stop`` has fewer rows left than asked for; ``rows_left`` may still be taken.
+
+    A signal to the delivery, not an error of the user's: the run ends here as planned.
+    """
+
+    def __init__(self, name: str, rows_left: int) -> None:
+        super().__init__(f"source {name} has ended with {rows_left} rows left")
+        self.name = name
+        self.rows_left = rows_left
 
 
 @dataclass(frozen=True)

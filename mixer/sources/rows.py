@@ -17,7 +17,7 @@ import numpy as np
 
 from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.packing import Packer, joined
-from mixer.sources import Progress
+from mixer.sources import EndOfSource, Progress
 from mixer.sources.ahead import Encoded, ReadAhead
 from mixer.sources.faults import NetworkFault
 from mixer.sources.streams import Documents, Stream, TextStream
@@ -27,18 +27,6 @@ from mixer.types import IntArray, TokenArray
 STATE_VERSION = 2
 AHEAD_BYTES = 64 << 20  # of rows that are read ahead, of all sources together; a group has about a MB
 MAX_AHEAD = 8  # groups of one source; a hub that needs more for its answer than these last is too slow anyhow
-
-
-class EndOfSource(Exception):  # noqa: N818  # a signal, like StopIteration
-    """A source whose ``on_exhausted`` is ``stop`` has fewer rows left than asked for; ``rows_left`` may still be taken.
-
-    A signal to the delivery, not an error of the user's: the run ends here as planned.
-    """
-
-    def __init__(self, name: str, rows_left: int) -> None:
-        super().__init__(f"source {name} has ended with {rows_left} rows left")
-        self.name = name
-        self.rows_left = rows_left
 
 
 @dataclass(frozen=True)
