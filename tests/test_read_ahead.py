@@ -53,11 +53,17 @@ def source_of(file: Path, *, curriculum: dict[str, Any] | None = None, **options
 
 
 def settle(source: StreamedRows) -> None:
-    """Wait until everything that is read ahead now has been read."""
+    """Wait until everything that is read ahead now has been read and encoded."""
     deadline = time.monotonic() + 100
-    while source._ahead._reader is not None and not source._ahead._reader.is_done:
+    while not is_settled(source._ahead):
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def is_settled(reading: ahead.ReadAhead) -> bool:
+    with reading._lock:
+        has_read = reading._reader is None or reading._reader.is_done
+        return has_read and all(read.encoded.is_done for read in reading._queue)
 
 
 def test_groups_are_read_in_the_background_and_their_number_is_bounded(file: Path) -> None:
