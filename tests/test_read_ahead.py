@@ -111,7 +111,7 @@ def test_an_error_read_ahead_is_raised_by_the_take_that_needs_its_rows(
     np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
-@pytest.mark.parametrize("where", ["_read_group", "encode"])
+@pytest.mark.parametrize("where", ["_read_group", "encode_joined"])
 def test_ctrl_c_anywhere_loses_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     expected = source_of(file).take(150)
     source = source_of(file)
