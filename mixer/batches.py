@@ -51,7 +51,7 @@ class RowBatch(NamedTuple):
 
 
 class RowBatches(NamedTuple):
-    """One rank's rows of some global batches of one phase, in order: arrays as of ``RowBatch``, an axis of n steps before.
+    """One rank's rows of some global batches of one phase, in order: each array that of ``RowBatch`` n times.
 
     Attributes:
         steps: which batches of the run, n of them.
@@ -71,6 +71,11 @@ class RowBatches(NamedTuple):
         """Return a single batch as the only one."""
         columns = (batch.rows[None], batch.source_ids[None], batch.row_numbers[None])
         return cls(range(batch.step, batch.step + 1), batch.phase, *columns)
+
+    def until(self, step: int) -> Self:
+        """Return those before a step, as views."""
+        count = len(range(self.steps.start, step, self.steps.step))
+        return type(self)(self.steps[:count], self.phase, *(column[:count] for column in self[2:]))
 
 
 class BatchReader(Protocol):
