@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixer.batches import BatchReader
+from mixer.batches import BatchReader, PreparedReader, RowBatches
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError, SourceUnavailableError
@@ -30,6 +30,7 @@ from service.settings import Settings
 from service.store import Store
 from service.window import Bell, Built, Window
 
+TOGETHER_BYTES = 1 << 20
 IDLE_S = 0.5  # longest sleep of the thread: patience and faults are looked at again
 LOOKS_AT_NO_LOSS = ("static", "proportional", "unimax", "random")
 
@@ -69,13 +70,19 @@ class Parts:
     bell: Bell = field(default_factory=Bell)
     counters: Counters = field(default_factory=Counters)
 
-    def read(self, reader: BatchReader, step: int) -> Built:
-        """Read a global batch, its tokens in the smallest dtype that holds the vocabulary."""
+    @property
+    def together(self) -> int:
+        """How many global batches are read together at most: of prepared rows some MiB, of streams one."""
+        row_bytes = 2 * (self.curriculum.sequence_length + 1)
+        return -(-TOGETHER_BYTES // (self.curriculum.batch_rows * row_bytes)) if self.rows.is_prepared else 1
+
+    def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> Built:
+        """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
+        if isinstance(reader, PreparedReader):  # whose rows have it already
+            return Built(reader.read_together(step, num_steps))
         batch = reader.read(step)
-        if not self.rows.is_prepared:  # prepared rows have it already
-            dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
-            batch = batch._replace(rows=batch.rows.astype(dtype, copy=False))
-        return Built(batch)
+        dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
+        return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(dtype, copy=False))))
 
     def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
         """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.
@@ -107,7 +114,7 @@ class Builder:
         wanted: the newest step asked for, as far as is known.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
-        makes_headers: whether batches are asked for one by one.
+        headers_before: the first step whose batch may not be asked for alone, as it seems.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -117,7 +124,7 @@ class Builder:
         # after a restart, before the step that makes a decision due
         self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
         self.problem: MixerError | None = None
-        self.is_paused = self.makes_headers = False
+        self.is_paused, self.headers_before = False, 0
         self.reader: BatchReader | None = None
         self._suspension = Suspension(parts.curriculum, parts.walk)
         self._at = 0  # the step that the reader gives next
@@ -243,7 +250,7 @@ class Builder:
         parts.bell.ring()
 
     def _advance(self) -> bool:
-        """Build the next batch, deciding its phase first if need be; False if there is nothing to do now."""
+        """Build the next batches, deciding their phase first if need be; False if there is nothing to do now."""
         parts = self._parts
         self._lease_early()
         if self.reader is None or self._cuts_seen < self._num_cuts:
@@ -252,12 +259,13 @@ class Builder:
             reader, cuts, step = self.reader, self._num_cuts, self._at
             if reader is None or self._cuts_seen < cuts:  # a cut came meanwhile
                 return True
-            if step >= self.next and not self._may_build(step, reader):
+            num_steps = 1 if step < self.next else self._num_due(step, reader)
+            if num_steps == 0:
                 return False
         try:
             if step == self.next and parts.decisions.at(step).start == step:
                 self._suspension.take_back(step, reader.probe)
-            built = parts.read(reader, step)
+            built = parts.read(reader, step, num_steps)
         except UndecidedError:  # cut away meanwhile
             return True
         except SourceUnavailableError as error:
@@ -268,8 +276,9 @@ class Builder:
         except EndOfSource:
             return self._end_at(step, cuts)
         for rank in range(parts.patience.world_size or 1):
-            body = built.body(rank, parts.patience.world_size or 1)
-            _ = body.headers if self.makes_headers else body.head
+            encoded = built.encoded(rank, parts.patience.world_size or 1)
+            for each in built.steps[: max(0, self.headers_before - step)]:
+                _ = encoded.body(each).headers
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)
@@ -296,18 +305,30 @@ class Builder:
                 self.reader, self._at, self._cuts_seen = reader, at, cuts
                 self.next = at if is_first else self.next
 
-    def _may_build(self, step: int, reader: BatchReader) -> bool:
-        """Return whether the next batch is due, its phase decided, and a place before it saved."""
+    def _num_due(self, step: int, reader: BatchReader) -> int:
+        """Return how many batches from ``step`` on are due, the phase of the first decided and a place before it saved.
+
+        Many are built at once: nothing is done for a few of them as long as half of what is to be ahead is there.
+        """
         parts = self._parts
-        if step >= self.run_end or step > self.wanted + parts.settings.ahead_steps:
-            return False
-        if not parts.window.make_room(self._batch_bytes(), below=self.wanted):
-            return False
+        ahead, batch_bytes = parts.settings.ahead_steps, self._batch_bytes()
+        if step >= self.run_end or step > self.wanted + ahead:
+            return 0
+        if not parts.window.make_room(batch_bytes, below=self.wanted):
+            return 0
         if step >= parts.decisions.frontier and not self._decide(step):
-            return False
-        if not parts.rows.is_prepared and step and step % parts.settings.place_steps == 0:
-            self._save("place", step, reader.state_dict(), forget_before=self.oldest)
-        return True
+            return 0
+        if not parts.rows.is_prepared:
+            if step and step % parts.settings.place_steps == 0:
+                self._save("place", step, reader.state_dict(), forget_before=self.oldest)
+            return 1
+        reach = self.wanted + ahead + 1 - step
+        num_steps = min(parts.together, parts.decisions.frontier - step, self.run_end - step)
+        if reach < num_steps:
+            num_steps = 0 if step > self.wanted + ahead // 2 else reach
+        while num_steps > 1 and not parts.window.make_room(num_steps * batch_bytes, below=self.wanted):
+            num_steps //= 2
+        return num_steps
 
     def _batch_bytes(self) -> int:
         """At most, before the first batch says it: four bytes a token, twice."""
@@ -315,13 +336,13 @@ class Builder:
         return 8 * curriculum.batch_rows * (curriculum.sequence_length + 1)
 
     def _keep(self, built: Built) -> None:
-        step = built.batch.step
-        self._at = step + 1
-        if step < self.next:  # it was built before the reader had to go back
+        steps = built.steps
+        self._at = steps.stop
+        if steps.start < self.next:  # it was built before the reader had to go back
             return
         self._parts.window.add(built)
-        self.next = step + 1
-        self._parts.counters.batches_built += 1
+        self.next = steps.stop
+        self._parts.counters.batches_built += len(steps)
 
     def _end_at(self, step: int, cuts: int) -> bool:
         with self._turn:
