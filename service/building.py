@@ -73,8 +73,7 @@ class Parts:
     @property
     def together(self) -> int:
         """How many global batches are read together at most: of prepared rows some MiB, of streams one."""
-        row_bytes = 2 * (self.curriculum.sequence_length + 1)
-        return -(-TOGETHER_BYTES // (self.curriculum.batch_rows * row_bytes)) if self.rows.is_prepared else 1
+        return -(-TOGETHER_BYTES // batch_bytes(self.curriculum)) if self.rows.is_prepared else 1
 
     def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> Built:
         """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
@@ -102,6 +101,11 @@ class Parts:
         return reader, place[0]
 
 
+def batch_bytes(curriculum: Curriculum) -> int:
+    """Return what the rows of a global batch take, in the dtype that most vocabularies need."""
+    return 2 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+
+
 class Builder:
     """Decides and builds in a thread of its own.
 
@@ -111,7 +115,8 @@ class Builder:
     Attributes:
         next: the first step that is not built yet.
         end: the first step that the sources have no rows for; None as long as none is known.
-        wanted: the newest step asked for, as far as is known.
+        wanted: the newest step that somebody waits for or was given, as far as is known.
+        asked: the newest step of a request for several.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
         headers_before: the first step whose batch may not be asked for alone, as it seems.
@@ -123,6 +128,7 @@ class Builder:
         self.end: int | None = None
         # after a restart, before the step that makes a decision due
         self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
+        self.asked = self.wanted
         self.problem: MixerError | None = None
         self.is_paused, self.headers_before = False, 0
         self.reader: BatchReader | None = None
@@ -159,10 +165,28 @@ class Builder:
 
     def want(self, step: int) -> None:
         """Note that a step is wanted; one beyond reach waits until others have come nearer."""
-        reach = max(self.wanted, self._parts.decisions.frontier - 1) + self._parts.settings.ahead_steps
-        if self.wanted < step <= reach:
+        if self.wanted < step <= self._reach:
             self.wanted = step
             self._wake.set()
+
+    def ask(self, step: int) -> None:
+        """Note that a step will be wanted soon: its phase may be decided, if no losses are looked at for that."""
+        step = min(step, self._reach)
+        if self.asked < step:
+            self.asked = step
+            self._wake.set()
+
+    def is_coming(self, step: int) -> bool:
+        """Whether a step will be built though nobody does anything: it is decided, or that rests on no losses."""
+        return step < self._parts.decisions.frontier or (step <= self.asked and not self._looks_at_losses)
+
+    @property
+    def _looks_at_losses(self) -> bool:
+        return self._parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
+
+    @property
+    def _reach(self) -> int:
+        return max(self.wanted, self._parts.decisions.frontier - 1) + self._parts.settings.ahead_steps
 
     @property
     def oldest(self) -> int:
@@ -311,10 +335,10 @@ class Builder:
         Many are built at once: nothing is done for a few of them as long as half of what is to be ahead is there.
         """
         parts = self._parts
-        ahead, batch_bytes = parts.settings.ahead_steps, self._batch_bytes()
+        ahead, most_bytes = parts.settings.ahead_steps, self._most_bytes()
         if step >= self.run_end or step > self.wanted + ahead:
             return 0
-        if not parts.window.make_room(batch_bytes, below=self.wanted):
+        if not parts.window.make_room(most_bytes, below=self.wanted):
             return 0
         if step >= parts.decisions.frontier and not self._decide(step):
             return 0
@@ -326,14 +350,13 @@ class Builder:
         num_steps = min(parts.together, parts.decisions.frontier - step, self.run_end - step)
         if reach < num_steps:
             num_steps = 0 if step > self.wanted + ahead // 2 else reach
-        while num_steps > 1 and not parts.window.make_room(num_steps * batch_bytes, below=self.wanted):
+        while num_steps > 1 and not parts.window.make_room(num_steps * most_bytes, below=self.wanted):
             num_steps //= 2
         return num_steps
 
-    def _batch_bytes(self) -> int:
-        """At most, before the first batch says it: four bytes a token, twice."""
-        curriculum = self._parts.curriculum
-        return 8 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+    def _most_bytes(self) -> int:
+        """Of a global batch, before the first one says it: four bytes a token, twice."""
+        return 4 * batch_bytes(self._parts.curriculum)
 
     def _keep(self, built: Built) -> None:
         steps = built.steps
@@ -355,15 +378,15 @@ class Builder:
     def _decide(self, start: int) -> bool:
         """Decide the phase from ``start`` if it is due and its losses have come."""
         parts = self._parts
-        if start and self.wanted < start - parts.curriculum.feedback_lag:
+        newest = self.wanted if self._looks_at_losses else max(self.wanted, self.asked)
+        if start and newest < start - parts.curriculum.feedback_lag:
             return False
         if start == 0:
             for name, tokens in parts.rows.epoch_tokens().items():
                 parts.walk.learn_unique_tokens(name, tokens)
-        looks_at_losses = parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
-        if start and looks_at_losses and not parts.patience.is_over(start):
+        if start and self._looks_at_losses and not parts.patience.is_over(start):
             return False
-        parts.walk.phase_at(start)
+        parts.decisions.note(parts.walk.phase_at(start))
         parts.bell.ring()
         if parts.journal.position.line - self._snapshot_at >= parts.settings.snapshot_lines:
             self._save_walk()

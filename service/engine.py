@@ -224,6 +224,25 @@ class Engine:
         self._note_asked(taken, rank, world_size)
         return encoded, taken
 
+    def note_range(self, steps: range) -> None:
+        """Note that all of these steps are asked for, those after the first as they come."""
+        self._builder.ask(steps[-1])
+
+    def is_coming(self, step: int) -> bool:
+        """Whether a step is not built yet, but will be in a moment."""
+        return self._builder.next <= step < self._builder.run_end and self._builder.is_coming(step)
+
+    async def moment(self, step: int, most_s: float) -> None:
+        """Wait until a step is built, or something else has changed that may matter to it, ``most_s`` at most."""
+        ticket = self._bell.ticket(step)
+        late = ticket.get_loop().call_later(most_s, resolve, ticket)
+        try:
+            if step >= self._builder.next:
+                await ticket
+        finally:
+            late.cancel()
+            self._bell.forget(ticket)
+
     def _built(self, step: int) -> Built | None:
         return self._parts.window.get(step) or self._back.held(step)
 

@@ -7,8 +7,8 @@ and the lane's 20 (ADR 11).
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
 from collections.abc import Sequence
 
 from mixer.errors import MixerError
@@ -25,10 +25,9 @@ _ONE = re.compile(_RANK.encode())
 _SEVERAL = re.compile(rf"from=([0-9]{{1,9}})&limit=([1-9][0-9]?)&every=([1-9][0-9]{{0,2}})&{_RANK}".encode())
 _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
-MOMENT_S, MOMENTS = 0.00025, 8  # an answer waits 2 ms at most for what is being built
+LONGEST_S = 0.002  # that an answer waits for what is being built
 SMALL_BYTES = 64 << 10  # up to here an answer takes no longer than its turn would
 MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small answers wait behind large ones
-ENOUGH_LEFT = 3 * MAX_JOINED_BYTES // 4  # an answer with more than the rest waits for nothing
 
 
 async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s: float) -> Body:
@@ -44,15 +43,16 @@ async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s
 async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, wait_s: float) -> list[memoryview]:
     """Return records of a rank's rows of the first of ``steps``, and of those at hand, or at hand a moment later."""
     pieces: list[memoryview] = []
-    num, left, moments = 0, MAX_JOINED_BYTES, MOMENTS
+    num, left, until_s = 0, MAX_JOINED_BYTES, 0.0
+    engine.note_range(steps)
     while num < len(steps) and left > 0:
         rest = steps[num:]
         taken = engine.at_hand(rest, rank, world_size, left)
         if taken is None and num and engine.next_step <= rest[0]:
-            if not moments or left < ENOUGH_LEFT or rest[0] >= engine.frontier:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0 or not engine.is_coming(rest[0]):
                 break
-            moments -= 1
-            await asyncio.sleep(MOMENT_S)  # it is being built, and answers cost it time
+            await engine.moment(rest[0], left_s)  # it is being built, and answers cost it time
             continue
         if taken is None:
             try:
@@ -65,6 +65,7 @@ async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, w
         found = encoded.pieces(these)
         pieces += found
         num += len(these)
+        until_s = until_s or time.monotonic() + LONGEST_S
         left -= sum(map(len, found))
     engine.note_served(num, MAX_JOINED_BYTES - left, world_size)
     return pieces

@@ -75,8 +75,8 @@ class Window:
     def add(self, built: Built) -> None:
         """Hold batches."""
         with self._lock:
-            for before in {id(each): each for step in built.steps if (each := self.get(step)) is not None}.values():
-                self._drop(before.steps.start)
+            while not self._by_step.keys().isdisjoint(built.steps):
+                self._drop(next(self._by_step[step] for step in built.steps if step in self._by_step).steps.start)
             self._hold(built, built.num_bytes)
 
     def drop_from(self, step: int) -> None:

@@ -182,13 +182,15 @@ def encode(batches: RowBatches, rank: int, world_size: int) -> Encoded:
     records = np.empty((len(rows), HEAD_BYTES + layout.num_bytes), dtype=np.uint8)
     for at, text in ((HEAD_BYTES, layout.frame), (-len(_END), _END)):
         records[:, at : at + len(text) or None] = np.frombuffer(text, np.uint8)
-    columns = layout.columns(records)
+    columns: tuple[npt.NDArray[Any], ...] = layout.columns(records)
     for end in (layout.source_ids_at, layout.row_numbers_at):  # what pads a column is nowhere left as it was
         records[:, HEAD_BYTES + end - 8 : HEAD_BYTES + end] = 0
     for column, values in zip(columns, (rows, batches.source_ids[:, mine], batches.row_numbers[:, mine]), strict=True):
         np.copyto(column, values, casting="unsafe")  # numbers of sources are small
-    for record, step in zip(records, batches.steps, strict=True):
-        record[:HEAD_BYTES] = np.frombuffer(_head(record[HEAD_BYTES:].data, step, batches.phase), np.uint8)
+    view, size = memoryview(records.reshape(-1)), records.shape[1]  # type: ignore[arg-type]
+    for begin, step in zip(range(0, len(view), size), batches.steps, strict=True):
+        body = begin + HEAD_BYTES
+        view[begin:body] = _head(view[body : begin + size], step, batches.phase)
     return Encoded(records, batches.steps, batches.phase, layout)
 
 
