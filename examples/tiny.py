@@ -106,3 +106,5 @@ def _rank(rank: int, world_size: int, port: int, train: Callable[..., None], arg
     os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1", **is_served)
     torch.set_num_threads(1)
     train(*arguments)
+    if dist.is_initialized():  # a trainer may leave that to the interpreter, which torch's threads can abort as it ends
+        dist.destroy_process_group()

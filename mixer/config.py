@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
-from mixer.errors import ConfigError, InfeasibleRegionError
+from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.phases import PhaseLaw
 from mixer.policy_config import (
     Frozen,
@@ -333,6 +333,15 @@ class Curriculum(Frozen):
     def batch_tokens(self) -> int:
         """Tokens of one global batch that carry a loss: batch_rows * sequence_length."""
         return self.batch_rows * self.sequence_length
+
+    def rows_of_rank(self, world_size: int) -> int:
+        """Return how many rows of each batch a rank gets; raises TopologyError if ranks cannot share them evenly."""
+        if self.batch_rows % world_size:
+            raise TopologyError(
+                f"batch_rows is {self.batch_rows}, which {world_size} ranks cannot share evenly; use a number of ranks "
+                f"that divides it or, in a new run, a batch_rows that is a multiple of {world_size}"
+            )
+        return self.batch_rows // world_size
 
     @property
     def bounds(self) -> Bounds:

@@ -98,7 +98,7 @@ class MixtureDataset(IterableDataset[Batch]):
         self._provenance = provenance
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
-        self._reports = Reports(curriculum.batch_rows // self.world_size)
+        self._reports = Reports(curriculum.rows_of_rank(self.world_size))
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows

@@ -75,11 +75,7 @@ class Rows:
         tokenizer: TextTokenizer | None = None,
         prepared: Prepared | None = None,
     ) -> None:
-        if curriculum.batch_rows % world_size:
-            raise TopologyError(
-                f"batch_rows is {curriculum.batch_rows}, which {world_size} ranks cannot share evenly; "
-                f"set it to a multiple of {world_size}, or use a number of ranks that divides it"
-            )
+        curriculum.rows_of_rank(world_size)
         self.curriculum = curriculum
         self.rank, self.world_size = rank, world_size
         self._streams = streams

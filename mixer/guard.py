@@ -344,10 +344,13 @@ def warn(alarm: dict[str, Any]) -> None:
 def alarm_in_words(line: Mapping[str, Any]) -> str:
     """Return an ``alarm`` line as a sentence."""
     what = "a report fell off a cliff" if line["detector"] == "cliff" else "its loss falls faster than its own curve"
+    whose = f"{line['source']} may be learned by heart ({line['detector']}: {what}) at step {line['step']}"
+    return f"{whose}: {facts_in_words(line)}"
+
+
+def facts_in_words(line: Mapping[str, Any]) -> str:
+    """Return what an ``alarm`` line saw and what was done about it, for where source, detector and step are shown."""
     seen = "" if line["epochs"] is None else f", after {line['epochs']:.3g} epochs"
     done = f"; pivoted out from step {line['decided_before']} on" if line["pivot"] else ""
     done = f"; not pivoted out: {line['why_not']}" if line["why_not"] else done
-    return (
-        f"{line['source']} may be learned by heart ({line['detector']}: {what}) at step {line['step']}: "
-        f"loss {line['loss']:.4g} where {line['expected']:.4g} was expected, z {line['z']:.1f}{seen}{done}"
-    )
+    return f"loss {line['loss']:.4g} where {line['expected']:.4g} was expected, z {line['z']:.1f}{seen}{done}"

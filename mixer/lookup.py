@@ -9,16 +9,18 @@ chain: ``mixer replay`` does. Both take the same memory at any length.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixer.errors import JournalError, StepError
 from mixer.journal import history_spans, read_history
 from mixer.records import cut_phases
-from mixer.scan import line_at, line_starts
+from mixer.scan import line_at, line_starts, lines_from
 
 Record = dict[str, Any]
+NUM_OPENINGS = 3  # regions and alarms that are told of
 
 
 def history(path: str | Path) -> tuple[Record, Iterator[Record]]:
@@ -41,6 +43,24 @@ def deciding_curriculum(header: Mapping[str, Any], step: int) -> Record:
     while parent is not None and step < parent["step"]:
         curriculum, parent = parent["curriculum"], parent["parent"]
     return dict(curriculum)
+
+
+class Tail(NamedTuple):
+    """The end of a journal, and what still matters of the lines before it.
+
+    Attributes:
+        openings: the phase lines that opened the newest regions before ``lines``, at most ``NUM_OPENINGS``.
+        pivots: all pivot lines before ``lines``.
+        alarms: the newest alarm lines before ``lines``, at most ``NUM_OPENINGS``.
+        lines: the lines at the end, from a phase line on; without any phase all of them, the header too.
+        end: the byte after the last line.
+    """
+
+    openings: list[Record]
+    pivots: list[Record]
+    alarms: list[Record]
+    lines: Iterator[Record]
+    end: int
 
 
 class Lookup:
@@ -103,6 +123,44 @@ class Lookup:
         if found is None or found["region"] is None:
             raise JournalError(f"{self.path}: no phase up to {phase['index']} says what its region is")
         return found
+
+    def tail(self, num_bytes: int) -> Tail:
+        """Return what a journal says of the run now, from its last ``num_bytes`` and at least two phases."""
+        last = self._last(lambda phase: True)
+        if last is None:
+            return Tail([], [], [], self._lines(0), self.end)
+        newest = self._record(last)["index"]
+        before = self._last(lambda phase: phase["index"] < newest)
+        begin = last if before is None else before
+        late = self._first_from(max(self._bases[-1] - num_bytes, 0))
+        begin = begin if late is None else min(begin, late)
+        pivots = [self._record(at) for at in self._places(("pivot",), 0, begin)]
+        newest_alarms = deque(self._places(("alarm",), 0, begin), maxlen=NUM_OPENINGS)
+        alarms = [self._record(at) for at in newest_alarms]
+        return Tail(self._openings(self._record(begin)), pivots, alarms, self._lines(begin), self.end)
+
+    @property
+    def end(self) -> int:
+        """The byte after the last line."""
+        return self._spans[-1].end
+
+    def _openings(self, phase: Record) -> list[Record]:
+        """Return the phase lines that opened the newest regions before a phase, in order."""
+        found: list[Record] = []
+        if phase["region"] is not None:
+            phase = self.before(phase) or {}
+        while phase and len(found) < NUM_OPENINGS:
+            found.append(self.first_of_regime(phase))
+            phase = self.before(found[-1]) or {}
+        return found[::-1]
+
+    def _lines(self, place: int) -> Iterator[Record]:
+        """Yield the lines that still hold, from a place on."""
+        for span, base in zip(self._spans, self._bases, strict=False):
+            start = max(place - base + span.start, span.start)
+            if start < span.end:
+                within = itertools.takewhile(lambda line: line.offset < span.end, lines_from(self.path, start))  # noqa: B023  # used up here
+                yield from (line.record() for line in within)
 
     def _frontier(self) -> int:
         """Return the first step that is not decided."""

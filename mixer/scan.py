@@ -188,17 +188,27 @@ def line_at(path: Path, offset: int) -> Line:
     Raises:
         JournalError: naming the first damaged line of the file.
     """
+    line = next(lines_from(path, offset), None)
+    if line is None:
+        raise_first_damage(path, JournalError(f"{path}: no whole line begins at byte {offset}"))
+    return line
+
+
+def lines_from(path: Path, offset: int) -> Iterator[Line]:
+    """Yield the whole lines from the one that begins at a byte, each checked against the one before it.
+
+    Raises:
+        JournalError: naming the first damaged line of the file.
+    """
     try:
         with path.open("rb") as file:
             before = _before(file, offset) if offset else Position(0, FIRST)
-        line = None if before is None else next(scan(path, after=before, offset=offset), None)
+        if before is not None:
+            yield from scan(path, after=before, offset=offset)
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from error
     except JournalError as error:
         raise_first_damage(path, error)
-    if line is None:
-        raise_first_damage(path, JournalError(f"{path}: no whole line begins at byte {offset}"))
-    return line
 
 
 def line_starts(path: Path, kinds: Sequence[str], start: int, end: int) -> Iterator[int]:

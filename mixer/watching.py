@@ -1,7 +1,7 @@
 """A run in progress, seen in a terminal: the newest phase, its weights between their bounds, losses, speed.
 
-It reads what was appended since it last looked and takes the lines as they are: the chain is checked by ``mixer
-replay``, not here. A ``resume`` line makes it read the file anew.
+The first look at a long journal, and one after a ``resume`` line, reads its end alone; later looks read what was
+appended, and take the lines as they are: the chain is checked by ``mixer replay``, not here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from rich.console import Group, RenderableType
@@ -21,13 +21,14 @@ from rich.text import Text
 
 from mixer.errors import JournalError
 from mixer.guard import alarm_in_words
-from mixer.lookup import history
+from mixer.lookup import NUM_OPENINGS, Lookup
 from mixer.records import cut_phases
 
 BAR_CELLS = 36
 SPEED_WINDOW_S = 30.0
 MAX_ROWS = 40
-MAX_REGIMES = MAX_ALARMS = 3
+MAX_REGIMES = MAX_ALARMS = NUM_OPENINGS
+TAIL_BYTES = 1 << 20  # some 1,500 reports: what they say of losses forgets the ones before
 
 
 @dataclass
@@ -50,9 +51,7 @@ class Sight:
                 self.header = record
             case "phase":
                 self.phases = [*self.phases[-1:], record]
-                if record["region"] is not None:
-                    self.region = record["region"]
-                    self.regimes.append((record["start"], record["regime"]))
+                self._open(record)
             case "feedback":
                 self.last_step = max(self.last_step, record["step"])
                 for i, total, tokens in zip(record["sources"], record["loss_sums"], record["tokens"], strict=True):
@@ -65,10 +64,27 @@ class Sight:
                 self.asked.append(record)
                 self._cut(record)
 
+    @classmethod
+    def of(cls, journal: Lookup) -> tuple[Self, int]:
+        """Return what the end of a journal says, and the byte after it."""
+        sight, tail = cls(header=journal.header), journal.tail(TAIL_BYTES)
+        for record in tail.openings:
+            sight._open(record)
+        sight.asked, sight.alarms = tail.pivots, tail.alarms
+        for record in tail.lines:
+            sight.add(record)
+        return sight, tail.end
+
     @property
     def phase(self) -> dict[str, Any] | None:
         """The newest phase."""
         return self.phases[-1] if self.phases else None
+
+    def _open(self, phase: dict[str, Any]) -> None:
+        """Note that a region begins with a phase, if one does."""
+        if phase["region"] is not None:
+            self.region = phase["region"]
+            self.regimes.append((phase["start"], phase["regime"]))
 
     def _cut(self, pivot: dict[str, Any]) -> None:
         """Leave of the newest phase what a pivot left of it."""
@@ -104,6 +120,8 @@ class Follower:
             size = self.path.stat().st_size
             if size < self._offset:  # another journal in its place, or a torn line taken back
                 self._begin_anew()
+            if self._offset == 0 and size > 2 * TAIL_BYTES:
+                self._read_end()
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 for line in file:
@@ -111,7 +129,7 @@ class Follower:
                         break
                     self._offset += len(line)
                     if self._take(line):
-                        self._read_live()
+                        self._read_end()
                         break
         except FileNotFoundError:
             self._begin_anew()
@@ -140,13 +158,9 @@ class Follower:
             raise JournalError(f"{self.path}: a line that ends at byte {self._offset} is no journal line") from error
         return False
 
-    def _read_live(self) -> None:
+    def _read_end(self) -> None:
         self._begin_anew()
-        header, records = history(self.path)
-        self.sight.add(header)
-        for record in records:
-            self.sight.add(record)
-        self._offset = _whole_lines(self.path)
+        self.sight, self._offset = Sight.of(Lookup(self.path))
 
     def _begin_anew(self) -> None:
         self.sight, self._offset = Sight(), 0
@@ -157,20 +171,6 @@ class Follower:
         self._steps.append((now, self.sight.last_step))
         while len(self._steps) > 2 and now - self._steps[0][0] > SPEED_WINDOW_S:
             self._steps.popleft()
-
-
-def _whole_lines(path: Path) -> int:
-    """Return the bytes up to the end of the last whole line."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        while size > 0:
-            start = max(0, size - 65_536)
-            file.seek(start)
-            at = file.read(size - start).rfind(b"\n")
-            if at >= 0:
-                return start + at + 1
-            size = start
-    return 0
 
 
 def frame(follower: Follower) -> RenderableType:

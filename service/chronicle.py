@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from mixer.config import Curriculum, ScheduledPivot
+from mixer.guard import facts_in_words
 from mixer.plan import planned_regimes
 from mixer.records import cut_phases
 from mixer.regimes import Bounds, Regime, regime_at
 from mixer.types import Array
-from service import words
+from service.words import told
 
 NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
 PACE_S = 60.0  # throughput is measured over so long
@@ -141,7 +142,7 @@ class Chronicle:
                 self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
             self._plan()
         elif kind == "alarm":
-            said = {"kind": record["detector"], "message": words.alarm(record)}
+            said = {"kind": record["detector"], "message": facts_in_words(record)}
             self.alarms.append({"step": record["step"], "source": record["source"], **said})
         elif kind == "fork":
             self.is_own = record["fingerprint"] == self.header["fingerprint"]
@@ -150,7 +151,7 @@ class Chronicle:
             self.unique_tokens[record["source"]] = record["tokens"]
         if kind in NOTED:
             step = record.get("start", record.get("at_step", record.get("step", record.get("decided_before", 0))))
-            self.entries.append(Entry(self.num_lines, kind, step, words.told(record, self.names)))
+            self.entries.append(Entry(self.num_lines, kind, step, told(record, self.names)))
 
     def _add_phase(self, record: Mapping[str, Any]) -> None:
         self.starts.append(record["start"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ def serve(
     memory_mib: Annotated[int, typer.Option(min=1, help="Memory for batches, per run.")] = 256,
     retain_steps: Annotated[int, typer.Option(min=1, help="Steps that can be asked for again.")] = 2048,
     feedback_wait_s: Annotated[float, typer.Option(min=0, help="Longest wait for a rank that has not reported.")] = 5.0,
+    fsync: Annotated[
+        Literal["phase", "always", "never"],
+        typer.Option(help="Flush the journal's file to disk with each decision, before each answer, or not at all."),
+    ] = "phase",
     requests_per_minute: Annotated[
         int, typer.Option(min=1, help="Of one token, or of one address without tokens.")
     ] = 60_000,
@@ -66,6 +70,7 @@ def serve(
         memory_bytes=memory_mib * MIB,
         retain_steps=retain_steps,
         feedback_wait_s=feedback_wait_s,
+        fsync=fsync,
         requests_per_minute=requests_per_minute,
         client_timeout_s=client_timeout_s,
         allow_new_sources=allow_new_sources,

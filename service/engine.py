@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mixer.batches import Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
-from mixer.errors import MixerError, TopologyError
+from mixer.errors import MixerError
 from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
@@ -78,7 +78,7 @@ class Engine:
         self.watch = Watch()  # what a page is told
         prepared = (sharing or Sharing()).prepared(curriculum)
         rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
-        lines = open_lines(store, name, curriculum, Path(settings.folder))
+        lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
         newest = store.newest(name, "walk")
         self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
         self._parts = Parts(
@@ -191,11 +191,7 @@ class Engine:
         """Raise RequestError or TopologyError unless this rank can have a share of the global batch."""
         if not 0 <= rank < world_size:
             raise RequestError(f"rank {rank} of {world_size}: ranks count from 0 to world_size - 1")
-        if self.curriculum.batch_rows % world_size:
-            raise TopologyError(
-                f"batch_rows is {self.curriculum.batch_rows}, which {world_size} ranks cannot share evenly; "
-                "use a number of ranks that divides it"
-            )
+        self.curriculum.rows_of_rank(world_size)
 
     def held(self, step: int, rank: int, world_size: int) -> Body | None:
         """Return a rank's rows if they are encoded already, at no cost; note who asked."""

@@ -24,7 +24,7 @@ from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.fork import fork
 from mixer.inbox import record_to_losses
-from mixer.journal import Journal
+from mixer.journal import Fsync, Journal
 from mixer.scan import FIRST, Position, chained, ending
 from mixer.walk import Walk
 from service import tables
@@ -355,7 +355,7 @@ def _begin_of(journal: RunJournal) -> int:
     return 1 if parent is None else int(parent["shared"]) + 2
 
 
-def open_lines(store: Store, run: str, curriculum: Curriculum, folder: Path) -> Lines:
+def open_lines(store: Store, run: str, folder: Path, *, fsync: Fsync = "phase") -> Lines:
     """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server."""
     if store.is_server:
         return TableLines(store, run)
@@ -363,7 +363,10 @@ def open_lines(store: Store, run: str, curriculum: Curriculum, folder: Path) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     if unfinished.exists():
         unfinished.rename(path)
-    return Journal.open(path) if path.exists() and path.stat().st_size else _begin(path)
+    if path.exists() and path.stat().st_size:
+        return Journal.open(path, fsync=fsync)
+    path.unlink(missing_ok=True)  # empty: the server was killed before the header
+    return Journal.create(path, fsync=fsync)
 
 
 def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Curriculum, folder: Path) -> list[bytes]:
@@ -393,8 +396,3 @@ def drop_unfinished(run: str, folder: Path) -> None:
 
 def _path(folder: Path, run: str) -> Path:
     return folder / run / "journal.jsonl"
-
-
-def _begin(path: Path) -> Journal:
-    path.unlink(missing_ok=True)  # empty: the server was killed before the header
-    return Journal.create(path)

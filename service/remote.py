@@ -21,7 +21,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import Batch, row_of, tensors_of
-from mixer.errors import TopologyError
 from mixer.feedback import Reports
 from mixer.phases import Phase
 from mixer.ranks import default_ranks
@@ -169,17 +168,12 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         config = self._client.config()
         data = {key: value for key, value in config["curriculum"].items() if value is not None}
         self.curriculum = Curriculum.from_data(data, base_dir=".")
-        if self.curriculum.batch_rows % self.world_size:
-            raise TopologyError(
-                f"batch_rows is {self.curriculum.batch_rows}, which {self.world_size} ranks cannot share evenly; "
-                "use a number of ranks that divides it"
-            )
+        self._reports = Reports(self.curriculum.rows_of_rank(self.world_size))
         self.walk = RemoteWalk(self._client, self.curriculum)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
         self._ahead, self._batches, self._provenance = _Ahead(prefetch), batches, provenance
         self._step = self._row = 0
-        self._reports = Reports(self.curriculum.batch_rows // self.world_size)
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:

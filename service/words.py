@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mixer.guard import facts_in_words
+
 
 def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return in words what one line of the journal says; reports are too many to be told."""
@@ -23,19 +25,9 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
         case "fork":
             return f"fork at step {record['step']}: the lines before are its parent's, from here on this run decides"
         case "alarm":
-            return f"{record['source']}: {record['detector']}, {alarm(record)}"
+            return f"{record['source']}: {record['detector']}, {facts_in_words(record)}"
         case kind:
             return str(kind)
-
-
-def alarm(record: Mapping[str, Any]) -> str:
-    """Return in words what was wrong and what was done about it."""
-    said = f"a loss of {record['loss']:.3g} where {record['expected']:.3g} was expected"
-    if record["epochs"] is not None:
-        said += f", after {record['epochs']:.3g} epochs"
-    if record["pivot"] is not None:
-        return f"{said}; pivot {record['pivot']} takes it out"
-    return said if record["why_not"] is None else f"{said}; not taken out: {record['why_not']}"
 
 
 def _phase(record: Mapping[str, Any], names: Sequence[str]) -> str:

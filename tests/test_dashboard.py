@@ -162,6 +162,10 @@ def test_routes_of_the_page_answer_as_their_schemas_say(server: Server, trainer:
     assert WalkOnPaper.model_validate_json(server.get("/region").content).names == NAMES
     entries = Entries.model_validate_json(server.get("/runs/small/journal?query=polish").content)
     assert 0 < entries.num_found == len(entries.entries)
+    [found] = overview.alarms
+    assert found.message == "loss 0.13 where 2.9 was expected, z -9.5, after 41 epochs"
+    [entry] = Entries.model_validate_json(server.get("/runs/small/journal?query=cliff").content).entries
+    assert entry.text == f"code: cliff, {found.message}"
 
 
 def test_large_answers_are_compressed_for_those_who_take_it(server: Server) -> None:
@@ -228,7 +232,7 @@ class TestInABrowser:
         browser.wait(
             lambda: (
                 browser.text("#announcer")
-                == "Alarm: books, cliff: a loss of 0.13 where 2.9 was expected, after 41 epochs"
+                == "Alarm: books, cliff: loss 0.13 where 2.9 was expected, z -9.5, after 41 epochs"
             )
         )
         assert browser.text("#tile-alarms") == "2"

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -51,6 +52,25 @@ def test_the_backup_that_the_document_takes_goes_on_with_the_same_bytes(tmp_path
         assert digest_of(rows_of(engine, 29, 0, 1)) == expected[29, 0]  # as before the backup
         train(engine, range(30, curriculum.total_steps))
     assert what_was_decided(list(map(json.loads, engine.journal_lines()))) == what_was_decided(journal)
+
+
+@pytest.mark.parametrize(("fsync", "is_flushed"), [("phase", False), ("always", True), ("never", False)])
+def test_a_report_is_on_the_disk_before_its_answer_if_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: str, is_flushed: bool
+) -> None:
+    flushed: list[Path] = []
+
+    def noting(file: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            flushed.append(Path(f"/dev/fd/{file}").resolve())
+
+    curriculum = Curriculum.from_yaml(write_run(tmp_path))
+    with engine_in(tmp_path, curriculum, fsync=fsync) as engine:
+        rows = rows_of(engine, 0, 0, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", noting)
+            engine.report(0, losses_of(rows, 0))
+    assert flushed == ([tmp_path.resolve() / "run" / "journal.jsonl"] if is_flushed else [])
 
 
 def options_of_serve() -> set[str]:

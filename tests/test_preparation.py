@@ -201,14 +201,18 @@ def test_stopped_after_any_chunk_it_goes_on_to_the_same_bytes(
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 from mixer.config import Curriculum
 from mixer.sources import preparing, streams
 streams.GROUP_DOCUMENTS = preparing.CHUNK_DOCUMENTS = 7
 preparing.SAVE_EVERY_S = 0.0
 read = preparing.SourcePreparation._read_chunk
+parent, left = os.getppid(), [int(sys.argv[4]) if len(sys.argv) > 4 else 1_000_000]
 def slowly(self):
     time.sleep(0.02)
+    left[0] -= 1
+    while left[0] < 0 and os.getppid() == parent:  # so many chunks alone, until somebody is killed
+        time.sleep(0.02)
     return read(self)
 preparing.SourcePreparation._read_chunk = slowly
 if __name__ == "__main__":
@@ -226,8 +230,8 @@ def test_killed_outright_it_goes_on_to_the_same_bytes(folder: Path, jobs: int) -
     script.write_text(SLOW)
     out = folder / "out"
     state = out / ".unfinished" / "sources" / "web" / "state.json"
-    process = subprocess.Popen([sys.executable, str(script), str(folder / "run.yaml"), str(out), str(jobs)])
-    deadline = time.monotonic() + 60
+    process = subprocess.Popen([sys.executable, str(script), str(folder / "run.yaml"), str(out), str(jobs), "12"])
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not state.exists():
         time.sleep(0.01)
     time.sleep(0.1)

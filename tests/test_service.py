@@ -242,7 +242,11 @@ def test_weights_answer_without_batches_for_trainers_with_their_own_loader(tmp_p
     ("ask", "error", "message"),
     [
         (lambda c: c.batch(0, 3, 3), Exception, "rank 3 of 3"),
-        (lambda c: c.batch(0, 0, 3), TopologyError, "batch_rows is 8, which 3 ranks cannot share"),
+        (
+            lambda c: c.batch(0, 0, 3),
+            TopologyError,
+            "batch_rows is 8, which 3 ranks cannot share evenly; use a number of ranks",
+        ),
         (lambda c: c.batch(STEPS), RunEndedError, f"ends before step {STEPS}"),
         (
             lambda c: c.report(10**6, losses_of(c.batch(0), 0), tuple(c.config()["names"])),
@@ -356,6 +360,11 @@ def test_a_trainer_survives_a_restart_of_the_server_and_its_own(tmp_path: Path) 
         assert all(torch.equal(one, other) for one, other in zip(seen, whole, strict=True))
         with pytest.raises(StateMismatchError, match="remote data set state belongs to curriculum nonsense"):
             again.load_state_dict({**again.state_dict(), "fingerprint": "nonsense"})
+
+
+def test_a_rank_without_an_even_share_is_told_before_it_asks(served: Served) -> None:
+    with pytest.raises(TopologyError, match=r"batch_rows is 8, which 3 ranks cannot share evenly; .*a multiple of 3"):
+        RemoteMixtureDataset(served.url, 0, 3)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

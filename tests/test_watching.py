@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from mixer import watching
 from mixer.cli import app
 from mixer.config import Pivot
 from mixer.errors import JournalError
-from mixer.journal import Journal
+from mixer.journal import Journal, read_history
 from mixer.walk import Walk
-from mixer.watching import Follower, frame
+from mixer.watching import MAX_REGIMES, Follower, Sight, frame
 from tests.curricula import curriculum, drive
+from tests.test_guard import by_heart, guarded
 
 
 def shown(follower: Follower) -> str:
@@ -98,6 +101,60 @@ def test_another_file_in_its_place_is_read_from_the_start_and_rubbish_is_refused
     (tmp_path / "rubbish").write_bytes(b"\x00\xff\n")
     with pytest.raises(JournalError, match="no journal line"):
         Follower(tmp_path / "rubbish").poll()
+
+
+@pytest.fixture(scope="module")
+def eventful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal with regions, a cut, alarms and a restart behind it, and more of them to come."""
+    run = guarded(
+        3,
+        total_steps=3000,
+        pivots=[{"name": f"p{n}", "at_step": 300 * n, "floors": {"source-0": n / 20}} for n in range(1, 9)],
+    )
+    path = tmp_path_factory.mktemp("eventful") / "run.jsonl"
+    with Journal.create(path, fsync="never") as journal:
+        walk = Walk(run, journal=journal)
+        drive(walk, 700, losses=by_heart)
+        walk.pivot(Pivot(name="urgent", caps={"source-1": 0.3}), walk.first_cut(690), cut=True)
+        drive(walk, 1100, since=700, losses=by_heart)
+        state = json.loads(json.dumps(walk.state_dict()))
+        drive(walk, 1300, since=1100, losses=by_heart)
+        walk.load_state_dict(state)
+        drive(walk, 1800, since=1100, losses=by_heart)
+        walk.pivot(Pivot(name="late", caps={"source-2": 0.5}))
+        drive(walk, 2000, since=1800, losses=by_heart)
+    return path
+
+
+@pytest.mark.parametrize("tail_bytes", [1, 3_000, 30_000, 300_000])
+def test_the_end_of_a_long_journal_shows_what_all_of_it_would(
+    eventful: Path, monkeypatch: pytest.MonkeyPatch, tail_bytes: int
+) -> None:
+    whole = Sight()
+    for record in read_history(eventful):
+        whole.add(record)
+    assert len(whole.regimes) > 6
+    assert 0 < whole.alarms[0]["step"] < 200  # long before the end
+    monkeypatch.setattr(watching, "TAIL_BYTES", tail_bytes)
+    num_read, add = [0], Sight.add
+
+    def counted(self: Sight, record: dict[str, Any]) -> None:
+        num_read[0] += 1
+        add(self, record)
+
+    monkeypatch.setattr(Sight, "add", counted)
+    follower = Follower(eventful)
+    assert follower.poll()
+    seen = follower.sight
+    assert num_read[0] < 100 + tail_bytes / 100
+    for name in ("header", "phases", "region", "alarms", "asked", "last_step"):
+        assert getattr(seen, name) == getattr(whole, name), name
+    assert seen.regimes[-MAX_REGIMES:] == whole.regimes[-MAX_REGIMES:]
+    if tail_bytes >= 30_000:
+        assert seen.losses == pytest.approx(whole.losses, rel=1e-3)
+    num_read[0] = 0
+    assert follower.poll()
+    assert num_read[0] == 0  # it went on to the end of the file
 
 
 def test_one_frame_is_printed_on_request(tmp_path: Path) -> None:
