@@ -74,7 +74,8 @@ class RowBatches(NamedTuple):
     def until(self, step: int) -> Self:
         """Return those before a step, as views."""
         count = len(range(self.steps.start, step, self.steps.step))
-        return type(self)(self.steps[:count], self.phase, *(column[:count] for column in self[2:]))
+        columns = (self.rows[:count], self.source_ids[:count], self.row_numbers[:count])
+        return type(self)(self.steps[:count], self.phase, *columns)
 
 
 class BatchReader(Protocol):

@@ -259,6 +259,10 @@ class Engine:
         encoded = built.held(rank, world_size)
         return encoded if encoded is not None else await asyncio.to_thread(built.encoded, rank, world_size)
 
+    async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
+        """Return a rank's rows of a step; see ``encoded``."""
+        return (await self.encoded(step, rank, world_size, wait_s)).body(step)
+
     async def phase(self, step: int, wait_s: float, *, may_decide: bool) -> Phase:
         """Return the phase that covers a step; whoever ``may_decide`` has it decided if that is due.
 

@@ -31,10 +31,8 @@ MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small
 
 
 async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s: float) -> Body:
-    """Return a rank's rows of a step and count them; see ``Engine.encoded``."""
-    body = engine.held(step, rank, world_size)
-    if body is None:
-        body = (await engine.encoded(step, rank, world_size, wait_s)).body(step)
+    """Return a rank's rows of a step and count them; see ``Engine.body``."""
+    body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
     engine.note_served(1, len(body.data), world_size)
     engine.note_alone(step)
     return body
@@ -96,7 +94,6 @@ class FastLane:
         state["identity"].check("train")
         engine = self._runs.engine(run)
         rank, world_size, wait_s = int(numbers[-3]), int(numbers[-2]), float(numbers[-1])
-        pieces: Sequence[bytes | memoryview]
         if step is not None:
             body = await batch_of(engine, int(step), rank, world_size, wait_s)
             pieces, headers = [body.data], body.headers
@@ -112,7 +109,7 @@ class FastLane:
         await send({"type": "http.response.body", "body": pieces[-1]})
 
 
-def several_headers(pieces: Sequence[bytes | memoryview]) -> tuple[tuple[bytes, bytes], ...]:
+def several_headers(pieces: Sequence[memoryview]) -> tuple[tuple[bytes, bytes], ...]:
     """Return the headers of an answer with several batches."""
     return (
         (b"content-type", SEVERAL_TYPE.encode()),

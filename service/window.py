@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from mixer.batches import RowBatches
 from service.wire import Encoded, encode
 
-BODY_BYTES = 2048  # what a body takes beside its bytes: of 64 ranks with short rows, twenty times the rows
+ENCODED_BYTES, BODY_BYTES = 1024, 2048  # beside the bytes of bodies: for 64 ranks, twenty times short rows
 
 
 class Built:
@@ -32,7 +32,8 @@ class Built:
     @property
     def num_bytes(self) -> int:
         """Bytes that they take: the rows, and those encoded so far, or as many bytes again before they are encoded."""
-        encoded = sum(each.num_bytes + len(self.steps) * BODY_BYTES for each in list(self._encoded.values()))
+        beside = ENCODED_BYTES + len(self.steps) * BODY_BYTES
+        encoded = sum(each.num_bytes + beside for each in list(self._encoded.values()))
         return self.batches.rows.nbytes + max(self.batches.rows.nbytes, encoded)
 
     def held(self, rank: int, world_size: int) -> Encoded | None:

@@ -35,7 +35,7 @@ DIGEST_HEADER = "content-digest"  # RFC 9530
 class Body:
     """One rank's rows of a step as they are sent."""
 
-    data: bytes | memoryview
+    data: memoryview
     step: int
     phase: int
 

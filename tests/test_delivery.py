@@ -42,8 +42,8 @@ from mixer.errors import (
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
 from mixer.rewards import SourceLosses
+from mixer.sources import EndOfSource
 from mixer.sources.prepared import JointRows, Prepared
-from mixer.sources.rows import EndOfSource
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
