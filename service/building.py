@@ -31,6 +31,7 @@ from service.store import Store
 from service.window import Bell, Built, Window
 
 TOGETHER_BYTES = 1 << 20
+KEPT, KEPT_BYTES = 8, 16 << 20  # times what is built ahead, or so many bytes, are held of batches of prepared rows
 IDLE_S = 0.5  # longest sleep of the thread: patience and faults are looked at again
 LOOKS_AT_NO_LOSS = ("static", "proportional", "unimax", "random")
 
@@ -104,6 +105,12 @@ class Parts:
 def batch_bytes(curriculum: Curriculum) -> int:
     """Return what the rows of a global batch take, in the dtype that most vocabularies need."""
     return 2 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+
+
+def window_bytes(curriculum: Curriculum, settings: Settings, *, is_prepared: bool) -> int:
+    """Return how many bytes of batches to hold: prepared rows are built again at once."""
+    of_steps = 2 * KEPT * settings.ahead_steps * batch_bytes(curriculum)  # rows, and as they are sent
+    return min(settings.memory_bytes, max(KEPT_BYTES, of_steps)) if is_prepared else settings.memory_bytes
 
 
 class Builder:

@@ -22,7 +22,7 @@ from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
-from service.building import Builder, Parts
+from service.building import Builder, Parts, window_bytes
 from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
@@ -92,7 +92,7 @@ class Engine:
             patience=self.patience,
             rows=rows,
             served=Served(store, name),
-            window=Window(settings.memory_bytes),
+            window=Window(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
             on_event=on_event,
         )
         self.counters, self._bell = self._parts.counters, self._parts.bell
