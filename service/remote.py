@@ -103,7 +103,7 @@ class _Asked:
         return self._at_hand.popleft()
 
 
-class _Ahead:
+class Ahead:
     """How many batches are on their way: a number that was given, or what the trainer takes in a moment.
 
     A trainer whose steps take their time needs few, and each one more is one that no pivot changes. One that
@@ -172,7 +172,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         self.walk = RemoteWalk(self._client, self.curriculum)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
-        self._ahead, self._batches, self._provenance = _Ahead(prefetch), batches, provenance
+        self._ahead, self._batches, self._provenance = Ahead(prefetch), batches, provenance
         self._step = self._row = 0
 
     @cached_property

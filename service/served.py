@@ -15,7 +15,7 @@ from service.store import Store
 
 KIND = "served"  # of the snapshots that are leases: their step is the end
 LEASE = 16
-MAX_LEASE = 1024
+MAX_LEASE = 8192  # half a second of small batches: each lease is a write of some ms
 SOON_S = 0.5  # a lease that is used up sooner is doubled
 
 

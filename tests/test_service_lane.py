@@ -26,9 +26,11 @@ from service.guard import Guard
 from service.lane import MAX_JOINED_BYTES, batches_of
 from service.memory import Pool
 from service.metrics import Metrics
+from service.remote import AHEAD_BYTES, AHEAD_S, LEAST_AHEAD, Ahead
 from service.settings import Settings
 from service.window import Built, Turns
-from service.wire import HEAD_BYTES, Encoded, arrow_stream, decode, encode, split
+from service.wire import HEAD_BYTES, MAX_STEPS, Encoded, arrow_stream, decode, encode, split
+from tests.engines import body, running
 from tests.serving import STEPS, Served, get, reports, write_run
 
 LANE = ("rank", "world_size", "wait_s")  # the order that the lane knows; any other goes to the framework
@@ -329,3 +331,43 @@ def test_threads_of_a_data_set_that_is_left_end_though_the_server_is_gone(tmp_pa
         for thread in threads:
             thread.join(90)  # sooner than its patience ends
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("policy", "is_decided"), [("static", True), ("ucb", False)])
+def test_a_range_that_is_asked_for_has_phases_decided_that_rest_on_no_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, is_decided: bool
+) -> None:
+    monkeypatch.setenv("MIXER_CACHE", str(tmp_path / "cache"))
+    chosen = {"name": policy} | ({"weights": {f"s{k}": 0.25 for k in range(4)}} if policy == "static" else {})
+    curriculum = Curriculum.from_yaml(write_run(tmp_path, policy=chosen))
+    with running(curriculum, tmp_path / "runs", ahead_steps=16) as engine:
+        body(engine, 0)
+        first = engine.frontier
+        engine.note_range(range(1, 17))
+        assert engine.is_coming(first) == is_decided or engine.next_step > first
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (engine.frontier == first) == is_decided:
+            time.sleep(0.01)
+            if not is_decided and engine.next_step == first:  # all that is decided is built
+                break
+        assert (engine.frontier > first) == is_decided
+
+
+@pytest.mark.parametrize(
+    ("given", "step_s", "num_bytes", "expected"),
+    [
+        (None, 1.0, 1000, LEAST_AHEAD),
+        (None, AHEAD_S / 10, 1000, 10),
+        (None, 0.0, AHEAD_BYTES // 50, 50),
+        (None, 0.0, 1, 2 * MAX_STEPS),
+        (None, 0.0, 2 * AHEAD_BYTES, LEAST_AHEAD),
+        (7, 0.0, 1, 7),
+    ],
+)
+def test_as_many_batches_are_on_their_way_as_a_trainer_takes_in_a_moment(
+    given: int | None, step_s: float, num_bytes: int, expected: int
+) -> None:
+    ahead = Ahead(given)
+    for _ in range(200):
+        ahead.note(step_s, num_bytes)
+    assert ahead.num == pytest.approx(expected, abs=1 if step_s == AHEAD_S / 10 else 0)
