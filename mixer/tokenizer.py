@@ -6,6 +6,7 @@ whole, and a document that spells out ``<|endoftext|>`` cannot forge a separator
 
 from __future__ import annotations
 
+import array
 import hashlib
 import itertools
 import json
@@ -27,13 +28,18 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-_PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded
+_PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded or trained
 
 
 def _encode_alone_in_child() -> None:
     """The threads are not in a forked child, and where TOKENIZERS_PARALLELISM is on it would wait for them for ever."""
     if _PARENT_HAS_THREADS:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _note_threads() -> None:
+    global _PARENT_HAS_THREADS  # the threads are the process's too
+    _PARENT_HAS_THREADS = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -69,10 +75,22 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
         """Return the token ids of each text, without a separator, uint32 [number of tokens] each."""
-        global _PARENT_HAS_THREADS  # the threads are the process's too
-        _PARENT_HAS_THREADS = True
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in self._encodings(texts)]
+
+    def encode_joined(self, texts: Sequence[str]) -> TokenArray:
+        """Return the token ids of all texts in one array, a separator after each, uint32 [tokens + number of texts].
+
+        Half the time of making an array of each text beside encoding them.
+        """
+        ids = array.array("I")
+        for encoding in self._encodings(texts):
+            ids.fromlist(encoding.ids)
+            ids.append(self.separator_id)
+        return np.frombuffer(ids, dtype=np.uint32)
+
+    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        _note_threads()
+        return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | TokenArray) -> str:
         """Return the text of token ids, separators included."""
@@ -166,6 +184,7 @@ def train(texts: Iterable[str], vocab_size: int, separator: str) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    _note_threads()
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

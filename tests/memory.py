@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-NUM_LOOKS = 3
+NUM_LOOKS = 2
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

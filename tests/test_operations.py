@@ -149,8 +149,9 @@ def test_sixty_four_ranks_train_without_an_error_in_memory_that_stays_flat(tmp_p
     third = len(result.samples) // 3
     middle, last = result.samples[third : 2 * third], result.samples[2 * third :]
     growth = sum(last) / len(last) - sum(middle) / len(middle)
+    moments = [result.samples[n * (len(result.samples) - 1) // 10] / 2**20 for n in range(11)]
     print(
-        f"{result.steps} steps of 64 ranks in {LOAD_S:.0f} s, {result.samples[0] / 2**20:.0f} MiB at first, "
-        f"{result.samples[-1] / 2**20:.0f} at last, {growth / 2**20:+.1f} from the middle to the last third"
+        f"{result.steps} steps of 64 ranks in {LOAD_S:.0f} s, {len(result.errors)} errors; MiB at each tenth of the time: "
+        f"{', '.join(f'{mebibytes:.0f}' for mebibytes in moments)}; {growth / 2**20:+.1f} from the middle to the last third"
     )
     assert growth < 0.05 * middle[0]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,13 @@ def test_every_text_comes_back_from_its_tokens(trained: TextTokenizer, texts: li
     encoded = trained.encode(texts)
     assert [trained.decode(ids) for ids in encoded] == texts
     assert all(ids.dtype == np.uint32 for ids in encoded)
+
+
+@given(st.lists(st.text(), max_size=5))
+def test_texts_encoded_together_are_each_ones_tokens_and_a_separator(trained: TextTokenizer, texts: list[str]) -> None:
+    ids = trained.encode_joined(texts)
+    assert ids.dtype == np.uint32
+    assert ids.tolist() == [i for each in trained.encode(texts) for i in [*each.tolist(), trained.separator_id]]
 
 
 def test_a_document_cannot_forge_a_separator(trained: TextTokenizer) -> None:
@@ -131,3 +141,25 @@ def test_training_on_a_missing_file_names_the_source(tmp_path: Path) -> None:
     (tmp_path / "web.jsonl").unlink()
     with pytest.raises(MissingDataError, match=r"source web: no file matches 'web\.jsonl'"):
         load_tokenizer(curriculum)
+
+
+@pytest.mark.parametrize("first", ["train", "encode"])
+def test_a_forked_process_encodes_though_its_parent_had_threads(first: str) -> None:
+    """As workers of a DataLoader do, whose parent trained the tokenizer and encoded nothing."""
+    code = f"""
+import os, signal
+from mixer.tokenizer import TextTokenizer, train
+texts = ["one two three " * n for n in range(100)]
+tokenizer = TextTokenizer(train(texts, 290, "<end>"), "<end>")
+if {first!r} == "encode":
+    tokenizer.encode(texts)
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    tokenizer.encode(texts)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
