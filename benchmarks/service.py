@@ -25,7 +25,7 @@ from mixer.cache import cache_root
 
 SIZES = {"32 KiB": BATCH, "256 KiB": 8 * BATCH, "1 MiB": 32 * BATCH}  # rows of 1,025 uint16 ids
 HELD, FRESH = "ours, a step that is held", "ours, step after step"
-INSIDE, PREFETCHES = "in-process, prepared", (4, 32)
+INSIDE, PREFETCHES = "in-process, prepared", (None, 4, 32)
 QUERY = "?rank=0&world_size=1&wait_s=30"  # as clients ask
 CLIENTS = (1, 4, 16)
 ROUNDS, SECONDS = 5, 0.3
@@ -199,7 +199,8 @@ def remote(folder: Path) -> None:
             asked = {INSIDE: ["inside", config]}
             for prefetch in PREFETCHES:
                 url = f"http://127.0.0.1:{stack.enter_context(served(folder, rows))}"  # each a server of its own
-                asked[f"remote, prefetch={prefetch}"] = ["remote", url, str(prefetch)]
+                name = "remote, as it comes" if prefetch is None else f"remote, prefetch={prefetch}"
+                asked[name] = ["remote", url, *([] if prefetch is None else [str(prefetch)])]
             told = {n: stack.enter_context(Told("benchmarks.contenders.trainers", *a)) for n, a in asked.items()}
             answers: dict[str, list[dict[str, Any]]] = {name: [] for name in told}
             for turn in range(ROUNDS + 1):

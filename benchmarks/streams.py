@@ -35,6 +35,7 @@ ROW = 1025
 ROWS_PER_SOURCE = 1024
 VOCAB = 8449
 SEPARATOR = "<|endoftext|>"
+SPARE_STEPS = 4  # that a run leaves unread: draws let a source be a row or two ahead of its share
 SLOW_SHARE = 8  # the slowest contenders read that part only
 
 Contenders = dict[str, tuple[Callable[[], object], int]]  # what to run, and the rows or tokens that it reads
@@ -87,12 +88,12 @@ def mixed(sources: list[RowSource], num_steps: int) -> Callable[[], object]:
     return run
 
 
-def composed(sources: list[RowSource], num_steps: int) -> Callable[[], object]:
-    """Read the batches of a run: what each row is drawn from follows the phases of a walk with equal weights."""
-    names = [{"name": source.name, "local": "topics"} for source in sources]
-    curriculum = Curriculum(
-        total_steps=num_steps, batch_rows=NUM_SOURCES, sequence_length=ROW - 1, sources=names, policy="static"
-    )
+def composed(sources: list[RowSource], num_steps: int, num_tokens: list[int] | None = None) -> Callable[[], object]:
+    """Read the batches of a run, drawn by a walk whose weights are equal, or go by how many tokens each source has."""
+    sizes = num_tokens or [1] * len(sources)
+    fields = [{"name": s.name, "local": "topics", "tokens": size} for s, size in zip(sources, sizes, strict=True)]
+    shape = {"batch_rows": NUM_SOURCES, "sequence_length": ROW - 1}
+    curriculum = Curriculum(total_steps=num_steps, sources=fields, policy="proportional", **shape)
     reader = StreamedReader(sources, Planner(curriculum, Walk(curriculum).phase_at))
     beginning = reader.state_dict()
 
@@ -131,14 +132,14 @@ def measure_rows(folder: Path, tokenizer: TextTokenizer) -> None:
     """Columns of token rows."""
     paths = token_files(folder)
     total = NUM_SOURCES * ROWS_PER_SOURCE
-    steps = total // NUM_SOURCES
+    steps = ROWS_PER_SOURCE
     each = [streaming(path) for path in paths]
     as_arrow = [dataset.with_format("arrow") for dataset in each]
     in_batches = [dataset.batch(NUM_SOURCES) for dataset in as_arrow]
     apart = [[path] for path in paths]
     part = total // SLOW_SHARE
     opened = partial(row_sources, tokenizer=tokenizer)
-    drawn = steps - 4  # draws leave a source a row or two ahead of its share
+    drawn = steps - SPARE_STEPS
     rows: Contenders = {
         "one source alone, Arrow batches of 1,000": (alone(paths), total),
         "one source alone, Arrow batches of 256": (alone(paths, 256), total),
@@ -179,7 +180,7 @@ def text_files(folder: Path) -> list[Path]:
             texts += [str(text) for text in group]
     paths = [folder / f"text{i}.jsonl" for i in range(NUM_SOURCES)]
     for i, path in enumerate(paths):
-        mine = texts[i :: 4 * NUM_SOURCES]  # a quarter, about a million tokens
+        mine = texts[i :: 2 * NUM_SOURCES]  # half of it, about two million tokens
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in mine))
     return paths
 
@@ -218,11 +219,14 @@ def measure_text(paths: list[Path], tokenizer: TextTokenizer) -> None:
     files = [str(path) for path in paths]
     apart = [[file] for file in files]
     lengths = [sum(map(len, each)) + len(each) for each in (tokenizer.encode([*documents([path])]) for path in paths)]
-    steps = min(lengths) // ROW  # until the shortest ends
+    drawn = sum(lengths) // ROW // NUM_SOURCES - SPARE_STEPS
     rows: Contenders = {
         "encode_batch_fast alone, lists of 1,000": (encode_alone, num_tokens),
         "mixer, 1 source, take(16)": (mixed(row_sources([files], tokenizer), num_steps), num_tokens),
-        "mixer, 16 sources, 16 x take(1)": (mixed(row_sources(apart, tokenizer), steps), steps * NUM_SOURCES * ROW),
+        "mixer, 16 sources, batches of a run": (
+            composed(row_sources(apart, tokenizer), drawn, lengths),
+            drawn * NUM_SOURCES * ROW,
+        ),
         "datasets, map in batches of 64, then interleave": (mapped(64, first=True), num_tokens),
         "datasets, interleave, then map in batches of 64": (mapped(64, first=False), num_tokens),
         "datasets, interleave, then map in batches of 1,000": (mapped(1000, first=False), num_tokens),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -47,6 +47,35 @@ class RowBatch(NamedTuple):
     rows: RowArray
     source_ids: IntArray
     row_numbers: IntArray
+
+
+class RowBatches(NamedTuple):
+    """One rank's rows of some global batches of one phase, in order: each array that of ``RowBatch`` n times.
+
+    Attributes:
+        steps: which batches of the run, n of them.
+        phase: that all of them are in.
+        rows: [n, b, T + 1].
+        source_ids, row_numbers: [n, b].
+    """
+
+    steps: range
+    phase: int
+    rows: RowArray
+    source_ids: IntArray
+    row_numbers: IntArray
+
+    @classmethod
+    def of(cls, batch: RowBatch) -> Self:
+        """Return a single batch as the only one."""
+        columns = (batch.rows[None], batch.source_ids[None], batch.row_numbers[None])
+        return cls(range(batch.step, batch.step + 1), batch.phase, *columns)
+
+    def until(self, step: int) -> Self:
+        """Return those before a step, as views."""
+        count = len(range(self.steps.start, step, self.steps.step))
+        columns = (self.rows[:count], self.source_ids[:count], self.row_numbers[:count])
+        return type(self)(self.steps[:count], self.phase, *columns)
 
 
 class BatchReader(Protocol):
@@ -162,11 +191,29 @@ class PreparedReader:
         i = (step - plan.steps.start) // self._every
         began_s = time.perf_counter()
         if self._touching:
-            self._wait_for(i)
+            self._wait_for(i, 1)
         rows = self._rows.gather(plan.addresses[i])
         self._num_read += 1
         self._num_slow += (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
         return RowBatch(step, phase.index, rows, plan.source_ids[i], plan.numbers[i])
+
+    def read_together(self, step: int, num_steps: int) -> RowBatches:
+        """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather."""
+        phase = self._planner.phase_at(step)
+        plan = self._plan
+        if plan is None or plan.phase is not phase or step not in plan.steps:
+            plan = self._next_plan(phase, step)
+        i = (step - plan.steps.start) // self._every
+        these = slice(i, i + num_steps)
+        addresses = plan.addresses[these]
+        began_s = time.perf_counter()
+        if self._touching:
+            self._wait_for(i, len(addresses))
+        rows = self._rows.gather(addresses)
+        is_slow = (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
+        self._num_read += len(addresses)
+        self._num_slow += is_slow * len(addresses)
+        return RowBatches(plan.steps[these], phase.index, rows, plan.source_ids[these], plan.numbers[these])
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
         plan = self._plan = self._planned(phase, step)
@@ -178,11 +225,11 @@ class PreparedReader:
             self._touching = [threads.submit(self._rows.touch, part) for part in parts]
         return plan
 
-    def _wait_for(self, i: int) -> None:
-        """Wait until the rows of the plan's i-th step are in memory."""
+    def _wait_for(self, i: int, num_steps: int) -> None:
+        """Wait until the rows of so many steps of the plan, from the i-th on, are in memory."""
         assert self._plan is not None
         num_rows = self._plan.addresses.shape[1]
-        for part in self._touching[i * num_rows // TOUCHED_ROWS : -(-(i + 1) * num_rows // TOUCHED_ROWS)]:
+        for part in self._touching[i * num_rows // TOUCHED_ROWS : -(-(i + num_steps) * num_rows // TOUCHED_ROWS)]:
             part.result()
 
     def give_back(self, batch: RowBatch) -> None:

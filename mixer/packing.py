@@ -14,6 +14,15 @@ import numpy as np
 from mixer.types import TokenArray
 
 
+def joined(documents: Sequence[TokenArray], separator_id: int) -> TokenArray:
+    """Return documents as one stream of tokens, a separator after each, uint32 [all tokens + documents]."""
+    separator = np.array([separator_id], dtype=np.uint32)
+    pieces: list[TokenArray] = [separator[:0]]
+    for document in documents:
+        pieces += (document, separator)
+    return np.concatenate(pieces, dtype=np.uint32, casting="same_kind")
+
+
 class Packer:
     """Cuts a stream of documents into rows; its whole state is the remainder, fewer than T + 1 tokens.
 
@@ -23,7 +32,7 @@ class Packer:
 
     def __init__(self, sequence_length: int, separator_id: int) -> None:
         self.row_length = sequence_length + 1
-        self._separator = np.array([separator_id], dtype=np.uint32)
+        self._separator_id = separator_id
         self._remainder: TokenArray = np.empty(0, dtype=np.uint32)
 
     @property
@@ -38,10 +47,11 @@ class Packer:
 
     def push(self, documents: Sequence[TokenArray]) -> TokenArray:
         """Append the documents, a separator after each, and return the rows that are complete, uint32 [n, T + 1]."""
-        pieces = [self._remainder]
-        for document in documents:
-            pieces += (document, self._separator)
-        tokens = np.concatenate(pieces, dtype=np.uint32, casting="same_kind")
+        return self.push_joined(joined(documents, self._separator_id))
+
+    def push_joined(self, stream: TokenArray) -> TokenArray:
+        """Do what ``push`` does with documents that ``joined`` has joined."""
+        tokens = np.concatenate([self._remainder, stream])
         num_rows = len(tokens) // self.row_length
         end = num_rows * self.row_length
         self._remainder = tokens[end:].copy()  # a view would keep the whole push in memory

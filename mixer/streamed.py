@@ -63,6 +63,7 @@ class StreamedReader:
         self._held: dict[int, list[RowArray]] = {}
         self._next: int | None = None
         self._phase: Phase | None = None
+        self._plan: tuple[IntArray, IntArray] = (np.zeros((0, 0), dtype=np.int64),) * 2  # of that phase, [L, b] both
         self._composed: _Composed | None = None
         self._num_given = self._num_told = 0  # steps of it: given, and known to the sources
 
@@ -77,7 +78,7 @@ class StreamedReader:
         if phase is not self._phase:
             self._settle()
             self._tell_read_through()
-            self._phase, self._composed = phase, None
+            self._phase, self._plan, self._composed = phase, _in_order(*self._planner.plan(phase)), None
         composed = self._composed
         if composed is None or step not in composed.steps:
             self._settle()
@@ -96,7 +97,7 @@ class StreamedReader:
         """Compose as many coming steps of the phase as there are rows at hand; None if not even this one."""
         if any(self._held.values()) or len(self._streams) < len(self._sources):
             return None
-        all_ids, all_numbers = self._planner.plan(phase)
+        all_ids, all_numbers = self._plan
         row_length = self._streams[0].row_length
         num_rows = all_ids.shape[1]
         most = max(1, COMPOSED_BYTES // max(1, 4 * num_rows * row_length))
@@ -130,7 +131,7 @@ class StreamedReader:
 
     def _read_one(self, phase: Phase, step: int) -> RowBatch:
         """Compose one step, reading what is not at hand."""
-        all_ids, all_numbers = self._planner.plan(phase)
+        all_ids, all_numbers = self._plan
         source_ids, numbers = all_ids[step - phase.start], all_numbers[step - phase.start]
         order = source_ids.argsort(kind="stable")
         counts = np.bincount(source_ids)
@@ -203,3 +204,15 @@ class StreamedReader:
         index = {source.name: i for i, source in enumerate(self._sources)}
         self._held = {index[name]: [np.array(rows, dtype=np.uint32)] for name, rows in state["held"].items()}
         self._next = self._phase = None
+
+
+def _in_order(source_ids: IntArray, numbers: IntArray) -> tuple[IntArray, IntArray]:
+    """Return a plan, [L, b] both, whose batches have the rows of each source in the order in which a stream gives them.
+
+    Within a batch a plan numbers them in any order, which only those who can read any row follow.
+    """
+    steps = np.arange(len(source_ids)).repeat(source_ids.shape[1])
+    ordered = np.empty(numbers.size, dtype=np.int64)
+    places = np.lexsort((source_ids.ravel(), steps))
+    ordered[places] = numbers.ravel()[np.lexsort((numbers.ravel(), source_ids.ravel(), steps))]
+    return source_ids, ordered.reshape(numbers.shape)

@@ -6,6 +6,7 @@ whole, and a document that spells out ``<|endoftext|>`` cannot forge a separator
 
 from __future__ import annotations
 
+import array
 import hashlib
 import itertools
 import json
@@ -74,9 +75,22 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
         """Return the token ids of each text, without a separator, uint32 [number of tokens] each."""
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in self._encodings(texts)]
+
+    def encode_joined(self, texts: Sequence[str]) -> TokenArray:
+        """Return the token ids of all texts in one array, a separator after each, uint32 [tokens + number of texts].
+
+        Half the time of making an array of each text beside encoding them.
+        """
+        ids = array.array("I")
+        for encoding in self._encodings(texts):
+            ids.fromlist(encoding.ids)
+            ids.append(self.separator_id)
+        return np.frombuffer(ids, dtype=np.uint32)
+
+    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         _note_threads()
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | TokenArray) -> str:
         """Return the text of token ids, separators included."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixer.batches import BatchReader
+from mixer.batches import BatchReader, PreparedReader, RowBatches
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
 from mixer.errors import MixerError, SourceUnavailableError
@@ -30,6 +30,8 @@ from service.settings import Settings
 from service.store import Store
 from service.window import Bell, Built, Window
 
+TOGETHER_BYTES = 1 << 20
+KEPT, KEPT_BYTES = 8, 16 << 20  # times what is built ahead, or so many bytes, are held of batches of prepared rows
 IDLE_S = 0.5  # longest sleep of the thread: patience and faults are looked at again
 LOOKS_AT_NO_LOSS = ("static", "proportional", "unimax", "random")
 
@@ -69,13 +71,18 @@ class Parts:
     bell: Bell = field(default_factory=Bell)
     counters: Counters = field(default_factory=Counters)
 
-    def read(self, reader: BatchReader, step: int) -> Built:
-        """Read a global batch, its tokens in the smallest dtype that holds the vocabulary."""
+    @property
+    def together(self) -> int:
+        """How many global batches are read together at most: of prepared rows some MiB, of streams one."""
+        return -(-TOGETHER_BYTES // batch_bytes(self.curriculum)) if self.rows.is_prepared else 1
+
+    def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> Built:
+        """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
+        if isinstance(reader, PreparedReader):  # whose rows have it already
+            return Built(reader.read_together(step, num_steps))
         batch = reader.read(step)
-        if not self.rows.is_prepared:  # prepared rows have it already
-            dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
-            batch = batch._replace(rows=batch.rows.astype(dtype, copy=False))
-        return Built(batch)
+        dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
+        return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(dtype, copy=False))))
 
     def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
         """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.
@@ -95,6 +102,17 @@ class Parts:
         return reader, place[0]
 
 
+def batch_bytes(curriculum: Curriculum) -> int:
+    """Return what the rows of a global batch take, in the dtype that most vocabularies need."""
+    return 2 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+
+
+def window_bytes(curriculum: Curriculum, settings: Settings, *, is_prepared: bool) -> int:
+    """Return how many bytes of batches to hold: prepared rows are built again at once."""
+    of_steps = 2 * KEPT * settings.ahead_steps * batch_bytes(curriculum)  # rows, and as they are sent
+    return min(settings.memory_bytes, max(KEPT_BYTES, of_steps)) if is_prepared else settings.memory_bytes
+
+
 class Builder:
     """Decides and builds in a thread of its own.
 
@@ -104,10 +122,11 @@ class Builder:
     Attributes:
         next: the first step that is not built yet.
         end: the first step that the sources have no rows for; None as long as none is known.
-        wanted: the newest step asked for, as far as is known.
+        wanted: the newest step that somebody waits for or was given, as far as is known.
+        asked: the newest step of a request for several.
         problem: why the run cannot go on just now.
         reader: of the sources; None until they are open.
-        makes_headers: whether batches are asked for one by one.
+        headers_before: the first step whose batch may not be asked for alone, as it seems.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -116,8 +135,9 @@ class Builder:
         self.end: int | None = None
         # after a restart, before the step that makes a decision due
         self.wanted = max(-1, parts.decisions.frontier - 1 - parts.curriculum.feedback_lag)
+        self.asked = self.wanted
         self.problem: MixerError | None = None
-        self.is_paused = self.makes_headers = False
+        self.is_paused, self.headers_before = False, 0
         self.reader: BatchReader | None = None
         self._suspension = Suspension(parts.curriculum, parts.walk)
         self._at = 0  # the step that the reader gives next
@@ -152,10 +172,28 @@ class Builder:
 
     def want(self, step: int) -> None:
         """Note that a step is wanted; one beyond reach waits until others have come nearer."""
-        reach = max(self.wanted, self._parts.decisions.frontier - 1) + self._parts.settings.ahead_steps
-        if self.wanted < step <= reach:
+        if self.wanted < step <= self._reach:
             self.wanted = step
             self._wake.set()
+
+    def ask(self, step: int) -> None:
+        """Note that a step will be wanted soon: its phase may be decided, if no losses are looked at for that."""
+        step = min(step, self._reach)
+        if self.asked < step:
+            self.asked = step
+            self._wake.set()
+
+    def is_coming(self, step: int) -> bool:
+        """Whether a step will be built though nobody does anything: it is decided, or that rests on no losses."""
+        return step < self._parts.decisions.frontier or (step <= self.asked and not self._looks_at_losses)
+
+    @property
+    def _looks_at_losses(self) -> bool:
+        return self._parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
+
+    @property
+    def _reach(self) -> int:
+        return max(self.wanted, self._parts.decisions.frontier - 1) + self._parts.settings.ahead_steps
 
     @property
     def oldest(self) -> int:
@@ -243,7 +281,7 @@ class Builder:
         parts.bell.ring()
 
     def _advance(self) -> bool:
-        """Build the next batch, deciding its phase first if need be; False if there is nothing to do now."""
+        """Build the next batches, deciding their phase first if need be; False if there is nothing to do now."""
         parts = self._parts
         self._lease_early()
         if self.reader is None or self._cuts_seen < self._num_cuts:
@@ -252,12 +290,13 @@ class Builder:
             reader, cuts, step = self.reader, self._num_cuts, self._at
             if reader is None or self._cuts_seen < cuts:  # a cut came meanwhile
                 return True
-            if step >= self.next and not self._may_build(step, reader):
+            num_steps = 1 if step < self.next else self._num_due(step, reader)
+            if num_steps == 0:
                 return False
         try:
             if step == self.next and parts.decisions.at(step).start == step:
                 self._suspension.take_back(step, reader.probe)
-            built = parts.read(reader, step)
+            built = parts.read(reader, step, num_steps)
         except UndecidedError:  # cut away meanwhile
             return True
         except SourceUnavailableError as error:
@@ -268,8 +307,9 @@ class Builder:
         except EndOfSource:
             return self._end_at(step, cuts)
         for rank in range(parts.patience.world_size or 1):
-            body = built.body(rank, parts.patience.world_size or 1)
-            _ = body.headers if self.makes_headers else body.head
+            encoded = built.encoded(rank, parts.patience.world_size or 1)
+            for each in built.steps[: max(0, self.headers_before - step)]:
+                _ = encoded.body(each).headers
         with self._turn:
             if cuts == self._num_cuts:
                 self._keep(built)
@@ -296,32 +336,43 @@ class Builder:
                 self.reader, self._at, self._cuts_seen = reader, at, cuts
                 self.next = at if is_first else self.next
 
-    def _may_build(self, step: int, reader: BatchReader) -> bool:
-        """Return whether the next batch is due, its phase decided, and a place before it saved."""
-        parts = self._parts
-        if step >= self.run_end or step > self.wanted + parts.settings.ahead_steps:
-            return False
-        if not parts.window.make_room(self._batch_bytes(), below=self.wanted):
-            return False
-        if step >= parts.decisions.frontier and not self._decide(step):
-            return False
-        if not parts.rows.is_prepared and step and step % parts.settings.place_steps == 0:
-            self._save("place", step, reader.state_dict(), forget_before=self.oldest)
-        return True
+    def _num_due(self, step: int, reader: BatchReader) -> int:
+        """Return how many batches from ``step`` on are due, the phase of the first decided and a place before it saved.
 
-    def _batch_bytes(self) -> int:
-        """At most, before the first batch says it: four bytes a token, twice."""
-        curriculum = self._parts.curriculum
-        return 8 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+        Many are built at once: nothing is done for a few of them as long as half of what is to be ahead is there.
+        """
+        parts = self._parts
+        ahead, most_bytes = parts.settings.ahead_steps, self._most_bytes()
+        if step >= self.run_end or step > self.wanted + ahead:
+            return 0
+        if not parts.window.make_room(most_bytes, below=self.wanted):
+            return 0
+        if step >= parts.decisions.frontier and not self._decide(step):
+            return 0
+        if not parts.rows.is_prepared:
+            if step and step % parts.settings.place_steps == 0:
+                self._save("place", step, reader.state_dict(), forget_before=self.oldest)
+            return 1
+        reach = self.wanted + ahead + 1 - step
+        num_steps = min(parts.together, parts.decisions.frontier - step, self.run_end - step)
+        if reach < num_steps:
+            num_steps = 0 if step > self.wanted + ahead // 2 else reach
+        while num_steps > 1 and not parts.window.make_room(num_steps * most_bytes, below=self.wanted):
+            num_steps //= 2
+        return num_steps
+
+    def _most_bytes(self) -> int:
+        """Of a global batch, before the first one says it: four bytes a token, twice."""
+        return 4 * batch_bytes(self._parts.curriculum)
 
     def _keep(self, built: Built) -> None:
-        step = built.batch.step
-        self._at = step + 1
-        if step < self.next:  # it was built before the reader had to go back
+        steps = built.steps
+        self._at = steps.stop
+        if steps.start < self.next:  # it was built before the reader had to go back
             return
         self._parts.window.add(built)
-        self.next = step + 1
-        self._parts.counters.batches_built += 1
+        self.next = steps.stop
+        self._parts.counters.batches_built += len(steps)
 
     def _end_at(self, step: int, cuts: int) -> bool:
         with self._turn:
@@ -334,15 +385,15 @@ class Builder:
     def _decide(self, start: int) -> bool:
         """Decide the phase from ``start`` if it is due and its losses have come."""
         parts = self._parts
-        if start and self.wanted < start - parts.curriculum.feedback_lag:
+        newest = self.wanted if self._looks_at_losses else max(self.wanted, self.asked)
+        if start and newest < start - parts.curriculum.feedback_lag:
             return False
         if start == 0:
             for name, tokens in parts.rows.epoch_tokens().items():
                 parts.walk.learn_unique_tokens(name, tokens)
-        looks_at_losses = parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
-        if start and looks_at_losses and not parts.patience.is_over(start):
+        if start and self._looks_at_losses and not parts.patience.is_over(start):
             return False
-        parts.walk.phase_at(start)
+        parts.decisions.note(parts.walk.phase_at(start))
         parts.bell.ring()
         if parts.journal.position.line - self._snapshot_at >= parts.settings.snapshot_lines:
             self._save_walk()

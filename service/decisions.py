@@ -36,6 +36,7 @@ class Decisions:
         self.names, self._curriculum = names, curriculum
         self.records: list[dict[str, Any]] = []
         self._regions: list[dict[str, Any]] = []  # the records that say what their region is
+        self._newest: tuple[dict[str, Any], Phase] | None = None  # as the walk has it
         self._lock = threading.Lock()
 
     @property
@@ -50,6 +51,12 @@ class Decisions:
             self.records.append(record)
             if record["region"] is not None:
                 self._regions.append(record)
+
+    def note(self, phase: Phase) -> None:
+        """Take the newest phase as the walk has it: what the walk has worked out of it readers need not again."""
+        with self._lock:
+            if self.records and (self.records[-1]["start"], _end(self.records[-1])) == (phase.start, phase.end):
+                self._newest = self.records[-1], phase
 
     def cut(self, pivot: Mapping[str, Any]) -> None:
         """Take in a pivot line, which may cut the newest phase or undo it."""
@@ -73,8 +80,10 @@ class Decisions:
         def at(step: int) -> Phase:
             record = self._record(step)
             found = next((phase for known, phase in kept if known is record), None)
+            newest = self._newest
             if found is None:
-                found = record_to_phase(record, self.names)
+                is_newest = newest is not None and newest[0] is record
+                found = newest[1] if newest is not None and is_newest else record_to_phase(record, self.names)
                 kept.append((record, found))
             return found
 

@@ -22,7 +22,7 @@ from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
-from service.building import Builder, Parts
+from service.building import Builder, Parts, window_bytes
 from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
@@ -33,8 +33,8 @@ from service.served import Served
 from service.settings import Settings
 from service.sharing import Sharing
 from service.store import Store
-from service.window import Window, resolve
-from service.wire import Body
+from service.window import Built, Window, resolve
+from service.wire import Body, Encoded
 
 if TYPE_CHECKING:
     import datasets
@@ -92,7 +92,7 @@ class Engine:
             patience=self.patience,
             rows=rows,
             served=Served(store, name),
-            window=Window(settings.memory_bytes),
+            window=Window(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
             on_event=on_event,
         )
         self.counters, self._bell = self._parts.counters, self._parts.bell
@@ -195,16 +195,55 @@ class Engine:
 
     def held(self, step: int, rank: int, world_size: int) -> Body | None:
         """Return a rank's rows if they are encoded already, at no cost; note who asked."""
-        window, key = self._parts.window, (rank, world_size)
-        built = window.get(step)
-        if built is None or key not in built.bodies or self.is_paused or not self._parts.served.claim(step):
-            return None
-        self._note_asked(step, rank, world_size)
-        built = window.get(step)  # once more: what was there before the claim a pivot may have made void
-        return built.bodies.get(key) if built is not None else None
+        taken = self.at_hand(range(step, step + 1), rank, world_size, 0)
+        return None if taken is None else taken[0].body(step)
 
-    async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
-        """Return a rank's rows of a step, waiting up to ``wait_s`` for them.
+    def at_hand(self, steps: range, rank: int, world_size: int, room: int) -> tuple[Encoded, range] | None:
+        """Return a rank's rows of the first of ``steps``, and which of those after it are with it; note who asked.
+
+        None if they are not encoded, or may not be handed out at no cost.
+
+        Args:
+            steps: in order.
+            rank: whose rows.
+            world_size: of how many ranks.
+            room: bytes, of which the last may exceed them.
+        """
+        built = self._built(steps[0])
+        encoded = None if built is None else built.held(rank, world_size)
+        if encoded is None or self.is_paused:
+            return None
+        taken = encoded.among(steps, room)
+        taken = taken[: self._parts.served.claim_first(taken)]
+        if not taken or self._built(steps[0]) is not built:  # what was there before a claim a pivot may have made void
+            return None
+        self._note_asked(taken, rank, world_size)
+        return encoded, taken
+
+    def note_range(self, steps: range) -> None:
+        """Note that all of these steps are asked for, those after the first as they come."""
+        self._builder.ask(steps[-1])
+
+    def is_coming(self, step: int) -> bool:
+        """Whether a step is not built yet, but will be in a moment."""
+        return self._builder.next <= step < self._builder.run_end and self._builder.is_coming(step)
+
+    async def moment(self, step: int, most_s: float) -> None:
+        """Wait until a step is built, or something else has changed that may matter to it, ``most_s`` at most."""
+        ticket = self._bell.ticket(step)
+        late = ticket.get_loop().call_later(most_s, resolve, ticket)
+        try:
+            if step >= self._builder.next:
+                await ticket
+        finally:
+            late.cancel()
+            self._bell.forget(ticket)
+
+    def _built(self, step: int) -> Built | None:
+        return self._parts.window.get(step) or self._back.held(step)
+
+    async def encoded(self, step: int, rank: int, world_size: int, wait_s: float) -> Encoded:
+        """Return what holds a rank's rows of a step, which may be handed out, waiting up to ``wait_s`` for them.
 
         Raises:
             RequestError, TopologyError: a rank that cannot be.
@@ -212,13 +251,17 @@ class Engine:
             StepGoneError, RunEndedError: not any more.
         """
         self.check_ranks(rank, world_size)
-        self._note_asked(step, rank, world_size)
+        self._note_asked(range(step, step + 1), rank, world_size)
         await self._until(lambda: step < self._builder.next, step, wait_s, claims=True)
         built = self._parts.window.get(step)
         if built is None:
             built = await asyncio.to_thread(self._back.read, step)
-        body = built.bodies.get((rank, world_size))
-        return body if body is not None else await asyncio.to_thread(built.body, rank, world_size)
+        encoded = built.held(rank, world_size)
+        return encoded if encoded is not None else await asyncio.to_thread(built.encoded, rank, world_size)
+
+    async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
+        """Return a rank's rows of a step; see ``encoded``."""
+        return (await self.encoded(step, rank, world_size, wait_s)).body(step)
 
     async def phase(self, step: int, wait_s: float, *, may_decide: bool) -> Phase:
         """Return the phase that covers a step; whoever ``may_decide`` has it decided if that is due.
@@ -238,16 +281,16 @@ class Engine:
         region = self._decisions.region_at(step)
         return region["lower"], region["upper"]
 
-    def note_served(self, body: Body, world_size: int) -> None:
-        """Count a batch that is handed out."""
+    def note_served(self, num_batches: int, num_bytes: int, world_size: int) -> None:
+        """Count batches that are handed out."""
         counters, curriculum = self.counters, self.curriculum
-        counters.batches_served += 1
-        counters.bytes_served += len(body.data)
-        counters.tokens_served += curriculum.batch_tokens // world_size
+        counters.batches_served += num_batches
+        counters.bytes_served += num_bytes
+        counters.tokens_served += num_batches * curriculum.batch_tokens // world_size
 
-    def note_alone(self) -> None:
-        """Note that batches are asked for one by one, which takes headers that are better made ahead."""
-        self._builder.makes_headers = True
+    def note_alone(self, step: int) -> None:
+        """Note that a batch was asked for alone, which takes headers: those of the next ones are better made ahead."""
+        self._builder.headers_before = step + 2 * self._settings.ahead_steps
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return what each source has given to the batches before ``step``.
@@ -307,11 +350,11 @@ class Engine:
         self._builder.wake()
         return step
 
-    def _note_asked(self, step: int, rank: int, world_size: int) -> None:
-        self.patience.asked(step, world_size)
-        self.counters.last_asked[rank] = (step, time.monotonic())
-        if step > self._builder.wanted:
-            self._builder.want(step)
+    def _note_asked(self, steps: range, rank: int, world_size: int) -> None:
+        self.patience.asked(steps[0], world_size)
+        self.counters.last_asked[rank] = (steps[-1], time.monotonic())
+        if steps[-1] > self._builder.wanted:
+            self._builder.want(steps[-1])
 
     async def _until(self, is_there: Callable[[], bool], step: int, wait_s: float, *, claims: bool) -> None:
         """Wait until a step is there and, if it is to be handed out, no pivot can change it any more."""

@@ -7,15 +7,16 @@ and the lane's 20 (ADR 11).
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
+from collections.abc import Sequence
 
 from mixer.errors import MixerError
 from service.engine import Engine
 from service.guard import NO_SNIFFING, App, Receive, Scope, Send
 from service.runs import Runs
 from service.window import Turns
-from service.wire import SEVERAL_TYPE, Body, joined
+from service.wire import SEVERAL_TYPE, Body
 
 # as MixerClient asks; the digits keep every number within the bounds of the routes
 _PATH = re.compile(r"(?:/runs/([A-Za-z0-9][A-Za-z0-9._-]{0,99}))?/batches(?:/([0-9]{1,9}))?")
@@ -24,7 +25,7 @@ _ONE = re.compile(_RANK.encode())
 _SEVERAL = re.compile(rf"from=([0-9]{{1,9}})&limit=([1-9][0-9]?)&every=([1-9][0-9]{{0,2}})&{_RANK}".encode())
 _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
-MOMENT_S, MOMENTS = 0.00025, 8  # an answer waits 2 ms at most for what is being built
+LONGEST_S = 0.002  # that an answer waits for what is being built
 SMALL_BYTES = 64 << 10  # up to here an answer takes no longer than its turn would
 MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small answers wait behind large ones
 
@@ -32,29 +33,40 @@ MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small
 async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s: float) -> Body:
     """Return a rank's rows of a step and count them; see ``Engine.body``."""
     body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
-    engine.note_served(body, world_size)
+    engine.note_served(1, len(body.data), world_size)
+    engine.note_alone(step)
     return body
 
 
-async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, wait_s: float) -> list[Body]:
-    """Return a rank's rows of the first of ``steps``, and of as many after it as are at hand, or are a moment later."""
-    bodies = [await batch_of(engine, steps[0], rank, world_size, wait_s)]
-    left, moments = MAX_JOINED_BYTES - len(bodies[0].data), MOMENTS
-    for step in steps[1:]:
-        if left <= 0:
-            break
-        while moments and engine.next_step <= step < engine.frontier:  # it is being built, and answers cost it time
-            moments -= 1
-            await asyncio.sleep(MOMENT_S)
-        if engine.next_step <= step:
-            break
-        try:
-            body = await batch_of(engine, step, rank, world_size, 0.0)
-        except MixerError:  # whoever asks for it first will hear why
-            break
-        left -= len(body.data)
-        bodies.append(body)
-    return bodies
+async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, wait_s: float) -> list[memoryview]:
+    """Return records of a rank's rows of the first of ``steps``, and of those at hand, or at hand a moment later."""
+    pieces: list[memoryview] = []
+    num, left, until_s = 0, MAX_JOINED_BYTES, 0.0
+    engine.note_range(steps)
+    while num < len(steps) and left > 0:
+        rest = steps[num:]
+        taken = engine.at_hand(rest, rank, world_size, left)
+        if taken is None and num and engine.next_step <= rest[0]:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0 or not engine.is_coming(rest[0]):
+                break
+            await engine.moment(rest[0], left_s)  # it is being built, and answers cost it time
+            continue
+        if taken is None:
+            try:
+                taken = (await engine.encoded(rest[0], rank, world_size, 0.0 if num else wait_s)), rest[:1]
+            except MixerError:
+                if num:
+                    break  # whoever asks for it first will hear why
+                raise
+        encoded, these = taken
+        found = encoded.pieces(these)
+        pieces += found
+        num += len(these)
+        until_s = until_s or time.monotonic() + LONGEST_S
+        left -= sum(map(len, found))
+    engine.note_served(num, MAX_JOINED_BYTES - left, world_size)
+    return pieces
 
 
 class FastLane:
@@ -84,24 +96,24 @@ class FastLane:
         rank, world_size, wait_s = int(numbers[-3]), int(numbers[-2]), float(numbers[-1])
         if step is not None:
             body = await batch_of(engine, int(step), rank, world_size, wait_s)
-            engine.note_alone()
-            headers, data = body.headers, body.data
+            pieces, headers = [body.data], body.headers
         else:
             first, limit, every = map(int, numbers[:3])
-            steps = range(first, first + limit * every, every)
-            data = joined(await batches_of(engine, steps, rank, world_size, wait_s))
-            headers = several_headers(data)
-        if len(data) > SMALL_BYTES:
+            pieces = await batches_of(engine, range(first, first + limit * every, every), rank, world_size, wait_s)
+            headers = several_headers(pieces)
+        if sum(map(len, pieces)) > SMALL_BYTES:
             await self._turns.take()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": data})
+        for piece in pieces[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": pieces[-1]})
 
 
-def several_headers(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
+def several_headers(pieces: Sequence[memoryview]) -> tuple[tuple[bytes, bytes], ...]:
     """Return the headers of an answer with several batches."""
     return (
         (b"content-type", SEVERAL_TYPE.encode()),
-        (b"content-length", str(len(data)).encode()),
+        (b"content-length", str(sum(map(len, pieces))).encode()),
         (b"cache-control", b"no-store"),  # how many there are depends on the moment
     )
 

@@ -29,26 +29,32 @@ class Back:
         self._next = -1
         self._window = Window(max(parts.settings.memory_bytes // 4, 1))
 
+    def held(self, step: int) -> Built | None:
+        """Return what holds the batch of a step, if it was built again lately."""
+        return self._window.get(step)
+
     def read(self, step: int) -> Built:
-        """Return the batch of a step that was built before and claimed.
+        """Return what holds the batch of a step that was built before and claimed.
 
         Raises:
             StepGoneError: it has left the retention window.
         """
         if step < self._oldest():
             raise StepGoneError(f"step {step} is gone: steps from {self._oldest()} on can be asked for again")
+        parts = self._parts
         with self._lock:
-            built = self._window.get(step) or self._parts.window.get(step)
+            built = self._window.get(step) or parts.window.get(step)
             if built is not None:
                 return built
             reader = self._reader_at(step)
             while True:
-                built = self._parts.read(reader, self._next)
+                num_steps = min(parts.together, parts.served.given - self._next)  # no pivot changes those
+                built = parts.read(reader, self._next, max(1, num_steps))
                 self._window.make_room(built.num_bytes, below=step + 1)
                 self._window.add(built)
-                self._next += 1
-                self._parts.counters.rebuilt += 1
-                if built.batch.step == step:
+                self._next = built.steps.stop
+                parts.counters.rebuilt += len(built.steps)
+                if step in built.steps:
                     return built
 
     def _reader_at(self, step: int) -> BatchReader:

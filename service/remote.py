@@ -7,10 +7,12 @@ prefetching nor a restart of either side changes them.
 from __future__ import annotations
 
 import ssl
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -29,11 +31,13 @@ from mixer.sources import Progress
 from mixer.walk import check_state
 from service.client import PATIENCE_S, MixerClient
 from service.errors import RunEndedError
+from service.wire import MAX_STEPS
 
 if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
+LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 2 << 20
 CONNECTIONS = 2  # that ask at the same time, each for several batches at once
 
 
@@ -73,6 +77,52 @@ class RemoteWalk:
         return phase
 
 
+class _Asked:
+    """Steps that one thread asks for, and what came of it so far."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
+        self.came: SimpleQueue[list[RowBatch] | Exception] = SimpleQueue()
+        self.is_given_up = False
+        self._at_hand: deque[RowBatch] = deque()
+        self._num_given = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of them were given."""
+        return self._num_given == len(self.steps)
+
+    def next(self) -> RowBatch:
+        """Return the next batch, or raise what came instead of it."""
+        if not self._at_hand:
+            came = self.came.get()
+            if isinstance(came, Exception):
+                raise came
+            self._at_hand.extend(came)
+        self._num_given += 1
+        return self._at_hand.popleft()
+
+
+class Ahead:
+    """How many batches are on their way: a number that was given, or what the trainer takes in a moment.
+
+    A trainer whose steps take their time needs few, and each one more is one that no pivot changes. One that
+    does nothing with them needs many small ones, as each request brings all of them that are there.
+    """
+
+    def __init__(self, given: int | None) -> None:
+        self.num = LEAST_AHEAD if given is None else given
+        self._is_fixed = given is not None
+        self._step_s = AHEAD_S
+
+    def note(self, took_s: float, num_bytes: int) -> None:
+        """Note how long the trainer took for a batch, and how large that was."""
+        if not self._is_fixed:
+            self._step_s += (took_s - self._step_s) / 8
+            most = max(LEAST_AHEAD, min(AHEAD_BYTES // num_bytes, CONNECTIONS * MAX_STEPS))
+            self.num = max(LEAST_AHEAD, min(most, int(AHEAD_S / max(self._step_s, 1e-9))))
+
+
 class RemoteMixtureDataset(IterableDataset[Batch]):
     """A rank's batches of a run that a service decides and delivers; see ``MixtureDataset`` for what a batch is.
 
@@ -84,7 +134,8 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         rank, world_size: whose rows; those of ``torch.distributed`` by default, or all.
         token: of scope ``train``, if the server has tokens; default: the variable MIXER_TOKEN.
         run: its name; the server's default run if None.
-        prefetch: batches on their way while one is trained on, in this process or in each worker.
+        prefetch: batches on their way while one is trained on, in this process or in each worker; by default 4, and
+            more for a trainer that takes more than that in 20 ms, up to 2 MiB.
         batches: yield whole batches; False yields rows.
         provenance: add ``row_numbers``.
         patience_s: how long a server that does not answer is tried again.
@@ -103,14 +154,14 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         token: str | None = None,
         *,
         run: str | None = None,
-        prefetch: int = 4,
+        prefetch: int | None = None,
         batches: bool = True,
         provenance: bool = False,
         patience_s: float = PATIENCE_S,
         verify: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()
-        if prefetch < 1:
+        if prefetch is not None and prefetch < 1:
             raise ValueError(f"prefetch is {prefetch}; at least one batch is on its way")
         self.rank, self.world_size = default_ranks(rank, world_size)
         self._client = MixerClient(url, token=token, run=run, patience_s=patience_s, verify=verify)
@@ -121,7 +172,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         self.walk = RemoteWalk(self._client, self.curriculum)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
-        self._prefetch, self._batches, self._provenance = prefetch, batches, provenance
+        self._ahead, self._batches, self._provenance = Ahead(prefetch), batches, provenance
         self._step = self._row = 0
 
     @cached_property
@@ -138,45 +189,49 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         first = self._step
-        steps = range(first + worker, self.curriculum.total_steps, num_workers)
-        together = max(1, self._prefetch // CONNECTIONS)  # steps that one thread asks for
-        ranges = (steps[i : i + together] for i in range(0, len(steps), together))
-        pool = ThreadPoolExecutor(min(self._prefetch, CONNECTIONS), thread_name_prefix="remote-batches")
-        coming: deque[Future[RowBatch]] = deque()
+        left = range(first + worker, self.curriculum.total_steps, num_workers)  # not asked for yet
+        threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="remote-batches")
+        coming: deque[_Asked] = deque()
+        num_coming = 0
         try:
             while True:
-                while len(coming) + together <= self._prefetch and (part := next(ranges, None)) is not None:
-                    slots: list[Future[RowBatch]] = [Future() for _ in part]
-                    coming.extend(slots)
-                    pool.submit(self._fetch, part, slots)
+                together = max(1, self._ahead.num // CONNECTIONS)  # steps that one thread asks for
+                while left and (not coming or num_coming + together <= self._ahead.num):
+                    asked, left = _Asked(left[:together]), left[together:]
+                    threads.submit(self._fetch, asked)
+                    coming.append(asked)
+                    num_coming += len(asked.steps)
                 if not coming:
                     return
                 try:
-                    rows = coming.popleft().result()
+                    rows = coming[0].next()
                 except RunEndedError:
                     return
+                num_coming -= 1
+                if coming[0].is_done:
+                    coming.popleft()
                 begin = self._row if rows.step == first else 0
-                yield from self._yielded(tensors_of(rows, provenance=self._provenance), rows.step + num_workers, begin)
+                batch = tensors_of(rows, provenance=self._provenance)
+                following, num_bytes = rows.step + num_workers, rows.rows.nbytes
+                del rows  # its memory is used again
+                left_s = time.perf_counter()
+                yield from self._yielded(batch, following, begin)
+                self._ahead.note(time.perf_counter() - left_s, num_bytes)
         finally:
-            for slot in coming:
-                slot.cancel()
-            pool.shutdown(wait=False, cancel_futures=True)
+            for asked in coming:
+                asked.is_given_up = True
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, steps: range, slots: list[Future[RowBatch]]) -> None:
-        """Fetch the batches of ``steps``, each into its slot at once: the next may wait for the losses of it."""
-        done = 0
+    def _fetch(self, asked: _Asked) -> None:
+        """Fetch batches, and hand on what comes at once: the next of them may wait for the losses of those."""
+        left = asked.steps
         try:
-            while done < len(steps) and not slots[done].cancelled():  # else its data set is not iterated any more
-                is_given_up = slots[done].cancelled
-                left = steps[done:]
-                for rows in self._client.batches(left, self.rank, self.world_size, is_given_up=is_given_up):
-                    if slots[done].set_running_or_notify_cancel():
-                        slots[done].set_result(rows)
-                    done += 1
+            while left and not asked.is_given_up:  # else its data set is not iterated any more
+                came = self._client.batches(left, self.rank, self.world_size, is_given_up=lambda: asked.is_given_up)
+                left = left[len(came) :]
+                asked.came.put(came)
         except Exception as error:  # whoever waits for the batch hears of it
-            for slot in slots[done:]:
-                if slot.set_running_or_notify_cancel():
-                    slot.set_exception(error)
+            asked.came.put(error)
 
     def _yielded(self, batch: Batch, following: int, begin: int) -> Iterator[Batch]:
         """Yield a batch, or its rows from ``begin`` on, noting before each where the next one is."""

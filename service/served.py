@@ -15,7 +15,7 @@ from service.store import Store
 
 KIND = "served"  # of the snapshots that are leases: their step is the end
 LEASE = 16
-MAX_LEASE = 1024
+MAX_LEASE = 8192  # half a second of small batches: each lease is a write of some ms
 SOON_S = 0.5  # a lease that is used up sooner is doubled
 
 
@@ -38,13 +38,22 @@ class Served:
         self._lock, self._extending = threading.Lock(), threading.Lock()
         self._size, self._extended_at = LEASE, -SOON_S
 
+    @property
+    def given(self) -> int:
+        """The first step that nobody has, nor may have."""
+        return max(self._newest, self._before) + 1
+
     def claim(self, step: int) -> bool:
         """Return whether a step may be handed out, from now on for ever as it is now."""
+        return self.claim_first(range(step, step + 1)) == 1
+
+    def claim_first(self, steps: range) -> int:
+        """Claim the first of ``steps``, as many as may be handed out, and return how many that is."""
         with self._lock:
-            if step >= self._lease or step >= self._closed_from:
-                return False
-            self._newest = max(self._newest, step)
-            return True
+            claimed = steps[: len(range(steps.start, min(self._lease, self._closed_from), steps.step))]
+            if claimed:
+                self._newest = max(self._newest, claimed[-1])
+            return len(claimed)
 
     def is_leased(self, step: int) -> bool:
         """Return whether a kill would be followed by a server that takes this step for given."""
@@ -69,7 +78,7 @@ class Served:
     def close(self) -> int:
         """Hand out no new step until ``open``; return the first one that nobody has."""
         with self._lock:
-            self._closed_from = max(self._newest, self._before) + 1
+            self._closed_from = self.given
             return self._closed_from
 
     def open(self) -> None:

@@ -6,35 +6,54 @@ import asyncio
 import sys
 import threading
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 
-from mixer.batches import RowBatch
-from service.wire import Body, encode, rows_in
+from mixer.batches import RowBatches
+from service.wire import Encoded, encode
 
-BODY_BYTES = 2048  # what a body takes beside its bytes: of 64 ranks with short rows, twenty times the rows
+ENCODED_BYTES, BODY_BYTES = 1024, 2048  # beside the bytes of bodies: for 64 ranks, twenty times short rows
 
 
-@dataclass(eq=False)
 class Built:
-    """A global batch, and the bodies made of it so far by (rank, world size)."""
+    """Global batches of one phase that were read together, and what was encoded of them, by (rank, world size).
 
-    batch: RowBatch
-    bodies: dict[tuple[int, int], Body] = field(default_factory=dict)
+    Args:
+        batches: of steps that follow each other.
+    """
+
+    def __init__(self, batches: RowBatches) -> None:
+        self.batches = batches
+        self._encoded: dict[tuple[int, int], Encoded] = {}
+
+    @property
+    def steps(self) -> range:
+        """The steps whose batches they are."""
+        return self.batches.steps
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that it takes: the rows, and its bodies so far, or as many bytes again before they are encoded."""
-        encoded = sum(len(body.data) + BODY_BYTES for body in list(self.bodies.values()))
-        return self.batch.rows.nbytes + max(self.batch.rows.nbytes, encoded)
+        """Bytes that they take: the rows, and those encoded so far, or as many bytes again before they are encoded."""
+        beside = ENCODED_BYTES + len(self.steps) * BODY_BYTES
+        encoded = sum(each.num_bytes + beside for each in list(self._encoded.values()))
+        return self.batches.rows.nbytes + max(self.batches.rows.nbytes, encoded)
 
-    def body(self, rank: int, world_size: int) -> Body:
+    def held(self, rank: int, world_size: int) -> Encoded | None:
+        """Return the rows of a rank if they are encoded."""
+        return self._encoded.get((rank, world_size))
+
+    def encoded(self, rank: int, world_size: int) -> Encoded:
         """Return the rows of a rank, encoded; two threads that encode at once make the same bytes."""
-        body = self.bodies.get((rank, world_size))
-        if body is None:
-            body = self.bodies[rank, world_size] = encode(self.batch, rank, world_size)
+        found = self._encoded.get((rank, world_size))
+        if found is None:
+            found = self._encoded[rank, world_size] = encode(self.batches, rank, world_size)
             if world_size == 1:  # one copy of the rows is enough
-                self.batch = self.batch._replace(rows=rows_in(body, self.batch))
-        return body
+                self.batches = self.batches._replace(rows=found.rows)
+        return found
+
+    def until(self, step: int) -> Built:
+        """Return those before a step."""
+        before = Built(self.batches.until(step))
+        before._encoded = {key: each.until(step) for key, each in list(self._encoded.items())}
+        return before
 
 
 class Window:
@@ -43,40 +62,53 @@ class Window:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._built: OrderedDict[int, tuple[Built, int]] = OrderedDict()  # and the bytes that it was taken for
+        self._built: OrderedDict[int, tuple[Built, int]] = OrderedDict()  # by first step; the bytes it was taken for
+        self._by_step: dict[int, Built] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._built)
+        return len(self._by_step)
 
     def get(self, step: int) -> Built | None:
-        """Return the batch of a step, if it is held."""
-        held = self._built.get(step)
-        return None if held is None else held[0]
+        """Return what holds the batch of a step, if it is held."""
+        return self._by_step.get(step)
 
     def add(self, built: Built) -> None:
-        """Hold a batch."""
+        """Hold batches."""
         with self._lock:
-            _, before = self._built.pop(built.batch.step, (None, 0))
-            num_bytes = built.num_bytes
-            self.num_bytes += num_bytes - before
-            self._built[built.batch.step] = built, num_bytes
+            while not self._by_step.keys().isdisjoint(built.steps):
+                self._drop(next(self._by_step[step] for step in built.steps if step in self._by_step).steps.start)
+            self._hold(built, built.num_bytes)
 
     def drop_from(self, step: int) -> None:
         """Drop the batches of this step and later ones."""
         with self._lock:
-            for void in [held for held in self._built if held >= step]:
-                self.num_bytes -= self._built.pop(void)[1]
+            for first in [first for first, (built, _) in self._built.items() if built.steps.stop > step]:
+                built, num_bytes = self._drop(first)
+                if first < step:
+                    self._hold(built.until(step), num_bytes)  # of the same memory
 
     def make_room(self, num_bytes: int, *, below: int) -> bool:
         """Drop the oldest batches of steps below ``below`` for ``num_bytes`` more; return whether there is room."""
         with self._lock:
             while self._built and self.num_bytes + num_bytes > self.max_bytes:
-                oldest = next(iter(self._built))
-                if oldest >= below:
+                first, (oldest, _) = next(iter(self._built.items()))
+                if oldest.steps.stop > below:
                     return False
-                self.num_bytes -= self._built.pop(oldest)[1]
+                self._drop(first)
             return True
+
+    def _hold(self, built: Built, num_bytes: int) -> None:
+        self._built[built.steps.start] = built, num_bytes
+        self.num_bytes += num_bytes
+        self._by_step.update(dict.fromkeys(built.steps, built))
+
+    def _drop(self, first: int) -> tuple[Built, int]:
+        built, num_bytes = self._built.pop(first)
+        self.num_bytes -= num_bytes
+        for step in built.steps:
+            del self._by_step[step]
+        return built, num_bytes
 
 
 class Bell:

@@ -114,7 +114,7 @@ def train(engine: Killable, steps: range, world_size: int = 2) -> dict[tuple[int
     for step in steps:
         for rank in range(world_size):
             found = body(engine, step, rank, world_size)
-            given[step, rank] = found.data
+            given[step, rank] = bytes(found.data)
             engine.report(step, losses_of(rows_of(found), rank))
     return given
 

@@ -27,8 +27,10 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from mixer.audit import audit
+from mixer.batches import PreparedReader
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
+from mixer.delivery import Rows
 from mixer.draws import phase_counts
 from mixer.errors import (
     MixerError,
@@ -40,6 +42,7 @@ from mixer.errors import (
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
 from mixer.rewards import SourceLosses
+from mixer.sources import EndOfSource
 from mixer.sources.prepared import JointRows, Prepared
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
@@ -630,6 +633,38 @@ def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
     first = dataset.walk.phase_at(0)  # shows that rows come slowly
     assert trained(dataset) == expected
     assert len(touched) >= (STEPS - first.end) * B
+
+
+@pytest.mark.parametrize("together", [1, 3, 50])
+@pytest.mark.parametrize(
+    "bytes_per_s", [1.0, 1e15]
+)  # no memory is as fast as the second, so that threads touch the rows
+def test_batches_read_together_are_those_read_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, together: int, bytes_per_s: float
+) -> None:
+    monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", bytes_per_s)
+    ending = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_exhausted": "stop"} for k in range(4)]
+    curriculum = a_curriculum(folder, sources=ending)
+    phase_at, rows = Walk(curriculum).phase_at, Rows(curriculum, rank=1, world_size=2)
+    alone, reader = rows.open(phase_at), rows.open(phase_at)
+    assert isinstance(reader, PreparedReader)
+    step = 0
+    while True:
+        try:
+            found = reader.read_together(step, together)
+        except EndOfSource:
+            break
+        assert found.steps[0] == step
+        assert len(found.steps) <= together
+        for i, each in enumerate(found.steps):
+            expected = alone.read(each)
+            assert expected.phase == found.phase
+            for one, other in zip(found[2:], expected[2:], strict=True):
+                assert (one[i] == other).all()
+        step = found.steps.stop
+    with pytest.raises(EndOfSource):
+        alone.read(step)
+    assert step > phase_at(0).end
 
 
 def test_progress_counts_the_rows_delivered(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.packing import Packer
+from mixer.packing import Packer, joined
 from mixer.types import TokenArray
 
 SEPARATOR = 9
@@ -30,6 +30,7 @@ def test_rows_and_remainder_are_the_documents_with_a_separator_after_each(
     assert rows.dtype == packer.remainder.dtype == np.uint32
     assert len(packer.remainder) < sequence_length + 1
     expected = [token for document in documents for token in [*document, SEPARATOR]]
+    assert joined(as_arrays(documents), SEPARATOR).tolist() == expected
     assert [*rows.ravel().tolist(), *packer.remainder.tolist()] == expected
 
 

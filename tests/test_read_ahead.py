@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import pytest
 
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, EmptySourceError, StateMismatchError
-from mixer.sources import background, open_sources, streams
+from mixer.sources import ahead, background, open_sources, streams
 from mixer.sources.background import Pool, Task
 from mixer.sources.holdout import is_held_out, text_bytes
-from mixer.sources.rows import StreamedRows
+from mixer.sources.rows import MAX_AHEAD, StreamedRows
 from mixer.tokenizer import TextTokenizer, train
 
 SEPARATOR = "<|endoftext|>"
@@ -80,6 +81,75 @@ def test_states_are_of_the_rows_taken_whatever_has_been_read_beyond(file: Path) 
         assert source.progress == plain.progress
 
 
+class Idle:
+    """A pool whose threads never find the time, so that whoever needs a group reads it himself, too late each time."""
+
+    def submit(self, call: Callable[[], Any]) -> Task[Any]:
+        return Task(call)
+
+
+def wanted(source: StreamedRows) -> list[tuple[int, int]]:
+    """Note how many groups each call asks to be read ahead, and how many rows it takes a group to have."""
+    asked: list[tuple[int, int]] = []
+    want = source._ahead.want
+
+    def noted(num_groups: int) -> None:
+        asked.append((num_groups, source._group_rows))
+        want(num_groups)
+
+    source._ahead.want = noted  # type: ignore[method-assign]
+    return asked
+
+
+def test_twice_as_many_groups_are_read_ahead_each_time_that_they_come_too_late(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "POOL", Idle())
+    source = source_of(file)
+    asked = wanted(source)
+    for _ in range(200):
+        source.take(1)
+    assert [num_groups for num_groups, _ in asked][:4] == [1, 2, 4, 8]
+    assert {num_groups for num_groups, _ in asked[4:]} == {MAX_AHEAD}
+
+
+def test_groups_that_come_in_time_are_read_no_deeper(file: Path) -> None:
+    source = source_of(file)
+    for _ in range(90):
+        source.take(1)
+        settle(source)
+    assert source.progress.documents > 50
+    assert source.progress.unique_tokens is None  # the end of an epoch is never at hand, and counts as too late
+    assert source._depth == 1
+
+
+@pytest.mark.parametrize("ahead_rows", [1, 8, 20, 40])
+def test_reading_deeper_keeps_within_the_memory_it_is_given(
+    file: Path, monkeypatch: pytest.MonkeyPatch, ahead_rows: int
+) -> None:
+    monkeypatch.setattr(ahead, "POOL", Idle())
+    source = source_of(file)
+    source._ahead_bytes = ahead_rows * 4 * source.row_length
+    asked = wanted(source)
+    for _ in range(200):
+        source.take(1)
+    assert all(num_groups * num_rows <= ahead_rows or num_groups == 1 for num_groups, num_rows in asked)
+    deep = asked[4:]
+    assert all((num_groups + 1) * num_rows > ahead_rows or num_groups == MAX_AHEAD for num_groups, num_rows in deep)
+
+
+def test_what_is_loaded_looks_ahead_again_from_its_first_group(file: Path) -> None:
+    source = source_of(file)
+    beginning = source.state_dict()
+    source.take(1)
+    while not source._looks_ahead:
+        source.take(1)
+    source.load_state_dict(beginning)
+    source.begin()
+    settle(source)
+    assert source.at_hand(1) == 1
+
+
 def test_an_error_read_ahead_is_raised_by_the_take_that_needs_its_rows(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +181,7 @@ def test_an_error_read_ahead_is_raised_by_the_take_that_needs_its_rows(
     np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
-@pytest.mark.parametrize("where", ["_read_group", "encode"])
+@pytest.mark.parametrize("where", ["_read_group", "encode_joined"])
 def test_ctrl_c_anywhere_loses_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     expected = source_of(file).take(150)
     source = source_of(file)

@@ -132,7 +132,7 @@ def test_a_failed_take_loses_no_row(file: Path, monkeypatch: pytest.MonkeyPatch)
     source = rows_of(file)
     first = source.take(3)
     state = source.state_dict()
-    encode = TOKENIZER.encode
+    encode = TOKENIZER.encode_joined
     calls = iter([None, None])
 
     def fail_at_the_third(texts: list[str]) -> Any:
@@ -140,10 +140,10 @@ def test_a_failed_take_loses_no_row(file: Path, monkeypatch: pytest.MonkeyPatch)
             raise SourceError("unplugged")
         return encode(texts)
 
-    monkeypatch.setattr(TOKENIZER, "encode", fail_at_the_third)
+    monkeypatch.setattr(TOKENIZER, "encode_joined", fail_at_the_third)
     with pytest.raises(SourceError, match="unplugged"):
         source.take(40)
-    monkeypatch.setattr(TOKENIZER, "encode", encode)
+    monkeypatch.setattr(TOKENIZER, "encode_joined", encode)
     assert source.state_dict() == state
     np.testing.assert_array_equal(np.concatenate([first, source.take(17)]), expected)
 

@@ -64,12 +64,12 @@ def test_it_begins_at_the_first_step_that_no_rank_was_given(run: Curriculum, tmp
         while not engine.phases[-1]["start"] < cut < engine.frontier:  # so that something is left to be cut
             given |= train(engine, range(cut - 1, cut))
             cut += 1
-        given[cut - 1, 0] = body(engine, cut - 1, 0).data  # rank 0 is a step ahead of rank 1
+        given[cut - 1, 0] = bytes(body(engine, cut - 1, 0).data)  # rank 0 is a step ahead of rank 1
         frontier = engine.frontier
         assert engine.pivot(WITHOUT, "now") == cut < frontier
         assert engine.phases[-1]["start"] + engine.phases[-1]["length"] == engine.frontier == cut
         engine.report(cut - 1, losses_of(rows_of(body(engine, cut - 1, 0)), 0))
-        given[cut - 1, 1] = body(engine, cut - 1, 1).data
+        given[cut - 1, 1] = bytes(body(engine, cut - 1, 1).data)
         engine.report(cut - 1, losses_of(rows_of(body(engine, cut - 1, 1)), 1))
         assert given == {key: expected[key] for key in given}
         after = train(engine, range(cut, STEPS))
@@ -212,7 +212,7 @@ def test_ranks_that_ask_while_it_is_cut_again_and_again_are_given_the_same_phase
             for step in range(STEPS):
                 time.sleep(0.002 * (number + 1))
                 found = body(engine, step, number, 4)
-                given[step, number] = (found.data, rows_of(found).phase)
+                given[step, number] = (bytes(found.data), rows_of(found).phase)
 
         def pivot() -> None:
             for n in range(1000):

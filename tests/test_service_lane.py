@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.batches import RowBatch
+from mixer.batches import RowBatch, RowBatches
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
 from service.auth import FileShelf, TokenBook
@@ -26,9 +26,11 @@ from service.guard import Guard
 from service.lane import MAX_JOINED_BYTES, batches_of
 from service.memory import Pool
 from service.metrics import Metrics
+from service.remote import AHEAD_BYTES, AHEAD_S, LEAST_AHEAD, Ahead
 from service.settings import Settings
 from service.window import Built, Turns
-from service.wire import Body, arrow_stream, decode, encode, joined, split
+from service.wire import HEAD_BYTES, MAX_STEPS, Encoded, arrow_stream, decode, encode, split
+from tests.engines import body, running
 from tests.serving import STEPS, Served, get, reports, write_run
 
 LANE = ("rank", "world_size", "wait_s")  # the order that the lane knows; any other goes to the framework
@@ -113,39 +115,70 @@ def test_a_body_is_what_arrow_itself_writes(num_rows: int, length: int, dtype: A
     for rank in range(world_size):
         mine = slice(rank, None, world_size)
         columns = rows[mine].copy(), batch.source_ids[mine].astype(np.uint16), batch.row_numbers[mine].copy()
-        body = encode(batch, rank, world_size)
+        body = encode(RowBatches.of(batch), rank, world_size).body(3)
         assert body.data == arrow_stream(*columns)
-        back = decode(body.data, step=3, phase=1)
-        for one, other in zip(back[2:], columns, strict=True):
-            assert (one == other).all()
+        for _ in range(2):  # read by Arrow, and then as one of the same shape
+            back = decode(body.data, step=3, phase=1)
+            for one, other in zip(back[2:], columns, strict=True):
+                assert (one == other).all()
+                assert not one.flags.writeable or one is back.source_ids
 
 
-@given(st.lists(st.integers(1, 5), max_size=6), st.integers(0, 2**31))
-def test_joined_batches_come_apart_again_and_a_changed_byte_is_noticed(sizes: list[int], at: int) -> None:
-    batches = [
-        RowBatch(step, 2 * step, np.full((n, 3), step, np.uint16), np.arange(n), np.arange(n) + step)
-        for step, n in enumerate(sizes)
-    ]
-    bodies = [encode(batch, 0, 1) for batch in batches]
-    data = joined(bodies)
-    for found, batch in zip(split(data), batches, strict=True):
-        assert found[:2] == batch[:2]
-        for one, other in zip(found[2:], batch[2:], strict=True):
-            assert (one == other).all()
-    if bodies:
-        changed = bytearray(data)
-        changed[len(bodies[0].head) + at % len(bodies[0].data)] ^= 1
-        with pytest.raises(BatchDigestError, match="the batch of step 0 has XXH3-128"):
-            list(split(bytes(changed)))
+def test_a_body_as_long_as_one_of_another_shape_is_read_as_what_it_is() -> None:
+    numbers = np.arange(4)
+    for rows in (np.arange(24, dtype=np.uint16).reshape(4, 6), np.arange(12, dtype=np.uint32).reshape(4, 3)):
+        for _ in range(2):
+            data = encode(RowBatches.of(RowBatch(0, 0, rows, numbers, numbers)), 0, 1).body(0).data
+            back = decode(data, step=0, phase=0)
+            assert back.rows.dtype == rows.dtype
+            assert (back.rows == rows).all()
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 2), st.integers(0, 2**31))
+def test_records_come_apart_again_and_a_changed_byte_is_noticed(
+    num_steps: int, num_rows: int, every: int, at: int
+) -> None:
+    rng = np.random.default_rng(at)
+    shape = (num_steps, num_rows)
+    rows = rng.integers(0, 99, (*shape, 3), dtype=np.uint16)
+    batches = RowBatches(range(7, 7 + num_steps), 2, rows, rng.integers(0, 9, shape), rng.integers(0, 2**40, shape))
+    encoded, steps = encode(batches, 0, 1), range(7, 7 + num_steps, every)
+    data = b"".join(encoded.pieces(steps))
+    for found, step in zip(split(data), steps, strict=True):
+        assert found[:2] == (step, 2)
+        for one, other in zip(found[2:], batches[2:], strict=True):
+            assert (one == other[step - 7]).all()
+    changed = bytearray(data)
+    changed[HEAD_BYTES + at % len(encoded.body(7).data)] ^= 1
+    with pytest.raises(BatchDigestError, match="the batch of step 7 has XXH3-128"):
+        list(split(bytes(changed)))
+
+
+def test_lines_of_any_width_are_read() -> None:
+    numbers = np.ones((2, 3), dtype=np.int64)
+    encoded = encode(RowBatches(range(5, 7), 1, np.ones((2, 3, 4), dtype=np.uint8), numbers, numbers), 0, 1)
+    short = b"".join(
+        b"%d %d 1 %s\n%s"
+        % (len(piece) - HEAD_BYTES, step, bytes(piece[:HEAD_BYTES])[-33:-1], bytes(piece[HEAD_BYTES:]))
+        for step in encoded.steps
+        for piece in encoded.pieces(range(step, step + 1))
+    )
+    assert [rows.step for rows in split(short)] == [5, 6]
 
 
 def test_other_ranks_get_their_rows_when_one_rank_had_them_all() -> None:
-    rows = np.random.default_rng(0).integers(0, 9, (12, 5), dtype=np.uint16)
-    built = Built(RowBatch(0, 0, rows, np.arange(12), np.arange(12)))
-    assert (decode(built.body(0, 1).data, step=0, phase=0).rows == rows).all()
-    assert not np.shares_memory(built.batch.rows, rows)
+    rows = np.random.default_rng(0).integers(0, 9, (2, 12, 5), dtype=np.uint16)
+    numbers = np.tile(np.arange(12), (2, 1))
+    built = Built(RowBatches(range(2), 0, rows, numbers, numbers))
+
+    def rows_of(step: int, rank: int, world_size: int) -> Any:
+        return decode(built.encoded(rank, world_size).body(step).data, step=step, phase=0).rows
+
+    assert (rows_of(1, 0, 1) == rows[1]).all()
+    assert not np.shares_memory(built.batches.rows, rows)
     for rank in range(4):
-        assert (decode(built.body(rank, 4).data, step=0, phase=0).rows == rows[rank::4]).all()
+        for step in range(2):
+            assert (rows_of(step, rank, 4) == rows[step, rank::4]).all()
 
 
 def test_memory_goes_back_to_the_pool_when_nobody_looks_at_it_any_more() -> None:
@@ -165,27 +198,48 @@ def test_memory_goes_back_to_the_pool_when_nobody_looks_at_it_any_more() -> None
 
 
 class Held:
-    """An engine that holds ten bodies of a size."""
+    """An engine that holds ten steps, three encoded together, one after the other."""
 
-    def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
+    def __init__(self, row_length: int) -> None:
+        self._rows, self._numbers = np.zeros((3, 1, row_length), dtype=np.uint8), np.zeros((3, 1), dtype=np.int64)
 
-    def held(self, step: int, _rank: int, _world_size: int) -> Body | None:
-        return Body(bytes(self.num_bytes), step, 0) if step < 10 else None
+    def at_hand(self, steps: range, _rank: int, _world_size: int, room: int) -> tuple[Encoded, range] | None:
+        first = steps[0] // 3 * 3
+        built = RowBatches(range(first, first + 3), 0, self._rows, self._numbers, self._numbers).until(10)
+        encoded = encode(built, 0, 1)
+        return (encoded, encoded.among(steps, room)) if steps[0] < 10 else None
 
-    frontier = next_step = 10
+    next_step = 10
+    num_served = 0
 
-    def note_served(self, _body: Body, _world_size: int) -> None:
+    def is_coming(self, _step: int) -> bool:
+        return False
+
+    def note_range(self, steps: range) -> None:
         pass
+
+    def note_served(self, num_batches: int, num_bytes: int, _world_size: int) -> None:
+        self.num_served += num_batches
+        self.num_bytes = num_bytes
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "limit", "expected"),
-    [(100, 4, 4), (100, 50, 10), (MAX_JOINED_BYTES // 2, 9, 2), (2 * MAX_JOINED_BYTES, 9, 1)],
+    ("num_bytes", "limit", "every", "expected"),
+    [
+        (100, 4, 1, 4),
+        (100, 50, 1, 10),
+        (100, 3, 4, 3),
+        (MAX_JOINED_BYTES // 2, 9, 1, 2),
+        (MAX_JOINED_BYTES // 2, 9, 2, 2),
+        (2 * MAX_JOINED_BYTES, 9, 1, 1),
+    ],
 )
-def test_an_answer_holds_what_is_at_hand_within_a_size(num_bytes: int, limit: int, expected: int) -> None:
+def test_an_answer_holds_what_is_at_hand_within_a_size(num_bytes: int, limit: int, every: int, expected: int) -> None:
     engine: Any = Held(num_bytes)
-    assert len(asyncio.run(batches_of(engine, range(limit), 0, 1, 1.0))) == expected
+    steps = range(0, limit * every, every)
+    data = b"".join(asyncio.run(batches_of(engine, steps, 0, 1, 1.0)))
+    assert [rows.step for rows in split(data)] == list(steps[:expected])
+    assert (engine.num_served, engine.num_bytes) == (expected, len(data))
 
 
 @pytest.mark.parametrize("limit", [1, 60])
@@ -277,3 +331,43 @@ def test_threads_of_a_data_set_that_is_left_end_though_the_server_is_gone(tmp_pa
         for thread in threads:
             thread.join(90)  # sooner than its patience ends
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("policy", "is_decided"), [("static", True), ("ucb", False)])
+def test_a_range_that_is_asked_for_has_phases_decided_that_rest_on_no_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, is_decided: bool
+) -> None:
+    monkeypatch.setenv("MIXER_CACHE", str(tmp_path / "cache"))
+    chosen = {"name": policy} | ({"weights": {f"s{k}": 0.25 for k in range(4)}} if policy == "static" else {})
+    curriculum = Curriculum.from_yaml(write_run(tmp_path, policy=chosen))
+    with running(curriculum, tmp_path / "runs", ahead_steps=16) as engine:
+        body(engine, 0)
+        first = engine.frontier
+        engine.note_range(range(1, 17))
+        assert engine.is_coming(first) == is_decided or engine.next_step > first
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (engine.frontier == first) == is_decided:
+            time.sleep(0.01)
+            if not is_decided and engine.next_step == first:  # all that is decided is built
+                break
+        assert (engine.frontier > first) == is_decided
+
+
+@pytest.mark.parametrize(
+    ("given", "step_s", "num_bytes", "expected"),
+    [
+        (None, 1.0, 1000, LEAST_AHEAD),
+        (None, AHEAD_S / 10, 1000, 10),
+        (None, 0.0, AHEAD_BYTES // 50, 50),
+        (None, 0.0, 1, 2 * MAX_STEPS),
+        (None, 0.0, 2 * AHEAD_BYTES, LEAST_AHEAD),
+        (7, 0.0, 1, 7),
+    ],
+)
+def test_as_many_batches_are_on_their_way_as_a_trainer_takes_in_a_moment(
+    given: int | None, step_s: float, num_bytes: int, expected: int
+) -> None:
+    ahead = Ahead(given)
+    for _ in range(200):
+        ahead.note(step_s, num_bytes)
+    assert ahead.num == pytest.approx(expected, abs=1 if step_s == AHEAD_S / 10 else 0)

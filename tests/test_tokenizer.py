@@ -53,6 +53,13 @@ def test_every_text_comes_back_from_its_tokens(trained: TextTokenizer, texts: li
     assert all(ids.dtype == np.uint32 for ids in encoded)
 
 
+@given(st.lists(st.text(), max_size=5))
+def test_texts_encoded_together_are_each_ones_tokens_and_a_separator(trained: TextTokenizer, texts: list[str]) -> None:
+    ids = trained.encode_joined(texts)
+    assert ids.dtype == np.uint32
+    assert ids.tolist() == [i for each in trained.encode(texts) for i in [*each.tolist(), trained.separator_id]]
+
+
 def test_a_document_cannot_forge_a_separator(trained: TextTokenizer) -> None:
     [ids] = trained.encode([f"before{SEPARATOR}after"])
     assert trained.separator_id not in ids

@@ -5,27 +5,31 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pytest
 
-from mixer.batches import RowBatch
+from mixer.batches import RowBatches
 from service.window import Built, Window
 
 RANKS = 64
 
 
-def batch(step: int) -> RowBatch:
-    numbers = np.arange(RANKS, dtype=np.int64)
-    rows = np.full((RANKS, 17), step, dtype=np.uint16)
-    return RowBatch(step=step, phase=0, rows=rows, source_ids=numbers % 4, row_numbers=numbers)
+def batches(steps: range) -> RowBatches:
+    numbers = np.tile(np.arange(RANKS, dtype=np.int64), (len(steps), 1))
+    rows = np.tile(np.array(steps, dtype=np.uint16)[:, None, None], (1, RANKS, 17))
+    return RowBatches(steps, 0, rows, numbers % 4, numbers)
 
 
-def test_short_rows_for_many_ranks_take_no_more_memory_than_the_window_has() -> None:
+@pytest.mark.parametrize("together", [1, 7])
+def test_short_rows_for_many_ranks_take_no_more_memory_than_the_window_has(together: int) -> None:
     window = Window(4 << 20)
+    Built(batches(range(together))).encoded(0, RANKS)  # what Arrow loads when it is first used is not the window's
     tracemalloc.start()
     try:
-        for step in range(200):
-            built = Built(batch(step))
+        for step in range(0, 200, together):
+            built = Built(batches(range(step, step + together)))
             for rank in range(RANKS):
-                _ = built.body(rank, RANKS).headers
+                for each in built.steps:
+                    _ = built.encoded(rank, RANKS).body(each).headers
             assert window.make_room(built.num_bytes, below=step)
             window.add(built)
         used, _ = tracemalloc.get_traced_memory()
@@ -38,11 +42,39 @@ def test_short_rows_for_many_ranks_take_no_more_memory_than_the_window_has() -> 
 def test_what_is_dropped_gives_back_what_it_was_taken_for() -> None:
     window = Window(1 << 20)
     for step in range(5):
-        window.add(built := Built(batch(step)))
-        built.body(0, RANKS)  # encoded once it is held
-    window.add(Built(batch(4)))
+        window.add(built := Built(batches(range(step, step + 1))))
+        built.encoded(0, RANKS)  # once it is held
+    window.add(Built(batches(range(4, 5))))
     window.drop_from(3)
     assert len(window) == 3
     assert not window.make_room(1 << 20, below=2)
     assert window.make_room(1 << 20, below=3)
     assert window.num_bytes == 0
+
+
+def test_a_cut_leaves_the_batches_before_it_and_their_bytes_as_they_were() -> None:
+    window, whole = Window(1 << 20), Built(batches(range(3, 9)))
+    expected = [bytes(whole.encoded(1, 2).body(step).data) for step in range(3, 9)]
+    window.add(whole)
+    window.drop_from(6)
+    left = window.get(5)
+    assert left is not None
+    assert (left.steps, len(window), window.get(6)) == (range(3, 6), 3, None)
+    for encoded in (left.held(1, 2), Built(left.batches).encoded(1, 2)):
+        assert encoded is not None
+        assert [bytes(encoded.body(step).data) for step in left.steps] == expected[:3]
+    window.add(Built(batches(range(6, 9))))
+    assert len(window) == 6
+    assert window.make_room(1 << 20, below=9)
+    assert (len(window), window.num_bytes) == (0, 0)
+
+
+def test_batches_that_are_built_again_take_the_place_of_those_they_overlap() -> None:
+    window = Window(1 << 20)
+    for steps in (range(3), range(3, 6), range(6, 9)):
+        window.add(Built(batches(steps)))
+    window.add(again := Built(batches(range(2, 5))))
+    assert [step for step in range(9) if window.get(step) is not None] == [2, 3, 4, 6, 7, 8]
+    assert window.get(3) is again
+    window.drop_from(0)
+    assert (len(window), window.num_bytes) == (0, 0)

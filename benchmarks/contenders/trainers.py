@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-def made(kind: str, place: str, prefetch: int) -> Iterator[dict[str, Any]]:
+def made(kind: str, place: str, prefetch: int | None) -> Iterator[dict[str, Any]]:
     """Return the batches of a data set."""
     if kind == "remote":
         from service.remote import RemoteMixtureDataset
@@ -32,7 +32,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    batches = made(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4)
+    batches = made(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
     for line in sys.stdin:
         count, tokens, cpu_s, begin = 0, 0, time.process_time(), time.perf_counter()
         until = begin + json.loads(line)["seconds"]

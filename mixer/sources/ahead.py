@@ -19,7 +19,7 @@ from mixer.sources.faults import NetworkFault
 from mixer.sources.streams import Documents, Stream
 from mixer.types import TokenArray
 
-Encoded = list[TokenArray] | TokenArray
+Encoded = TokenArray  # rows, uint32 [n, T + 1], or documents as ``packing.joined`` gives them, [N]
 
 
 @dataclass(frozen=True)

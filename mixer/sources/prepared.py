@@ -185,7 +185,7 @@ class JointRows:
         return np.asarray(self._origins[shards] + rows * self._windows.shape[1])
 
     def gather(self, addresses: IntArray) -> Rows:
-        """Return the rows that begin at ``addresses``, [n]: a new array, [n, T + 1] in the stored dtype."""
+        """Return the rows that begin at ``addresses``, any shape: a new array, [..., T + 1] in the stored dtype."""
         return self._windows[addresses]
 
     def touch(self, addresses: IntArray) -> None:

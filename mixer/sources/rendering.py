@@ -50,7 +50,7 @@ class Renderer:
 
     def matches(self, row: Row) -> bool:
         """Whether every column of ``where`` has one of the values asked for."""
-        return all(_among(row[column], wanted) for column, wanted in self._where.items())
+        return not self._where or all(_among(row[column], wanted) for column, wanted in self._where.items())
 
     def render(self, row: Row, number: int) -> str:
         """Return the document of a row; ``number`` counts rows from 1 and is only for messages."""

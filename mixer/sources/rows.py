@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mixer.errors import SourceExhaustedError, StateMismatchError
-from mixer.packing import Packer
+from mixer.packing import Packer, joined
 from mixer.sources import EndOfSource, Progress
 from mixer.sources.ahead import Encoded, ReadAhead
 from mixer.sources.faults import NetworkFault
@@ -84,8 +84,8 @@ class StreamedRows:
         self.name = stream.name
         self.fingerprint = stream.fingerprint
         self._tokenizer = tokenizer
-        encode = self._encode if isinstance(stream, TextStream) else _as_they_are
-        self._ahead = ReadAhead(stream, encode, repeat=on_exhausted == "repeat")
+        self._is_text = isinstance(stream, TextStream)
+        self._ahead = ReadAhead(stream, self._encode, repeat=on_exhausted == "repeat")
         self._ahead_bytes = ahead_bytes
         self._packer = Packer(sequence_length, tokenizer.separator_id)
         self._empty = np.empty((0, self.row_length), dtype=np.uint32)
@@ -203,6 +203,7 @@ class StreamedRows:
         self._packer.load_state_dict(state["packer"])
         self._groups.clear()
         self._taken = self._num_ready = 0
+        self._looks_ahead = False
         self._read = self._end_seen = _Counts(**state["counts"])
         if state["taken"]:
             self._read_group(state["taken"])
@@ -244,7 +245,11 @@ class StreamedRows:
         return _Start(self._ahead.place, self._packer.remainder, self._read)
 
     def _encode(self, documents: Documents) -> Encoded:
-        return self._tokenizer.encode(documents)  # type: ignore[arg-type]  # a TextStream gives text
+        if self._is_text:
+            return self._tokenizer.encode_joined(documents)  # type: ignore[arg-type]
+        if isinstance(documents, np.ndarray):
+            return documents  # rows as they are
+        return joined(documents, self._tokenizer.separator_id)  # type: ignore[arg-type]
 
     def _read_group(self, num_wanted: int) -> None:
         """Read documents until at least one more row is complete."""
@@ -257,12 +262,13 @@ class StreamedRows:
             while not len(rows):
                 read = self._ahead.peek()
                 if read.num_documents:
-                    rows, num_tokens = self._packed(read.encoded.result())
+                    encoded = read.encoded.result()
+                    rows = encoded if encoded.ndim == 2 else self._packer.push_joined(encoded)
                     counts = replace(
                         counts,
                         rows=counts.rows + len(rows),
                         documents=counts.documents + read.num_documents,
-                        epoch_tokens=counts.epoch_tokens + num_tokens,
+                        epoch_tokens=counts.epoch_tokens + encoded.size,
                     )
                 else:
                     counts = self._next_epoch(counts, num_wanted)
@@ -282,15 +288,7 @@ class StreamedRows:
     def _is_next_group_at_hand(self) -> bool:
         """Whether a group that completes a row has been read and encoded, so that reading it on cannot fail."""
         encoded = self._ahead.at_hand()
-        if encoded is None or isinstance(encoded, np.ndarray):
-            return encoded is not None
-        return self._packer.num_waiting + sum(map(len, encoded)) + len(encoded) >= self.row_length
-
-    def _packed(self, encoded: Encoded) -> tuple[TokenArray, int]:
-        """Return the rows that are complete with these documents, and how many tokens were added."""
-        if isinstance(encoded, np.ndarray):
-            return encoded, encoded.size  # rows already
-        return self._packer.push(encoded), sum(map(len, encoded)) + len(encoded)
+        return encoded is not None and self._packer.num_waiting + encoded.size >= self.row_length
 
     def _next_epoch(self, counts: _Counts, num_wanted: int) -> _Counts:
         if self._on_exhausted == "stop":
@@ -303,7 +301,3 @@ class StreamedRows:
                 "source's weight, or give it more text"
             )
         return replace(counts, epoch=counts.epoch + 1, epoch_tokens=0, unique_tokens=counts.epoch_tokens)
-
-
-def _as_they_are(documents: Documents) -> Encoded:
-    return documents  # type: ignore[return-value]  # a TokenStream gives token ids

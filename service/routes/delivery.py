@@ -12,7 +12,7 @@ from service.engine import Engine
 from service.lane import batch_of, batches_of, several_headers
 from service.routes.common import EngineOf, errors, needs
 from service.schemas import Feedback, FeedbackTaken, Rank, SourceProgress, Status, Step
-from service.wire import DIGEST_HEADER, MAX_STEPS, MEDIA_TYPE, PHASE_HEADER, SEVERAL_TYPE, STEP_HEADER, Body, joined
+from service.wire import DIGEST_HEADER, MAX_STEPS, MEDIA_TYPE, PHASE_HEADER, SEVERAL_TYPE, STEP_HEADER, Body
 
 RankNumber = Annotated[int, Query(ge=0, lt=2**20)]
 WorldSize = Annotated[int, Query(ge=1, lt=2**20)]
@@ -58,7 +58,6 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not built")] = 10,
     ) -> Response:
         body = await batch_of(engine, step, rank, world_size, wait_s)
-        engine.note_alone()
         return batch_response(body, request.headers.get("if-none-match"))
 
     @router.get(
@@ -78,9 +77,9 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for the first step")] = 10,
     ) -> Response:
         steps = range(first, first + limit * every, every)
-        data = joined(await batches_of(engine, steps, rank, world_size, wait_s))
-        response = Response(data)
-        response.raw_headers = list(several_headers(data))
+        pieces = await batches_of(engine, steps, rank, world_size, wait_s)
+        response = Response(b"".join(pieces))
+        response.raw_headers = list(several_headers(pieces))
         return response
 
     @router.post("/feedback", dependencies=[needs("train")], summary="Losses of one rank in one step")
@@ -104,7 +103,7 @@ def batch_response(body: Body, if_none_match: str | None) -> Response:
     """Return the answer with a batch, or that it has not changed."""
     if if_none_match is not None and body.etag in if_none_match:
         return Response(status_code=304, headers={"etag": body.etag})
-    response = Response(body.data)
+    response = Response(bytes(body.data))
     response.raw_headers = list(body.headers)
     return response
 
