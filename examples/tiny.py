@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,5 +107,8 @@ def _rank(rank: int, world_size: int, port: int, train: Callable[..., None], arg
     os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1", **is_served)
     torch.set_num_threads(1)
     train(*arguments)
-    if dist.is_initialized():  # a trainer may leave that to the interpreter, which torch's threads can abort as it ends
+    if dist.is_initialized():  # some trainers leave that to the end of the process
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as forked workers end: now and then one of torch's threads aborts an interpreter that is taken down
