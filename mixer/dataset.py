@@ -26,12 +26,14 @@ from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
+from mixer.memory import Pool
 from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
 from mixer.records import check_state
 from mixer.sources import EndOfSource, Progress
 from mixer.suspension import Suspension
+from mixer.types import RowArray
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 
+POOLED_BYTES = 256 << 10  # of a tensor; a smaller one lies where others lay before anyhow
+
 _copies = itertools.count(1)
+_pool = Pool(4)
 
 
 class MixtureDataset(IterableDataset[Batch]):
@@ -414,8 +419,8 @@ def tensors_of(batch: RowBatch, *, provenance: bool) -> Batch:
         provenance: add ``row_numbers``.
     """
     tensors: Batch = {
-        "input_ids": torch.from_numpy(batch.rows[:, :-1].astype(np.int64)),
-        "labels": torch.from_numpy(batch.rows[:, 1:].astype(np.int64)),
+        "input_ids": _as_int64(batch.rows[:, :-1]),
+        "labels": _as_int64(batch.rows[:, 1:]),
         "source_ids": torch.from_numpy(batch.source_ids.copy()),
         "step": batch.step,
         "phase": batch.phase,
@@ -423,6 +428,14 @@ def tensors_of(batch: RowBatch, *, provenance: bool) -> Batch:
     if provenance:
         tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
     return tensors
+
+
+def _as_int64(tokens: RowArray) -> Tensor:
+    if 8 * tokens.size < POOLED_BYTES:
+        return torch.from_numpy(tokens.astype(np.int64))
+    copy = np.frombuffer(_pool.take(8 * tokens.size), dtype=np.int64).reshape(tokens.shape)
+    np.copyto(copy, tokens)
+    return torch.from_numpy(copy)
 
 
 def row_of(batch: Batch, row: int) -> Batch:

@@ -20,10 +20,10 @@ import urllib3
 
 from mixer.batches import RowBatch
 from mixer.config import Pivot
+from mixer.memory import Pool
 from mixer.rewards import SourceLosses
 from service.calls import Answer, Call, Calls, Raw, TransientError, read
 from service.errors import UnreachableError
-from service.memory import Pool
 from service.schemas import (
     Feedback,
     ForkRequest,

@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mixer.audit import audit
+from mixer.batches import RowBatch
 from mixer.compare import compare
 from mixer.config import Curriculum
-from mixer.dataset import MixtureDataset
+from mixer.dataset import MixtureDataset, tensors_of
 from mixer.draws import phase_counts, plan_rows
 from mixer.errors import (
     ConfigError,
@@ -367,3 +368,27 @@ def test_one_of_several_readers_says_why_it_does_not_suspend_a_source(
     with pytest.raises(SourceUnavailableError, match="suspended only where all who read agree") as e:
         list(dataset)
     assert e.value.name == "s2"
+
+
+def test_the_tensors_of_large_batches_are_nobody_elses_while_they_are_held_and_their_memory_is_used_again() -> None:
+    rng, held, expected = np.random.default_rng(0), [], []
+    for step in range(12):
+        rows = rng.integers(0, 60_000, (64, 1025), dtype=np.uint16)
+        batch = tensors_of(RowBatch(step, 0, rows, np.zeros(64, int), np.arange(64)), provenance=False)
+        batch["labels"][:, step] = -100
+        held.append(batch)
+        expected.append((rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)))
+        expected[-1][1][:, step] = -100
+    for batch, (input_ids, labels) in zip(held, expected, strict=True):
+        np.testing.assert_array_equal(batch["input_ids"].numpy(), input_ids)
+        np.testing.assert_array_equal(batch["labels"].numpy(), labels)
+    assert len({tensor.data_ptr() for batch in held for tensor in (batch["input_ids"], batch["labels"])}) == 24
+    known = {tensor.data_ptr() for batch in held for tensor in (batch["input_ids"], batch["labels"])}
+    view = held[0]["labels"][3, 5:].numpy()  # keeps the whole tensor
+    pointer = held[0]["labels"].data_ptr()
+    held.clear()
+    del batch
+    again = [tensors_of(RowBatch(0, 0, rows, np.zeros(64, int), np.arange(64)), provenance=False) for _ in range(2)]
+    pointers = [tensor.data_ptr() for batch in again for tensor in (batch["input_ids"], batch["labels"])]
+    assert set(pointers) <= known - {pointer}
+    np.testing.assert_array_equal(view, expected[0][1][3, 5:])

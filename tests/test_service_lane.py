@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from mixer.batches import RowBatch, RowBatches
 from mixer.config import Curriculum
 from mixer.dataset import MixtureDataset
+from mixer.memory import Pool
 from service.auth import FileShelf, TokenBook
 from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import BatchDigestError
 from service.guard import Guard
 from service.lane import MAX_JOINED_BYTES, batches_of
-from service.memory import Pool
 from service.metrics import Metrics
 from service.remote import AHEAD_BYTES, AHEAD_S, LEAST_AHEAD, Ahead
 from service.settings import Settings
