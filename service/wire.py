@@ -19,9 +19,9 @@ import pyarrow as pa
 import xxhash
 
 from mixer.batches import RowBatch, RowBatches
+from mixer.memory import Bytes
 from mixer.types import IntArray, RowArray
 from service.errors import BatchDigestError
-from service.memory import Bytes
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
