@@ -184,36 +184,35 @@ class PreparedReader:
 
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
-        phase = self._planner.phase_at(step)
-        plan = self._plan
-        if plan is None or plan.phase is not phase or step not in plan.steps:
-            plan = self._next_plan(phase, step)
-        i = (step - plan.steps.start) // self._every
-        began_s = time.perf_counter()
-        if self._touching:
-            self._wait_for(i, 1)
-        rows = self._rows.gather(plan.addresses[i])
-        self._num_read += 1
-        self._num_slow += (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
-        return RowBatch(step, phase.index, rows, plan.source_ids[i], plan.numbers[i])
+        plan, i = self._placed(step)
+        rows = self._gathered(plan.addresses[i], i, 1)
+        return RowBatch(step, plan.phase.index, rows, plan.source_ids[i], plan.numbers[i])
 
     def read_together(self, step: int, num_steps: int) -> RowBatches:
         """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather."""
-        phase = self._planner.phase_at(step)
-        plan = self._plan
-        if plan is None or plan.phase is not phase or step not in plan.steps:
-            plan = self._next_plan(phase, step)
-        i = (step - plan.steps.start) // self._every
+        plan, i = self._placed(step)
         these = slice(i, i + num_steps)
         addresses = plan.addresses[these]
+        rows = self._gathered(addresses, i, len(addresses))
+        return RowBatches(plan.steps[these], plan.phase.index, rows, plan.source_ids[these], plan.numbers[these])
+
+    def _placed(self, step: int) -> tuple[_Plan, int]:
+        """Return the plan that has a step, and the step's place in it."""
+        phase, plan = self._planner.phase_at(step), self._plan
+        if plan is None or plan.phase is not phase or step not in plan.steps:
+            plan = self._next_plan(phase, step)
+        return plan, (step - plan.steps.start) // self._every
+
+    def _gathered(self, addresses: IntArray, i: int, num_steps: int) -> RowArray:
+        """Return the rows of so many steps of the plan, from the i-th on, and note whether they came slowly."""
         began_s = time.perf_counter()
         if self._touching:
-            self._wait_for(i, len(addresses))
+            self._wait_for(i, num_steps)
         rows = self._rows.gather(addresses)
         is_slow = (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
-        self._num_read += len(addresses)
-        self._num_slow += is_slow * len(addresses)
-        return RowBatches(plan.steps[these], phase.index, rows, plan.source_ids[these], plan.numbers[these])
+        self._num_read += num_steps
+        self._num_slow += is_slow * num_steps
+        return rows
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
         plan = self._plan = self._planned(phase, step)

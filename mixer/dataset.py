@@ -109,8 +109,7 @@ class MixtureDataset(IterableDataset[Batch]):
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
-        is_any = any(source.on_failure == "suspend" for source in curriculum.sources) and not self._rows.is_prepared
-        self._suspension = Suspension(curriculum, self._desk.walk, self._highest) if is_any else None
+        self._suspension = Suspension.of(curriculum, self._desk.walk, self._highest)
         self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
@@ -33,6 +33,12 @@ class Suspension:
         self._highest = highest
         self._may = {source.name for source in curriculum.sources if source.on_failure == "suspend"}
         self._walk = walk
+
+    @classmethod
+    def of(cls, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> Self | None:
+        """Return who suspends the sources of a run, None if none is streamed and to be suspended."""
+        suspension = cls(curriculum, walk, highest)
+        return suspension if suspension._may and curriculum.prepared is None else None
 
     def read(self, reader: BatchReader, step: int) -> RowBatch:
         """Return the batch of a step, as soon as every rank can compose its own.
@@ -91,7 +97,7 @@ class Suspension:
             step: the first step of a phase.
             probe: whether a source can be read now.
         """
-        if not self._may or not self._walk.regime_at(step).name.startswith(OUT_OF_REACH):
+        if not self._walk.regime_at(step).name.startswith(OUT_OF_REACH):
             return
         if self._walk.regime_at(self._walk.frontier).name != self._walk.regime_at(step).name:
             return  # another regime comes next, as planned or as decided before

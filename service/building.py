@@ -139,7 +139,7 @@ class Builder:
         self.problem: MixerError | None = None
         self.is_paused, self.headers_before = False, 0
         self.reader: BatchReader | None = None
-        self._suspension = Suspension(parts.curriculum, parts.walk)
+        self._suspension = Suspension.of(parts.curriculum, parts.walk)
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
         self._cuts_seen = 0  # by the reader
@@ -238,6 +238,8 @@ class Builder:
         Raises:
             SourceUnavailableError: it is not to be suspended, or cannot be.
         """
+        if self._suspension is None:
+            raise error
         parts = self._parts
         first = parts.served.close()
         try:
@@ -294,7 +296,7 @@ class Builder:
             if num_steps == 0:
                 return False
         try:
-            if step == self.next and parts.decisions.at(step).start == step:
+            if self._suspension is not None and step == self.next and parts.decisions.begins(step):
                 self._suspension.take_back(step, reader.probe)
             built = parts.read(reader, step, num_steps)
         except UndecidedError:  # cut away meanwhile

@@ -73,6 +73,10 @@ class Decisions:
         """Return the phase that covers a step; raise UndecidedError if none does."""
         return record_to_phase(self._record(step), self.names)
 
+    def begins(self, step: int) -> bool:
+        """Return whether a phase begins at a step; raise UndecidedError if none covers it."""
+        return bool(self._record(step)["start"] == step)
+
     def view(self) -> Callable[[int], Phase]:
         """Return an ``at`` for one reader, which gives the same object for a phase as long as no pivot cuts it."""
         kept: deque[tuple[dict[str, Any], Phase]] = deque(maxlen=KEPT)
@@ -82,8 +86,10 @@ class Decisions:
             found = next((phase for known, phase in kept if known is record), None)
             newest = self._newest
             if found is None:
-                is_newest = newest is not None and newest[0] is record
-                found = newest[1] if newest is not None and is_newest else record_to_phase(record, self.names)
+                if newest is not None and newest[0] is record:
+                    found = newest[1]
+                else:
+                    found = record_to_phase(record, self.names)
                 kept.append((record, found))
             return found
 
