@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(PIP) --no-build-isolation --editable
 
 .PHONY: demo serve test test-all lint bench clean
 .DELETE_ON_ERROR:
@@ -39,22 +40,23 @@ $(VENV)/created.stamp:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch first, on its own: with it in place nothing else asks for another build
-$(VENV)/run.stamp: pyproject.toml constraints.txt $(VENV)/created.stamp
+# torch first, on its own: with it in place nothing else asks for another build; then what compiles mixer/_kernels.pyx
+$(VENV)/run.stamp: pyproject.toml constraints.txt hatch_build.py mixer/_kernels.pyx $(VENV)/created.stamp
 	$(PIP) torch
-	$(PIP) --editable '.[torch]'
+	$(PIP) cython editables hatchling numpy setuptools
+	$(INSTALL) '.[torch]'
 	touch $@
 
 $(VENV)/serve.stamp: $(VENV)/run.stamp
-	$(PIP) --editable '.[torch,service]'
+	$(INSTALL) '.[torch,service]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) --editable '.[torch,dev,examples]'
+	$(INSTALL) '.[torch,dev,examples]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(PIP) --editable '.[torch,dev,examples,bench]'
+	$(INSTALL) '.[torch,dev,examples,bench]'
 	touch $@
 
 clean:

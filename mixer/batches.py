@@ -20,10 +20,12 @@ import numpy as np
 from mixer.config import Curriculum
 from mixer.draws import phase_counts, plan_rows
 from mixer.errors import SourceExhaustedError, StateMismatchError
-from mixer.permutation import order_key, permuted, sides
+from mixer.kernels import compiled
+from mixer.packing import split
+from mixer.permutation import ROUND_KEYS, order_key, permuted, sides
 from mixer.phases import Phase
 from mixer.sources import EndOfSource, Progress
-from mixer.sources.prepared import JointRows, PreparedRows
+from mixer.sources.prepared import JointRows, PreparedRows, RowsAt
 from mixer.types import IntArray, RowArray
 
 TOUCHED_ROWS = 16  # that a thread touches at once
@@ -45,6 +47,27 @@ class RowBatch(NamedTuple):
     step: int
     phase: int
     rows: RowArray
+    source_ids: IntArray
+    row_numbers: IntArray
+
+    def split(self) -> TokenBatch:
+        """Return it as it is trained on."""
+        return TokenBatch(self.step, self.phase, *split(self.rows), self.source_ids, self.row_numbers)
+
+
+class TokenBatch(NamedTuple):
+    """One rank's rows of one global batch, as they are trained on.
+
+    Attributes:
+        step, phase: which batch of the run, in which phase.
+        inputs, labels: token ids, int64 [b, T] both, memory of their own; ``labels[:, t]`` follows ``inputs[:, t]``.
+        source_ids, row_numbers: as in ``RowBatch``.
+    """
+
+    step: int
+    phase: int
+    inputs: IntArray
+    labels: IntArray
     source_ids: IntArray
     row_numbers: IntArray
 
@@ -88,6 +111,9 @@ class BatchReader(Protocol):
             EndOfSource: the run ends before this step, because a source that is to ``stop`` has too few rows left.
             SourceError: a source cannot be read on; the same step may be asked for again.
         """
+
+    def read_split(self, step: int) -> TokenBatch:
+        """Return the same as it is trained on."""
 
     def give_back(self, batch: RowBatch) -> None:
         """Take back the batch that was read last, which nobody trains on; its step may be asked for again."""
@@ -144,7 +170,8 @@ class _Plan:
 
     phase: Phase
     steps: range
-    addresses: IntArray  # [n, b]
+    num_rows: int  # b, of each step
+    rows: RowsAt  # n b of them
     source_ids: IntArray  # [n, b]
     numbers: IntArray  # [n, b]
 
@@ -178,6 +205,7 @@ class PreparedReader:
         self._may_end = any(end == 0 for end in ends)
         self._epochs = np.full(len(sources), -1)  # of each source, the newest that was met, and its key
         self._keys = np.zeros(len(sources), dtype=np.uint64)
+        self._locator = self._compiled_locator()
         self._plan: _Plan | None = None
         self._num_read = self._num_slow = 0  # batches of the plan: read so far, and those of them that came slowly
         self._touching: list[Future[None]] = []  # the plan's rows in order of steps, if rows came slowly
@@ -185,16 +213,24 @@ class PreparedReader:
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
         plan, i = self._placed(step)
-        rows = self._gathered(plan.addresses[i], i, 1)
+        rows = self._gathered(plan, i, 1)
         return RowBatch(step, plan.phase.index, rows, plan.source_ids[i], plan.numbers[i])
+
+    def read_split(self, step: int) -> TokenBatch:
+        """Return the rows of a step as they are trained on."""
+        plan, i = self._placed(step)
+        begun_s = self._ready(plan, i, 1)
+        inputs, labels = plan.rows.split(i * plan.num_rows, plan.num_rows)
+        self._note(plan, 1, time.perf_counter() - begun_s)
+        return TokenBatch(step, plan.phase.index, inputs, labels, plan.source_ids[i], plan.numbers[i])
 
     def read_together(self, step: int, num_steps: int) -> RowBatches:
         """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather."""
         plan, i = self._placed(step)
         these = slice(i, i + num_steps)
-        addresses = plan.addresses[these]
-        rows = self._gathered(addresses, i, len(addresses))
-        return RowBatches(plan.steps[these], plan.phase.index, rows, plan.source_ids[these], plan.numbers[these])
+        steps = plan.steps[these]
+        rows = self._gathered(plan, i, len(steps)).reshape(len(steps), plan.num_rows, -1)
+        return RowBatches(steps, plan.phase.index, rows, plan.source_ids[these], plan.numbers[these])
 
     def _placed(self, step: int) -> tuple[_Plan, int]:
         """Return the plan that has a step, and the step's place in it."""
@@ -203,33 +239,41 @@ class PreparedReader:
             plan = self._next_plan(phase, step)
         return plan, (step - plan.steps.start) // self._every
 
-    def _gathered(self, addresses: IntArray, i: int, num_steps: int) -> RowArray:
-        """Return the rows of so many steps of the plan, from the i-th on, and note whether they came slowly."""
-        began_s = time.perf_counter()
-        if self._touching:
-            self._wait_for(i, num_steps)
-        rows = self._rows.gather(addresses)
-        is_slow = (time.perf_counter() - began_s) * SLOW_BYTES_PER_S > rows.nbytes
-        self._num_read += num_steps
-        self._num_slow += is_slow * num_steps
+    def _gathered(self, plan: _Plan, i: int, num_steps: int) -> RowArray:
+        """Return the rows of so many steps of a plan, from the i-th on."""
+        begun_s = self._ready(plan, i, num_steps)
+        rows = plan.rows.gather(i * plan.num_rows, num_steps * plan.num_rows)
+        self._note(plan, num_steps, time.perf_counter() - begun_s)
         return rows
+
+    def _ready(self, plan: _Plan, i: int, num_steps: int) -> float:
+        """Wait until the rows of so many steps of a plan, from the i-th on, are in memory, if threads touch them.
+
+        Returns:
+            When this began.
+        """
+        begun_s = time.perf_counter()
+        if self._touching:
+            first, end = i * plan.num_rows, (i + num_steps) * plan.num_rows
+            for part in self._touching[first // TOUCHED_ROWS : -(-end // TOUCHED_ROWS)]:
+                part.result()
+        return begun_s
+
+    def _note(self, plan: _Plan, num_steps: int, took_s: float) -> None:
+        """Note whether so many steps came slowly."""
+        self._num_read += num_steps
+        if took_s * SLOW_BYTES_PER_S > num_steps * plan.num_rows * self._rows.row_bytes:
+            self._num_slow += num_steps
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
         plan = self._plan = self._planned(phase, step)
         is_slow = 2 * self._num_slow > self._num_read  # most of them: a busy machine makes one or two slow
         self._num_read, self._num_slow, self._touching = 0, 0, []
         if is_slow:
-            flat, threads = plan.addresses.ravel(), _threads("rows", READING_THREADS)
+            flat, threads = plan.rows.addresses, _threads("rows", READING_THREADS)
             parts = (flat[k : k + TOUCHED_ROWS] for k in range(0, flat.size, TOUCHED_ROWS))
             self._touching = [threads.submit(self._rows.touch, part) for part in parts]
         return plan
-
-    def _wait_for(self, i: int, num_steps: int) -> None:
-        """Wait until the rows of so many steps of the plan, from the i-th on, are in memory."""
-        assert self._plan is not None
-        num_rows = self._plan.addresses.shape[1]
-        for part in self._touching[i * num_rows // TOUCHED_ROWS : -(-(i + num_steps) * num_rows // TOUCHED_ROWS)]:
-            part.result()
 
     def give_back(self, batch: RowBatch) -> None:
         """Do nothing: any step can be read at any time."""
@@ -271,9 +315,32 @@ class PreparedReader:
         steps = range(step, self._end(phase, step), self._every)
         mine = slice(step - phase.start, steps.stop - phase.start, self._every)
         source_ids, numbers = all_ids[mine], all_numbers[mine]
-        ids = source_ids.ravel()
-        addresses = self._rows.addresses(ids, self._positions(ids, numbers.ravel()))
-        return _Plan(phase, steps, addresses.reshape(source_ids.shape), source_ids, numbers)
+        addresses = self._addresses(source_ids.ravel(), numbers.ravel())
+        return _Plan(phase, steps, source_ids.shape[1], self._rows.at(addresses), source_ids, numbers)
+
+    def _compiled_locator(self) -> Any:
+        """Return what finds rows in compiled code, None without it."""
+        if compiled is None:
+            return None
+        rows, (a, b) = self._rows, self._sides
+        places = (rows.first_rows, rows.shard_rows, rows.origins, rows.row_length)
+        return compiled.Locator(self._sizes, self._epochs, self._keys, a, b, ROUND_KEYS, *places)
+
+    def _addresses(self, ids: IntArray, numbers: IntArray) -> IntArray:
+        """Return where rows begin, [n], by their sources and their numbers there."""
+        if self._locator is None:
+            return self._rows.addresses(ids, self._positions(ids, numbers))
+        addresses = np.empty_like(numbers)
+        found = 0
+        while (found := self._locator.locate(ids, numbers, addresses, found)) < len(ids):
+            i = int(ids[found])
+            self._meet(i, int(numbers[found] // self._sizes[i]))
+        return addresses
+
+    def _meet(self, i: int, epoch: int) -> None:
+        """Make an epoch the one whose order of a source is at hand."""
+        self._keys[i] = order_key(self._seed, self._sources[i].name, epoch)
+        self._epochs[i] = epoch
 
     def _positions(self, ids: IntArray, numbers: IntArray) -> IntArray:
         """Return where each row lies in its source: the place of its number in the order of its epoch."""
@@ -284,8 +351,7 @@ class PreparedReader:
         for j in np.flatnonzero(is_other).tolist():  # a row of another epoch than the newest that was met
             i, epoch = ids[j], epochs[j]
             if epoch != self._epochs[i]:
-                self._keys[i] = order_key(self._seed, self._sources[i].name, int(epoch))
-                self._epochs[i] = epoch
+                self._meet(i, int(epoch))
             keys[j] = self._keys[i]
         a, b = self._sides
         return permuted(positions, sizes, keys, (a[ids], b[ids]))

@@ -14,26 +14,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mixer.batches import BatchReader, RowBatch
+from mixer.batches import BatchReader, TokenBatch
 from mixer.channel import Address, Answering, Asking
 from mixer.config import Curriculum
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
-from mixer.memory import Pool
 from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
 from mixer.records import check_state
 from mixer.sources import EndOfSource, Progress
 from mixer.suspension import Suspension
-from mixer.types import RowArray
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
@@ -43,10 +40,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 
-POOLED_BYTES = 256 << 10  # of a tensor; a smaller one lies where others lay before anyhow
-
 _copies = itertools.count(1)
-_pool = Pool(4)
 
 
 class MixtureDataset(IterableDataset[Batch]):
@@ -146,19 +140,19 @@ class MixtureDataset(IterableDataset[Batch]):
             if not self._batches:
                 self._before = self._reader.state_dict()
             try:
-                rows = self._read(step)
+                batch = self._read(step)
             except EndOfSource:
                 return
             if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
                 self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
-            yield from self._yielded(rows, step, step + num_workers)
+            yield from self._yielded(batch, step, step + num_workers)
 
-    def _read(self, step: int) -> RowBatch:
+    def _read(self, step: int) -> TokenBatch:
         """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
         if self._desk is not None and self._suspension is not None and can_agree(self.world_size, self._group):
-            return self._suspension.read(self._reader, step)
+            return self._suspension.read(self._reader, step).split()
         try:
-            return self._reader.read(step)
+            return self._reader.read_split(step)
         except SourceUnavailableError as error:
             sources = self.curriculum.sources
             if not any(source.name == error.name and source.on_failure == "suspend" for source in sources):
@@ -173,14 +167,14 @@ class MixtureDataset(IterableDataset[Batch]):
     def _highest(self, number: int) -> int:
         return highest_over_ranks(number, world_size=self.world_size, group=self._group)
 
-    def _yielded(self, rows: RowBatch, step: int, following: int) -> Iterator[Batch]:
+    def _yielded(self, tokens: TokenBatch, step: int, following: int) -> Iterator[Batch]:
         """Yield a batch, or its rows one by one, noting before each where the next one is."""
-        batch = self._tensors(rows)
+        batch = self._tensors(tokens)
         if self._batches:
             self._stand_at(following, 0)
             yield batch
             return
-        num_rows = len(rows.rows)
+        num_rows = len(tokens.inputs)
         for row in range(self._row, num_rows):
             self._stand_at(*((step, row + 1) if row + 1 < num_rows else (following, 0)))
             yield row_of(batch, row)
@@ -190,7 +184,7 @@ class MixtureDataset(IterableDataset[Batch]):
         if self._desk is not None:
             self._desk.step, self._desk.row = step, row
 
-    def _tensors(self, batch: RowBatch) -> Batch:
+    def _tensors(self, batch: TokenBatch) -> Batch:
         tensors = tensors_of(batch, provenance=self._provenance)
         return tensors if self._desk is not None else Parcel(tensors)
 
@@ -410,16 +404,16 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
     return journal
 
 
-def tensors_of(batch: RowBatch, *, provenance: bool) -> Batch:
-    """Return a batch of rows as what is trained on; copies of their own, as a trainer may mask labels in place.
+def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:
+    """Return a batch as tensors of its own, as a trainer may mask labels in place.
 
     Args:
-        batch: rows [b, T + 1].
+        batch: of memory that nobody else writes to, but for sources and row numbers, which are copied.
         provenance: add ``row_numbers``.
     """
     tensors: Batch = {
-        "input_ids": _as_int64(batch.rows[:, :-1]),
-        "labels": _as_int64(batch.rows[:, 1:]),
+        "input_ids": torch.from_numpy(batch.inputs),
+        "labels": torch.from_numpy(batch.labels),
         "source_ids": torch.from_numpy(batch.source_ids.copy()),
         "step": batch.step,
         "phase": batch.phase,
@@ -427,14 +421,6 @@ def tensors_of(batch: RowBatch, *, provenance: bool) -> Batch:
     if provenance:
         tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
     return tensors
-
-
-def _as_int64(tokens: RowArray) -> Tensor:
-    if 8 * tokens.size < POOLED_BYTES:
-        return torch.from_numpy(tokens.astype(np.int64))
-    copy = np.frombuffer(_pool.take(8 * tokens.size), dtype=np.int64).reshape(tokens.shape)
-    np.copyto(copy, tokens)
-    return torch.from_numpy(copy)
 
 
 def row_of(batch: Batch, row: int) -> Batch:

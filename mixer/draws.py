@@ -16,6 +16,7 @@ import functools
 
 import numpy as np
 
+from mixer.kernels import compiled
 from mixer.phases import Phase
 from mixer.randomness import uniforms
 from mixer.types import Array, IntArray
@@ -63,16 +64,24 @@ def systematic_counts(weights: Array, owed: Array, *, length: int, batch_rows: i
     is_candidate = part > ROUNDING
     candidates = np.flatnonzero(is_candidate)
     gains, unpaid = part[candidates], -owed[candidates]  # what is owed, negated: one sort puts the most first
-    extra = np.zeros((length, candidates.size))
+    counts = np.repeat(whole[None], length, axis=0)
+    _give_extra_rows(counts, candidates, gains, unpaid, num_extra)
+    owed = owed + np.where(is_candidate, 0.0, part * length)
+    owed[candidates] = 0.0 - unpaid  # no negative zeros
+    return counts, owed
+
+
+def _give_extra_rows(counts: IntArray, candidates: IntArray, gains: Array, unpaid: Array, num_extra: int) -> None:
+    """Add the extra rows of each batch to ``counts``, [length, K], and take them off ``unpaid``, [n]."""
+    if compiled is not None:
+        compiled.pay_the_most_owed(gains, unpaid, min(num_extra, gains.size), candidates, counts)
+        return
+    extra = np.zeros((len(counts), gains.size))
     for row in extra:
         unpaid -= gains
         row[_smallest(unpaid, num_extra)] = 1.0
         unpaid += row
-    counts = np.repeat(whole[None], length, axis=0)
     counts[:, candidates] += extra.astype(np.int64)
-    owed = owed + np.where(is_candidate, 0.0, part * length)
-    owed[candidates] = 0.0 - unpaid  # no negative zeros
-    return counts, owed
 
 
 def _whole_and_part(weights: Array, batch_rows: int) -> tuple[IntArray, Array]:
@@ -143,11 +152,16 @@ def plan_rows(counts: IntArray, drawn: IntArray, *, seed: int, start: int) -> tu
     """
     length, num_sources = counts.shape
     num_rows = int(counts[0].sum())
+    places_drawn = uniforms(length * num_rows, seed, "draws.order", start).reshape(length, num_rows)
+    order = places_drawn.argsort(axis=1, kind="stable")
+    if compiled is not None:
+        source_ids, numbers = np.empty_like(order), np.empty_like(order)
+        compiled.lay_rows(np.ascontiguousarray(counts), drawn.copy(), order, source_ids, numbers)
+        return source_ids, numbers
     drawn_runs = np.flatnonzero(counts)  # in each batch the rows of one source, then of the next
     runs = counts.ravel()[drawn_runs]
     firsts = (drawn + counts.cumsum(axis=0) - counts).ravel()[drawn_runs]
     source_ids = (drawn_runs % num_sources).repeat(runs)
     numbers = (firsts - runs.cumsum() + runs).repeat(runs) + np.arange(length * num_rows)
-    places_drawn = uniforms(length * num_rows, seed, "draws.order", start).reshape(length, num_rows)
-    order = places_drawn.argsort(axis=1, kind="stable") + np.arange(length)[:, None] * num_rows
+    order += np.arange(length)[:, None] * num_rows
     return source_ids.take(order), numbers.take(order)

@@ -5,13 +5,18 @@ Large arrays are more than the C library keeps for itself, so that each would co
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 
 import numpy as np
 import numpy.typing as npt
 
+from mixer.types import IntArray
+
 Bytes = npt.NDArray[np.uint8]
+
+POOLED_BYTES = 256 << 10  # of an array; a smaller one lies where others lay before anyhow
 
 
 class Pool:
@@ -38,3 +43,14 @@ class Pool:
         view = piece[:num_bytes]
         weakref.finalize(view, self._free.append, piece).atexit = False
         return memoryview(view)  # type: ignore[arg-type]
+
+
+_pool = Pool(4)
+
+
+def int64s(shape: tuple[int, ...]) -> IntArray:
+    """Return a new array, what is in it undefined; a large one lies in memory that is used again."""
+    size = math.prod(shape)
+    if 8 * size < POOLED_BYTES:
+        return np.empty(shape, dtype=np.int64)
+    return np.frombuffer(_pool.take(8 * size), dtype=np.int64).reshape(shape)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mixer.types import TokenArray
+from mixer.kernels import compiled
+from mixer.memory import int64s
+from mixer.types import IntArray, RowArray, TokenArray
 
 
 def joined(documents: Sequence[TokenArray], separator_id: int) -> TokenArray:
@@ -64,3 +66,15 @@ class Packer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that ``state_dict`` gave."""
         self._remainder = np.array(state["remainder"], dtype=np.uint32)
+
+
+def split(rows: RowArray) -> tuple[IntArray, IntArray]:
+    """Return what rows, [n, T + 1], are trained on: inputs and labels as new memory, int64 [n, T] both."""
+    shape = (len(rows), rows.shape[1] - 1)
+    inputs, labels = int64s(shape), int64s(shape)
+    if compiled is not None and rows.flags.c_contiguous:
+        compiled.split(rows, inputs, labels)
+    else:
+        np.copyto(inputs, rows[:, :-1])
+        np.copyto(labels, rows[:, 1:])
+    return inputs, labels

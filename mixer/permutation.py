@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mixer.types import IntArray
 
 ROUNDS = 6  # each position of an order is then equally likely; of a handful of rows not every order occurs
-_ROUND_KEYS = np.array([(0x9E3779B97F4A7C15 * (r + 1)) % 2**64 for r in range(ROUNDS)], dtype=np.uint64)[:, None]
+ROUND_KEYS = np.array([(0x9E3779B97F4A7C15 * (r + 1)) % 2**64 for r in range(ROUNDS)], dtype=np.uint64)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of splitmix64 (Steele et al. 2014)
 _HALF = np.uint64(32)
 
@@ -56,7 +56,7 @@ def permuted(positions: IntArray, sizes: IntArray, keys: KeyArray, rectangles: t
 def _feistel(x: KeyArray, a: KeyArray, b: KeyArray, key: KeyArray) -> KeyArray:
     """One pass over the rectangle a x b: each round adds a hash of one half to the other."""
     right, left = np.divmod(x, a)
-    for r, round_key in enumerate(key + _ROUND_KEYS):
+    for r, round_key in enumerate(key + ROUND_KEYS[:, None]):
         mixed = right ^ round_key
         mixed *= _MIX_1
         mixed ^= mixed >> _HALF

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.batches import Planner, RowBatch
+from mixer.batches import Planner, RowBatch, TokenBatch
 from mixer.errors import StateMismatchError, StepError
 from mixer.phases import Phase
 from mixer.sources import Progress, RowSource
@@ -92,6 +92,10 @@ class StreamedReader:
             self._num_given += 1
         self._next = step + self._every
         return batch
+
+    def read_split(self, step: int) -> TokenBatch:
+        """Return the rows of the next step as they are trained on."""
+        return self.read(step).split()
 
     def _compose(self, phase: Phase, step: int) -> _Composed | None:
         """Compose as many coming steps of the phase as there are rows at hand; None if not even this one."""

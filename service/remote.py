@@ -211,7 +211,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
                 if coming[0].is_done:
                     coming.popleft()
                 begin = self._row if rows.step == first else 0
-                batch = tensors_of(rows, provenance=self._provenance)
+                batch = tensors_of(rows.split(), provenance=self._provenance)
                 following, num_bytes = rows.step + num_workers, rows.rows.nbytes
                 del rows  # its memory is used again
                 left_s = time.perf_counter()

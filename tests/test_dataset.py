@@ -374,7 +374,7 @@ def test_the_tensors_of_large_batches_are_nobody_elses_while_they_are_held_and_t
     rng, held, expected = np.random.default_rng(0), [], []
     for step in range(12):
         rows = rng.integers(0, 60_000, (64, 1025), dtype=np.uint16)
-        batch = tensors_of(RowBatch(step, 0, rows, np.zeros(64, int), np.arange(64)), provenance=False)
+        batch = tensors_of(RowBatch(step, 0, rows, np.zeros(64, int), np.arange(64)).split(), provenance=False)
         batch["labels"][:, step] = -100
         held.append(batch)
         expected.append((rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)))
@@ -388,7 +388,9 @@ def test_the_tensors_of_large_batches_are_nobody_elses_while_they_are_held_and_t
     pointer = held[0]["labels"].data_ptr()
     held.clear()
     del batch
-    again = [tensors_of(RowBatch(0, 0, rows, np.zeros(64, int), np.arange(64)), provenance=False) for _ in range(2)]
+    again = [
+        tensors_of(RowBatch(0, 0, rows, np.zeros(64, int), np.arange(64)).split(), provenance=False) for _ in range(2)
+    ]
     pointers = [tensor.data_ptr() for batch in again for tensor in (batch["input_ids"], batch["labels"])]
     assert set(pointers) <= known - {pointer}
     np.testing.assert_array_equal(view, expected[0][1][3, 5:])

@@ -43,7 +43,7 @@ from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
 from mixer.rewards import SourceLosses
 from mixer.sources import EndOfSource
-from mixer.sources.prepared import JointRows, Prepared
+from mixer.sources.prepared import JointRows, Prepared, RowsAt
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
@@ -613,7 +613,7 @@ def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
     curriculum = a_curriculum(folder)
     expected = trained(MixtureDataset(curriculum))
     touched: list[int] = []
-    touch, gather = JointRows.touch, JointRows.gather
+    touch, split = JointRows.touch, RowsAt.split
 
     def noting(self: JointRows, addresses: IntArray) -> None:
         assert threading.current_thread().name.startswith("mixer-rows")
@@ -621,12 +621,12 @@ def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
         touch(self, addresses)
         touched.extend(addresses.tolist())
 
-    def checking(self: JointRows, addresses: IntArray) -> Any:
-        assert not touched or set(addresses.tolist()) <= set(touched)
-        return gather(self, addresses)
+    def checking(self: RowsAt, first: int, num_rows: int) -> Any:
+        assert not touched or set(self.addresses[first : first + num_rows].tolist()) <= set(touched)
+        return split(self, first, num_rows)
 
     monkeypatch.setattr(JointRows, "touch", noting)
-    monkeypatch.setattr(JointRows, "gather", checking)
+    monkeypatch.setattr(RowsAt, "split", checking)
     monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", 1e15)  # no memory is as fast
     monkeypatch.setattr("mixer.batches.TOUCHED_ROWS", 5)  # some rows of one batch and some of the next
     dataset = MixtureDataset(curriculum)

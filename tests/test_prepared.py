@@ -108,11 +108,14 @@ def test_gathering_from_several_sources_is_gathering_from_each(
         sources = Prepared.open(a_folder(Path(folder), {"a": (rows, sizes), "b": (other, other_sizes)})).sources
         joint = JointRows([sources["a"], sources["b"]])
         addresses = joint.addresses(source_ids, positions)
-        gathered = joint.gather(addresses)
+        gathered = joint.at(addresses).gather(0, len(wanted))
+        inputs, labels = joint.at(addresses).split(1, len(wanted) - 1)
         joint.touch(addresses)
     assert gathered.dtype == rows.dtype
     assert gathered.flags.writeable
     np.testing.assert_array_equal(gathered, [(rows, other)[i][number] for i, number in wanted])
+    np.testing.assert_array_equal(inputs, gathered[1:, :-1])
+    np.testing.assert_array_equal(labels, gathered[1:, 1:])
 
 
 @settings(max_examples=20)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mixer import kernels
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,6 +30,9 @@ def test_the_wheel_holds_packages_configs_and_type_marks(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"mixer/py.typed", "mixer/configs/demo.yaml", "mixer/configs/andrea-120m-v2.yaml", "andrea/demo.py"} <= names
     assert not [name for name in names if name.startswith("tests")]
+    is_compiled = any(name.startswith("mixer/_kernels.") and name.endswith((".so", ".pyd")) for name in names)
+    assert is_compiled == (kernels.compiled is not None)
+    assert is_compiled != wheel.name.endswith("-none-any.whl")
 
 
 def test_the_installed_wheel_runs_the_demo_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from numpy.lib.stride_tricks import as_strided
 from mixer.config import Curriculum
 from mixer.config_errors import suggestion
 from mixer.errors import MalformedDataError, MissingDataError, UnknownSourceError
+from mixer.kernels import compiled
+from mixer.memory import int64s
+from mixer.packing import split
 from mixer.sources.manifest import (
     SOURCES,
     TOKENIZER,
@@ -155,14 +158,16 @@ class JointRows:
         lowest = min(self._shards, key=_address)
         row_length, itemsize = lowest.shape[1], lowest.itemsize
         span = (max(map(_address, self._shards)) - _address(lowest)) // itemsize + max(s.size for s in self._shards)
+        self._lowest = _address(lowest)
+        self.row_length, self.dtype, self.row_bytes = row_length, lowest.dtype, row_length * itemsize
         self._flat = as_strided(lowest.reshape(-1), (span,), (itemsize,), writeable=False)
         self._windows = as_strided(lowest, (span - row_length + 1, row_length), (itemsize, itemsize), writeable=False)
         self._sizes = np.array([source.num_rows for source in sources], dtype=np.int64)
-        self._first_rows = np.cumsum(self._sizes) - self._sizes  # of each source, numbered through
+        self.first_rows = np.cumsum(self._sizes) - self._sizes  # of each source, numbered through
         lengths = np.array([len(shard) for shard in self._shards], dtype=np.int64)
-        self._shard_rows = np.cumsum(lengths) - lengths  # the first row of each shard, numbered through
+        self.shard_rows = np.cumsum(lengths) - lengths  # the first row of each shard, numbered through
         begins = np.array([_address(shard) - _address(lowest) for shard in self._shards]) // itemsize
-        self._origins = begins - self._shard_rows * row_length  # where the first row of all would be, were it here
+        self.origins = begins - self.shard_rows * row_length  # where the first row of all would be, were it here
         in_page = np.arange(0, row_length, PAGE_BYTES // itemsize)
         self._touched = np.append(in_page, row_length - 1)  # a token id of every page of a row
 
@@ -180,17 +185,58 @@ class JointRows:
                 f"source {self._names[source_ids[i]]}: row {positions[i]} was asked for, "
                 f"but it has rows 0 to {self._sizes[source_ids[i]] - 1}"
             )
-        rows = self._first_rows[source_ids] + positions
-        shards = self._shard_rows.searchsorted(rows, side="right") - 1
-        return np.asarray(self._origins[shards] + rows * self._windows.shape[1])
+        rows = self.first_rows[source_ids] + positions
+        shards = self.shard_rows.searchsorted(rows, side="right") - 1
+        return np.asarray(self.origins[shards] + rows * self.row_length)
+
+    def at(self, addresses: IntArray) -> RowsAt:
+        """Return the rows that begin at ``addresses``, int64 [n], to be read when they are needed."""
+        return RowsAt(self, addresses)
 
     def gather(self, addresses: IntArray) -> Rows:
         """Return the rows that begin at ``addresses``, any shape: a new array, [..., T + 1] in the stored dtype."""
         return self._windows[addresses]
 
+    def compiled_windows(self, addresses: IntArray) -> Any:
+        """Return the compiled reader of the rows at ``addresses``, None without compiled loops."""
+        if compiled is None:
+            return None
+        itemsize = self.dtype.itemsize
+        return compiled.Windows(self._lowest + itemsize * addresses, self.row_length, itemsize)
+
     def touch(self, addresses: IntArray) -> None:
         """Read a little of every page of such rows, so that they are in memory; other threads may run meanwhile."""
         self._flat.take(addresses[:, None] + self._touched)
+
+
+class RowsAt:
+    """Rows of any sources, one after the other, whose places are known.
+
+    Attributes:
+        addresses: where they begin, as ``JointRows.addresses`` says it, int64 [n].
+    """
+
+    def __init__(self, joint: JointRows, addresses: IntArray) -> None:
+        self.addresses = addresses
+        self._joint = joint
+        self._windows = joint.compiled_windows(addresses)
+
+    def gather(self, first: int, num_rows: int) -> Rows:
+        """Return so many rows from the first on, as new memory, [num_rows, T + 1] in the stored dtype."""
+        if self._windows is None:
+            return self._joint.gather(self.addresses[first : first + num_rows])
+        out = np.empty((num_rows, self._joint.row_length), dtype=self._joint.dtype)
+        self._windows.gather(first, num_rows, out)
+        return out
+
+    def split(self, first: int, num_rows: int) -> tuple[IntArray, IntArray]:
+        """Return what so many rows are trained on: inputs and labels as new memory, int64 [num_rows, T] both."""
+        if self._windows is None:
+            return split(self.gather(first, num_rows))
+        shape = (num_rows, self._joint.row_length - 1)
+        inputs, labels = int64s(shape), int64s(shape)
+        self._windows.split(first, num_rows, inputs, labels)
+        return inputs, labels
 
 
 def _address(rows: Rows) -> int:

@@ -1,0 +1,316 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+"""The innermost loops of delivery, compiled: what NumPy would do in a dozen passes over a few hundred numbers.
+
+Nothing here decides anything: each function gives, bit for bit, what the NumPy code that calls it would (tests hold the
+two together), and without this module that code runs instead. Arguments are checked by the callers.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define MIXER_PREFETCH(address) __builtin_prefetch(address)
+    #else
+    #define MIXER_PREFETCH(address) ((void)(address))
+    #endif
+    """
+    void MIXER_PREFETCH(const void*) noexcept nogil
+
+DEF LINE = 64  # bytes of a line of cache
+
+ctypedef fused token_t:
+    uint8_t
+    uint16_t
+    uint32_t
+
+
+cdef void _prefetch(const char* row, Py_ssize_t num_bytes) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(0, num_bytes, LINE):
+        MIXER_PREFETCH(row + k)
+
+
+cdef void _split_row(const token_t* row, Py_ssize_t length, int64_t* inputs, int64_t* labels) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(length):
+        inputs[k] = row[k]
+    for k in range(length):
+        labels[k] = row[k + 1]
+
+
+cdef void _split_one(const char* row, Py_ssize_t itemsize, Py_ssize_t length, int64_t* inputs,
+                     int64_t* labels) noexcept nogil:
+    if itemsize == 2:
+        _split_row(<const uint16_t*> row, length, inputs, labels)
+    elif itemsize == 4:
+        _split_row(<const uint32_t*> row, length, inputs, labels)
+    else:
+        _split_row(<const uint8_t*> row, length, inputs, labels)
+
+
+def split(cnp.ndarray rows, cnp.ndarray inputs, cnp.ndarray labels):
+    """Write all but the last token of rows to ``inputs``, all but the first to ``labels``.
+
+    Args:
+        rows: unsigned of 1, 2 or 4 bytes, [n, T + 1], contiguous.
+        inputs, labels: int64 [n, T], contiguous.
+    """
+    cdef Py_ssize_t num_rows = rows.shape[0], length = rows.shape[1] - 1, itemsize = cnp.PyArray_ITEMSIZE(rows), r
+    cdef const char* row = <const char*> cnp.PyArray_DATA(rows)
+    cdef int64_t* to_inputs = <int64_t*> cnp.PyArray_DATA(inputs)
+    cdef int64_t* to_labels = <int64_t*> cnp.PyArray_DATA(labels)
+    with nogil:
+        for r in range(num_rows):
+            _split_one(row + r * (length + 1) * itemsize, itemsize, length, to_inputs + r * length,
+                       to_labels + r * length)
+
+
+cdef class Windows:
+    """Rows that lie anywhere in memory, in order.
+
+    Args:
+        places: where each begins, bytes from 0, int64 [n] and contiguous; what is there must stay mapped.
+        row_length: token ids of a row, T + 1.
+        itemsize: bytes of a token id: 1, 2 or 4.
+    """
+
+    cdef cnp.ndarray _places
+    cdef const int64_t* _first
+    cdef Py_ssize_t _num_rows, _row_length, _itemsize
+
+    def __init__(self, cnp.ndarray places, Py_ssize_t row_length, Py_ssize_t itemsize):
+        self._places = places
+        self._first = <const int64_t*> cnp.PyArray_DATA(places)
+        self._num_rows, self._row_length, self._itemsize = places.shape[0], row_length, itemsize
+
+    cdef int _check(self, Py_ssize_t first, Py_ssize_t num_rows) except -1:
+        if first < 0 or num_rows < 0 or first + num_rows > self._num_rows:
+            raise IndexError(f"rows {first} to {first + num_rows - 1} were asked for, of {self._num_rows}")
+        return 0
+
+    def gather(self, Py_ssize_t first, Py_ssize_t num_rows, cnp.ndarray out):
+        """Copy so many rows from the first on to ``out``, [num_rows, T + 1], contiguous."""
+        self._check(first, num_rows)
+        cdef char* to = <char*> cnp.PyArray_DATA(out)
+        cdef Py_ssize_t r, num_bytes = self._row_length * self._itemsize
+        cdef const int64_t* places = self._first + first
+        with nogil:
+            for r in range(num_rows):
+                if r + 1 < num_rows:
+                    _prefetch(<const char*> <size_t> places[r + 1], num_bytes)
+                memcpy(to + r * num_bytes, <const char*> <size_t> places[r], num_bytes)
+
+    def split(self, Py_ssize_t first, Py_ssize_t num_rows, cnp.ndarray inputs, cnp.ndarray labels):
+        """Write all but the last token of so many rows to ``inputs``, all but the first to ``labels``.
+
+        Args:
+            inputs, labels: int64 [num_rows, T], contiguous.
+        """
+        self._check(first, num_rows)
+        cdef int64_t* to_inputs = <int64_t*> cnp.PyArray_DATA(inputs)
+        cdef int64_t* to_labels = <int64_t*> cnp.PyArray_DATA(labels)
+        cdef const int64_t* places = self._first + first
+        cdef Py_ssize_t length = self._row_length - 1, r
+        with nogil:
+            for r in range(num_rows):
+                if r + 1 < num_rows:
+                    _prefetch(<const char*> <size_t> places[r + 1], self._row_length * self._itemsize)
+                _split_one(<const char*> <size_t> places[r], self._itemsize, length, to_inputs + r * length,
+                           to_labels + r * length)
+
+
+cdef inline bint _is_after(const double* values, int64_t i, int64_t j) noexcept nogil:
+    return values[i] > values[j] or (values[i] == values[j] and i > j)
+
+
+cdef void _sink(const double* values, int64_t* heap, Py_ssize_t size, Py_ssize_t at) noexcept nogil:
+    cdef Py_ssize_t child
+    cdef int64_t moving = heap[at]
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _is_after(values, heap[child + 1], heap[child]):
+            child += 1
+        if not _is_after(values, heap[child], moving):
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = moving
+
+
+def pay_the_most_owed(cnp.ndarray gains, cnp.ndarray unpaid, Py_ssize_t num_extra, cnp.ndarray candidates,
+                      cnp.ndarray counts):
+    """Give so many rows of each batch to those that are owed the most, ties to the first.
+
+    Args:
+        gains: rows that each earns in a batch, float64 [n].
+        unpaid: what is owed to each, negated, float64 [n]; changed in place.
+        num_extra: rows of a batch to give, at most n.
+        candidates: which columns of ``counts`` they are, int64 [n].
+        counts: where each row given is added, int64 [batches, K], contiguous.
+    """
+    cdef Py_ssize_t n = gains.shape[0], num_batches = counts.shape[0], batch, k
+    cdef const double* gain = <const double*> cnp.PyArray_DATA(gains)
+    cdef double* owed = <double*> cnp.PyArray_DATA(unpaid)
+    cdef const int64_t* column = <const int64_t*> cnp.PyArray_DATA(candidates)
+    cdef int64_t* count = <int64_t*> cnp.PyArray_DATA(counts)
+    cdef cnp.npy_intp size = num_extra
+    cdef cnp.ndarray room = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_INT64)
+    cdef int64_t* heap = <int64_t*> cnp.PyArray_DATA(room)  # the smallest so far, the greatest of them on top
+    for batch in range(num_batches):
+        for k in range(n):
+            owed[k] -= gain[k]
+        if num_extra > 0:
+            for k in range(num_extra):
+                heap[k] = k
+            for k in range(num_extra // 2 - 1, -1, -1):
+                _sink(owed, heap, num_extra, k)
+            for k in range(num_extra, n):
+                if owed[k] < owed[heap[0]]:
+                    heap[0] = k
+                    _sink(owed, heap, num_extra, 0)
+            for k in range(num_extra):
+                owed[heap[k]] += 1.0
+                count[column[heap[k]]] += 1
+        count += counts.shape[1]
+
+
+def lay_rows(cnp.ndarray counts, cnp.ndarray drawn, cnp.ndarray order, cnp.ndarray source_ids, cnp.ndarray numbers):
+    """Write which row of which source stands where in each batch; see ``mixer.draws.plan_rows``.
+
+    Args:
+        counts: rows of each source in each batch, int64 [L, K], contiguous.
+        drawn: rows of each source drawn before, int64 [K], contiguous; moved on in place.
+        order: of the rows of a source, then of the next, the one that stands in each place, int64 [L, B], contiguous.
+        source_ids, numbers: where the results go, int64 [L, B], contiguous.
+    """
+    cdef Py_ssize_t length = counts.shape[0], num_sources = counts.shape[1], num_rows = order.shape[1], batch, k, i, at
+    cdef const int64_t* count = <const int64_t*> cnp.PyArray_DATA(counts)
+    cdef const int64_t* place = <const int64_t*> cnp.PyArray_DATA(order)
+    cdef int64_t* so_far = <int64_t*> cnp.PyArray_DATA(drawn)
+    cdef int64_t* to_ids = <int64_t*> cnp.PyArray_DATA(source_ids)
+    cdef int64_t* to_numbers = <int64_t*> cnp.PyArray_DATA(numbers)
+    cdef cnp.npy_intp size = 2 * num_rows
+    cdef cnp.ndarray room = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_INT64)
+    cdef int64_t* ids = <int64_t*> cnp.PyArray_DATA(room)  # in the order of sources
+    cdef int64_t* own = ids + num_rows
+    for batch in range(length):
+        at = 0
+        for k in range(num_sources):
+            for i in range(count[k]):
+                ids[at] = k
+                own[at] = so_far[k] + i
+                at += 1
+            so_far[k] += count[k]
+        for i in range(num_rows):
+            to_ids[i] = ids[place[i]]
+            to_numbers[i] = own[place[i]]
+        count += num_sources
+        place += num_rows
+        to_ids += num_rows
+        to_numbers += num_rows
+
+
+cdef inline uint64_t _permuted(uint64_t x, uint64_t size, uint64_t key, uint64_t a, uint64_t b,
+                               const uint64_t* round_keys, Py_ssize_t rounds) noexcept nogil:
+    """One position's place in its order, as ``mixer.permutation`` says it."""
+    cdef uint64_t left, right, mixed
+    cdef Py_ssize_t r
+    while True:
+        right, left = x // a, x % a
+        for r in range(rounds):
+            mixed = right ^ (key + round_keys[r])
+            mixed *= <uint64_t> 0xBF58476D1CE4E5B9
+            mixed ^= mixed >> 32
+            mixed *= <uint64_t> 0x94D049BB133111EB
+            mixed = (mixed >> 32) + left
+            left, right = right, mixed % (b if r % 2 else a)
+        x = right * a + left if rounds % 2 else left + right * a
+        if x < size:
+            return x
+
+
+cdef class Locator:
+    """Says where the rows of prepared sources begin, by their numbers over all epochs.
+
+    Args:
+        sizes: rows of each source, int64 [K].
+        epochs: of each source, that of its key, int64 [K]; read anew at each call, as are the keys.
+        keys: of that epoch's order, uint64 [K].
+        a, b: ``mixer.permutation.sides`` of the sizes, uint64 [K].
+        round_keys: of the permutation, uint64 [rounds].
+        first_rows: of each source, numbered through all sources, int64 [K].
+        shard_rows: the first row of each shard, numbered through, int64 [S].
+        origins: where row 0 would be, were it in that shard, int64 [S].
+        row_length: T + 1.
+    """
+
+    cdef tuple _arrays
+    cdef const int64_t* _sizes
+    cdef const int64_t* _epochs
+    cdef const int64_t* _first_rows
+    cdef const int64_t* _shard_rows
+    cdef const int64_t* _origins
+    cdef const uint64_t* _keys
+    cdef const uint64_t* _a
+    cdef const uint64_t* _b
+    cdef const uint64_t* _round_keys
+    cdef Py_ssize_t _num_shards, _num_sources, _rounds, _row_length
+
+    def __init__(self, cnp.ndarray sizes, cnp.ndarray epochs, cnp.ndarray keys, cnp.ndarray a, cnp.ndarray b,
+                 cnp.ndarray round_keys, cnp.ndarray first_rows, cnp.ndarray shard_rows, cnp.ndarray origins,
+                 Py_ssize_t row_length):
+        self._arrays = (sizes, epochs, keys, a, b, round_keys, first_rows, shard_rows, origins)
+        self._sizes = <const int64_t*> cnp.PyArray_DATA(sizes)
+        self._epochs = <const int64_t*> cnp.PyArray_DATA(epochs)
+        self._keys = <const uint64_t*> cnp.PyArray_DATA(keys)
+        self._a = <const uint64_t*> cnp.PyArray_DATA(a)
+        self._b = <const uint64_t*> cnp.PyArray_DATA(b)
+        self._round_keys = <const uint64_t*> cnp.PyArray_DATA(round_keys)
+        self._first_rows = <const int64_t*> cnp.PyArray_DATA(first_rows)
+        self._shard_rows = <const int64_t*> cnp.PyArray_DATA(shard_rows)
+        self._origins = <const int64_t*> cnp.PyArray_DATA(origins)
+        self._num_shards, self._num_sources, self._rounds = shard_rows.shape[0], sizes.shape[0], round_keys.shape[0]
+        self._row_length = row_length
+
+    def locate(self, cnp.ndarray source_ids, cnp.ndarray numbers, cnp.ndarray places, Py_ssize_t first):
+        """Write where rows begin, from the first on, until one is of another epoch than its source's key.
+
+        Args:
+            source_ids, numbers: of the rows, int64 [n], contiguous.
+            places: where the results go, int64 [n].
+
+        Returns:
+            The index of that row; n if there is none.
+        """
+        cdef const int64_t* id_of = <const int64_t*> cnp.PyArray_DATA(source_ids)
+        cdef const int64_t* number_of = <const int64_t*> cnp.PyArray_DATA(numbers)
+        cdef int64_t* out = <int64_t*> cnp.PyArray_DATA(places)
+        cdef Py_ssize_t n = source_ids.shape[0], k, low, high, middle
+        cdef int64_t i, size, row
+        for k in range(first, n):
+            i = id_of[k]
+            if i < 0 or i >= self._num_sources or number_of[k] < 0:
+                raise IndexError(f"row {number_of[k]} of source {i} was asked for, of {self._num_sources} sources")
+            size = self._sizes[i]
+            if number_of[k] // size != self._epochs[i]:
+                return k
+            row = self._first_rows[i] + <int64_t> _permuted(
+                <uint64_t> (number_of[k] % size), <uint64_t> size, self._keys[i], self._a[i], self._b[i],
+                self._round_keys, self._rounds)
+            low, high = 0, self._num_shards  # the last shard that begins at this row or before
+            while high - low > 1:
+                middle = (low + high) // 2
+                if self._shard_rows[middle] <= row:
+                    low = middle
+                else:
+                    high = middle
+            out[k] = self._origins[low] + row * self._row_length
+        return n

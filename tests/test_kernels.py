@@ -1,0 +1,129 @@
+"""The compiled loops give what NumPy gives, bit for bit: a run may go on where the other was built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer import batches, draws, kernels, packing
+from mixer.batches import Planner, PreparedReader
+from mixer.config import Curriculum
+from mixer.draws import plan_rows, systematic_counts
+from mixer.sources import prepared
+from mixer.sources.prepared import Prepared
+from mixer.walk import Walk
+from tests.test_prepared import T, a_folder, some_rows
+
+pytestmark = pytest.mark.skipif(kernels.compiled is None, reason="installed without a compiler")
+
+
+def both(compute: Callable[[], Any]) -> tuple[Any, Any]:
+    """Return what the compiled loops give, and what NumPy gives."""
+    found = compute()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (draws, batches, prepared, packing):
+            patch.setattr(module, "compiled", None)
+        return found, compute()
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[Any, Any, int]:
+    """Weights with ties, zeros and whole rows among them; what is owed, and the rows of a batch."""
+    parts = draw(st.lists(st.integers(0, 6), min_size=1, max_size=90).filter(any))
+    weights = np.array(parts) / sum(parts)
+    if draw(st.booleans()):
+        weights = np.random.default_rng(draw(st.integers(0, 99))).dirichlet(np.ones(len(parts)))
+    owed = np.array(
+        draw(st.lists(st.sampled_from([-0.5, -0.25, 0.0, 0.25, 0.5]), min_size=len(parts), max_size=len(parts)))
+    )
+    return weights, owed, draw(st.integers(1, 40))
+
+
+@given(mixtures(), st.integers(1, 42), st.integers(0, 5))
+def test_the_rows_of_a_phase_are_those_that_numpy_finds(case: tuple[Any, Any, int], length: int, seed: int) -> None:
+    weights, owed, batch_rows = case
+    (counts, rest), (expected, expected_rest) = both(
+        lambda: systematic_counts(weights, owed, length=length, batch_rows=batch_rows)
+    )
+    np.testing.assert_array_equal(counts, expected)
+    assert rest.tobytes() == expected_rest.tobytes()  # also the sign of a zero
+    drawn = np.arange(weights.size) * 7
+    found, same = both(lambda: plan_rows(counts, drawn, seed=seed, start=length))
+    np.testing.assert_array_equal(found, same)
+    np.testing.assert_array_equal(drawn, np.arange(weights.size) * 7)
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=4),
+    st.sampled_from(["uint8", "uint16", "uint32"]),
+    st.integers(1, 2),
+    st.integers(0, 9),
+)
+def test_the_batches_of_prepared_rows_are_those_that_numpy_gathers_over_many_epochs(
+    shards: list[list[int]], dtype: str, world_size: int, seed: int
+) -> None:
+    names = [f"s{k}" for k in range(len(shards))]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {name: (some_rows(sum(sizes), dtype, seed), sizes) for name, sizes in zip(names, shards, strict=True)}
+        sources = list(Prepared.open(a_folder(Path(folder), rows)).sources.values())
+        curriculum = Curriculum(
+            seed=seed,
+            total_steps=60,
+            batch_rows=4,
+            sequence_length=T,
+            sources=[{"name": name} for name in names],
+            policy="random",
+        )
+
+        def delivered() -> list[Any]:
+            planner = Planner(curriculum, Walk(curriculum).phase_at, rank=world_size - 1, world_size=world_size)
+            reader = PreparedReader(curriculum, sources, planner)
+            return [
+                [each.tolist() for each in (*reader.read_split(step)[2:], reader.read(step).rows)] for step in range(60)
+            ]
+
+        found, expected = both(delivered)
+    assert found == expected
+    assert all([row[:-1] for row in rows] == inputs for inputs, *_, rows in found)
+    assert all([row[1:] for row in rows] == labels for _, labels, *_, rows in found)
+
+
+@given(st.integers(0, 5), st.integers(2, 40), st.sampled_from(["uint8", "uint16", "uint32"]), st.booleans())
+def test_rows_are_split_into_inputs_and_labels_whatever_their_layout(
+    num_rows: int, row_length: int, dtype: str, is_contiguous: bool
+) -> None:
+    high = np.iinfo(dtype).max
+    rows = np.random.default_rng(0).integers(0, high, (num_rows, 2 * row_length), dtype=dtype, endpoint=True)
+    rows = np.ascontiguousarray(rows[:, ::2]) if is_contiguous else rows[:, ::2]
+    for inputs, labels in both(lambda: packing.split(rows)):
+        np.testing.assert_array_equal(inputs, rows[:, :-1])
+        np.testing.assert_array_equal(labels, rows[:, 1:])
+        assert inputs.dtype == labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(("first", "num_rows"), [(-1, 1), (0, 4), (3, 1), (1, -1)])
+def test_rows_that_do_not_exist_are_refused_before_any_memory_is_read(first: int, num_rows: int) -> None:
+    assert kernels.compiled is not None
+    windows = kernels.compiled.Windows(np.zeros(3, dtype=np.int64), T + 1, 2)  # places that are nowhere
+    out = np.zeros((4, T), dtype=np.int64)
+    with pytest.raises(IndexError, match="of 3"):
+        windows.split(first, num_rows, out, out)
+    with pytest.raises(IndexError, match="of 3"):
+        windows.gather(first, num_rows, out)
+
+
+def test_the_compiled_loops_can_be_switched_off() -> None:
+    script = "from mixer import kernels, draws; print(kernels.compiled, draws.compiled)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"MIXER_KERNELS": "off"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["None", "None"]
