@@ -131,6 +131,8 @@ class Guard:
             until: first step of the phase to decide now.
             unique_tokens: distinct tokens of each source, 0 where unknown, [K].
         """
+        if not used and not np.count_nonzero(state["observations"]):
+            return state, []  # there is nothing to forget
         kept = ((since + TAU_0) / (until + TAU_0)) ** KAPPA
         state = {**state, **{name: state[name] * kept for name in SUMS}}
         if not used:
@@ -193,7 +195,7 @@ class Guard:
         """Add to the falls, in ``new``; return which sources are in alarm for theirs, [K]."""
         z, common = np.clip(z, -MAX_Z, MAX_Z), 0.0
         if np.count_nonzero(judged) >= MIN_TIDE:
-            new["tide"] = state["tide"] + TIDE_RATE * (np.median(z[judged]) - state["tide"])
+            new["tide"] = state["tide"] + TIDE_RATE * (_median(z[judged]) - state["tide"])
             common = min(0.0, float(new["tide"][0]))
         fall = np.maximum(0.0, state["fall"] - (z - common) - self.config.drift_k)
         fall = np.where(judged, fall, state["fall"])
@@ -214,6 +216,12 @@ def _alarm(
 ) -> Alarm:
     known = float(epochs[i]) if unique_tokens[i] > 0 else None
     return Alarm(i, detector, step, float(loss[i]), float(expected[i]), float(z[i]), known)
+
+
+def _median(values: Array) -> float:
+    """Return what ``np.median`` does of numbers that are no NaN, in a twentieth of the time."""
+    ordered, middle = np.sort(values), values.size // 2
+    return float(ordered[middle] if values.size % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
 
 
 def _has(state: State, bit: int) -> BoolArray:
@@ -309,7 +317,8 @@ class Seen:
             replan: returns a plan with one more pivot, or raises why it cannot be.
         """
         state, alarms = guard.look(self.state, used, since=since, until=until, unique_tokens=known)
-        self.state = {**state, **{name: _coarse(state[name]) for name in COARSE}}
+        if state is not self.state:
+            self.state = _coarse(state)
         names = self.plan.curriculum.names
         for alarm in alarms:
             line = {**alarm.record(names[alarm.source], decided_before=until), "pivot": None, "why_not": None}
@@ -330,10 +339,11 @@ class Seen:
         self.lines.append({"type": "pivot", "decided_before": step, **pivot.model_dump(mode="json")})
 
 
-def _coarse(values: Array) -> Array:
-    """Return numbers rounded to 11 digits: more say nothing here, and take a fifth of a saved state."""
-    bits = np.ascontiguousarray(values).view(np.int64)
-    return ((bits + (1 << 15)) & ~0xFFFF).view(np.float64)
+def _coarse(state: State) -> State:
+    """Return the state with all but counts rounded to 11 digits: more say nothing here, and are a fifth of a save."""
+    bits = np.concatenate([state[name] for name in COARSE]).view(np.int64)
+    rounded = ((bits + (1 << 15)) & ~0xFFFF).view(np.float64).reshape(len(COARSE), -1)
+    return {**state, **dict(zip(COARSE, rounded, strict=True))}
 
 
 def warn(alarm: dict[str, Any]) -> None:

@@ -8,11 +8,12 @@ what is left to the next boundary can be cut into whole phases too.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mixer.randomness import uniforms
+from mixer.randomness import two_uniforms
 from mixer.types import Array, IntArray
 
 Kind = Literal["random", "bandit", "fixed"]
@@ -56,8 +57,7 @@ class Phase:
 
 @functools.lru_cache(maxsize=4)  # kind and length are asked for one after the other
 def _draws(seed: int, index: int) -> tuple[float, float]:
-    kind, length = uniforms(2, seed, "phase", index).tolist()
-    return kind, length
+    return two_uniforms(seed, "phase", index)
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,19 @@ class PhaseLaw:
             index: the phase.
             remaining: steps to the next boundary; None if there is none ahead. ``fits(remaining)`` must hold.
         """
-        lengths = range(self.min_steps, self.max_steps + 1)
-        if remaining is not None:
-            lengths_that_fit = [n for n in lengths if n <= remaining and self.fits(remaining - n)]
-            if not lengths_that_fit:
+        lengths: Sequence[int] = range(self.min_steps, self.max_steps + 1)
+        if remaining is not None and remaining - self.max_steps < self._all_fit_from:
+            lengths = [n for n in lengths if n <= remaining and self.fits(remaining - n)]
+            if not lengths:
                 raise ValueError(f"no phases of {self.min_steps} to {self.max_steps} steps fill {remaining} steps")
-        else:
-            lengths_that_fit = list(lengths)
         _, length_draw = _draws(self.seed, index)
-        return lengths_that_fit[int(length_draw * len(lengths_that_fit))]
+        return lengths[int(length_draw * len(lengths))]
+
+    @functools.cached_property
+    def _all_fit_from(self) -> float:
+        """The number of steps from which on every number fits: k phases reach where k + 1 phases begin."""
+        spread = self.max_steps - self.min_steps
+        return max(1, -(-(self.min_steps - 1) // spread)) * self.min_steps if spread else math.inf
 
     def fits(self, steps: int) -> bool:
         """Return whether some whole number of phases fills ``steps`` exactly."""

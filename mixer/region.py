@@ -23,6 +23,7 @@ from mixer.tilting import Slice
 from mixer.types import Array
 
 ROUNDING = 1e-12  # how far decimals such as 0.1 + 0.2 + 0.7 may miss 1
+NEARLY = 1e-9  # how far weights that were worked out elsewhere may miss a bound or a sum
 MAX_VERTEX_SOURCES = 12  # 12 free sources have up to 5,544 vertices; the count doubles with each source
 
 
@@ -100,6 +101,16 @@ class Region:
         return np.flatnonzero(self.upper > self.lower)
 
     @cached_property
+    def _nearly(self) -> tuple[Array, Array]:
+        """The bounds with what weights may miss them by."""
+        return self.floors - NEARLY, self.caps + NEARLY
+
+    @cached_property
+    def _room(self) -> Array:
+        """What each source may have above its lower bound."""
+        return self.upper - self.lower
+
+    @cached_property
     def _left(self) -> float:
         """What the floors leave to be shared out."""
         return -_excess(self.lower)
@@ -107,18 +118,17 @@ class Region:
     @cached_property
     def _slice(self) -> Slice:
         """The free coordinates above their floors: ``0 <= y <= room``, ``sum y = what the floors leave``."""
-        room = (self.upper - self.lower)[self._free]
+        room = self._room[self._free]
         return Slice(room, min(self._left, _sum(room)))
 
-    def contains(self, weights: npt.ArrayLike, atol: float = 1e-9) -> bool:
+    def contains(self, weights: npt.ArrayLike, atol: float = NEARLY) -> bool:
         """Return whether ``weights``, [K], is a mixture of this region, each bound and the sum within ``atol``."""
         w = self._vector("weights", weights)
-        if not np.isfinite(w).all():
-            return False
-        inside = (w >= self.floors - atol).all() and (w <= self.caps + atol).all()
-        return bool(inside) and abs(float(w.sum()) - 1.0) <= atol
+        least, most = self._nearly if atol == NEARLY else (self.floors - atol, self.caps + atol)
+        num_inside = np.count_nonzero((w >= least) & (w <= most))  # what is not finite is not
+        return num_inside == w.size and abs(float(w.sum()) - 1.0) <= atol
 
-    def check(self, weights: npt.ArrayLike, atol: float = 1e-9) -> Array:
+    def check(self, weights: npt.ArrayLike, atol: float = NEARLY) -> Array:
         """Return ``weights`` as float64 [K], or raise WeightsError saying which bound or sum they break."""
         w = self._vector("weights", weights)
         if self.contains(w, atol):
@@ -158,7 +168,7 @@ class Region:
         if slides.any():
             shift = (_sum(v[slides]) + _sum(weights[~slides]) - 1.0) / np.count_nonzero(slides)
             weights[slides] = v[slides] - shift
-        return self._settled(np.clip(weights, lower, upper))
+        return self._settled(self._clipped(weights))
 
     def best_vertex(self, scores: npt.ArrayLike, ties: npt.ArrayLike | None = None) -> Array:
         """Return the vertex that maximises ``<scores, w>``, float64 [K]; O(K log K).
@@ -175,8 +185,8 @@ class Region:
                 f"the score of {self.names[int(np.flatnonzero(np.isnan(g))[0])]} is nan; scores are numbers"
             )
         order = np.lexsort((np.zeros(g.size) if ties is None else self._vector("ties", ties), -g))
-        filled = np.cumsum((self.upper - self.lower)[order])
-        num_full = min(int(np.searchsorted(filled, self._left)), g.size - 1)
+        filled = self._room[order].cumsum()
+        num_full = min(int(filled.searchsorted(self._left)), g.size - 1)
         full, between = order[:num_full], order[num_full]
         vertex = self.lower.copy()
         vertex[full] = self.upper[full]
@@ -195,7 +205,7 @@ class Region:
         if not 0.0 <= eta <= 1.0:  # also refuses NaN
             raise WeightsError(f"eta is {eta}; a step goes from 0 (stay) to 1 (arrive)")
         w, v = self.check(weights), self.check(towards)
-        return self._settled(np.clip((1.0 - eta) * w + eta * v, self.lower, self.upper))
+        return self._settled(self._clipped((1.0 - eta) * w + eta * v))
 
     def sample(self, rng: np.random.Generator, size: int | None = None) -> Array:
         """Return exactly uniform mixtures of the region, [K], or [size, K] if ``size`` is given.
@@ -205,10 +215,13 @@ class Region:
         num = 1 if size is None else int(size)
         if num < 0:
             raise WeightsError(f"size is {num}; ask for 0 or more mixtures")
-        draws = np.broadcast_to(self.lower, (num, len(self.names))).copy()
-        if self._free.size > 1:
-            draws[:, self._free] += self._slice.sample(rng, num)
-        np.clip(draws, self.lower, self.upper, out=draws)  # a last bit of rounding
+        if self._free.size == len(self.names) > 1:
+            draws = self.lower + self._slice.sample(rng, num)
+        else:
+            draws = np.tile(self.lower, (num, 1))
+            if self._free.size > 1:
+                draws[:, self._free] += self._slice.sample(rng, num)
+        draws = self._clipped(draws)  # a last bit of rounding
         return draws[0] if size is None else draws
 
     def vertices(self) -> Array:
@@ -268,7 +281,11 @@ class Region:
             room = self.upper - weights if missing > 0 else weights - self.lower
             widest = int(room.argmax())
             weights[widest] += math.copysign(min(abs(missing), room[widest]), missing)
-        return np.clip(weights, self.lower, self.upper)
+        return self._clipped(weights)
+
+    def _clipped(self, points: Array) -> Array:
+        """Bring points within the bounds: ``np.clip`` takes three times as long over few sources."""
+        return np.minimum(np.maximum(points, self.lower), self.upper)
 
     def _vector(self, what: str, values: npt.ArrayLike) -> Array:
         array = np.asarray(values, dtype=np.float64)

@@ -6,6 +6,7 @@ reward does exactly that and lives in ``policies.AndreaPolicy``, for fidelity.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -130,6 +131,8 @@ def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> No
 
 def add_losses(parts: Sequence[SourceLosses]) -> SourceLosses:
     """Return the sum of several reports, added in the order given so that every replay rounds alike."""
+    if len(parts) == 1 and parts[0].rank == 0:
+        return parts[0]
     names = ("rows", "tokens", "loss_sums", "square_sums")
     if len(parts) == 2:  # once per report; `np.sum` is for many
         return SourceLosses(**{name: getattr(parts[0], name) + getattr(parts[1], name) for name in names})
@@ -191,7 +194,7 @@ class CallableReward:
 
     def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
         """Return what the function says, [K], after checking its shape and values."""
-        rewards = np.asarray(self._function(losses), dtype=np.float64)
+        rewards = np.asarray(self._function(copy.deepcopy(losses)), dtype=np.float64)  # the walk's own stay as they are
         if rewards.shape != losses.rows.shape:
             raise ConfigError(f"reward {self._path} returned shape {rewards.shape}, not [{losses.rows.size}]")
         if not np.isfinite(rewards[losses.rows > 0]).all():

@@ -47,7 +47,7 @@ class Slice:
         self._others = np.delete(np.arange(c.size), self.last)
         self._mass = _mass(self.lam, self.c)  # integral of exp(-lam x) on [0, c_i]
         self._rooms = self.c[self._others]
-        self._quantile = -np.expm1(-self.lam * self._rooms)
+        self._minus_quantile = np.expm1(-self.lam * self._rooms)
         # saddlepoint estimate of the acceptance rate; it only sets how many proposals are made at once
         self.acceptance = min(1.0, float(self._mass[self.last]) / (math.sqrt(2 * math.pi) * self.sd))
 
@@ -71,7 +71,7 @@ class Slice:
         """Return tilted draws of all coordinates but one, [num, k - 1], and what they leave for it, [num]."""
         draws = rng.random((num, self._others.size))
         if self.lam > 0:
-            np.multiply(draws, -self._quantile, out=draws)
+            draws *= self._minus_quantile
             np.log1p(draws, out=draws)
             draws /= -self.lam
             np.minimum(draws, self._rooms, out=draws)

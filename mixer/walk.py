@@ -37,7 +37,7 @@ from mixer.packed import pack, pack_lines, unpack, unpack_lines
 from mixer.phases import Kind, Phase
 from mixer.plan import Plan
 from mixer.policies import Choice, Policy, make_policy
-from mixer.randomness import generator
+from mixer.randomness import passing_generator
 from mixer.records import (
     check_state,
     decision_record,
@@ -487,7 +487,7 @@ class Walk:
     ) -> tuple[Kind, Choice]:
         chance = self._probability_random(index)
         if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
-            point = regime.region.sample(generator(self.curriculum.seed, "phase.point", index))
+            point = regime.region.sample(passing_generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         alarmed = self._guard.in_alarm(guard_state) if self._guard else None
         return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens, alarmed)

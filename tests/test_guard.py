@@ -18,7 +18,19 @@ from mixer.config import Curriculum, Pivot
 from mixer.errors import ConfigError, JournalError, StateMismatchError
 from mixer.explain import explain
 from mixer.fork import fork
-from mixer.guard import Alarm, Guard, alarm_in_words, initial_guard_state, joined, without
+from mixer.guard import (
+    COARSE,
+    NAMES,
+    Alarm,
+    Guard,
+    _coarse,
+    _median,
+    alarm_in_words,
+    initial_guard_state,
+    joined,
+    parted,
+    without,
+)
 from mixer.inbox import Arrived, lowest, lows_of
 from mixer.journal import Journal, read_journal
 from mixer.loggers import LoggedWalk, PhaseLogger
@@ -69,6 +81,32 @@ def still(num: int, num_sources: int, seed: int, *, level: float = 3.0, sd: floa
     """Losses [N, K] around a level with Student's t noise of 5 degrees of freedom."""
     noise = np.random.default_rng(seed).standard_t(5, (num, num_sources)) * sd / np.sqrt(5 / 3)
     return np.asarray(np.maximum(level + noise, 0.01))
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=30))
+def test_the_median_is_that_of_numpy(values: list[float]) -> None:
+    assert _median(np.array(values)) == np.median(values)
+
+
+@given(st.lists(st.floats(0, 1e12, allow_subnormal=False), min_size=len(NAMES) * 2 + 1, max_size=len(NAMES) * 2 + 1))
+def test_all_but_counts_are_kept_to_eleven_digits_and_no_worse_the_second_time(values: list[float]) -> None:
+    state = parted(np.array(values))
+    coarse = _coarse(state)
+    for name in (*NAMES, "tide"):
+        if name in COARSE:
+            np.testing.assert_allclose(coarse[name], state[name], rtol=1e-11)
+            assert not (coarse[name].view(np.int64) & 0xFFFF).any()
+        else:
+            assert coarse[name] is state[name]
+    assert joined(_coarse(coarse)).tobytes() == joined(coarse).tobytes()
+
+
+def test_before_the_first_observation_there_is_nothing_to_forget() -> None:
+    guard = Guard(GuardConfig(), TOKENS)
+    state = guard.initial(3)
+    after, alarms = guard.look(state, [], since=0, until=20, unique_tokens=np.zeros(3))
+    assert after is state
+    assert alarms == []
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 12.0), st.floats(0.001, 0.12), st.integers(1, 24))

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mixer.phases import Phase, PhaseLaw
+from mixer.randomness import uniforms
 from mixer.walk import Walk
 from tests.curricula import POLICIES, curriculum, drive, ragged
 
@@ -45,6 +46,17 @@ def test_lengths_stay_within_their_limits_and_end_exactly_on_every_boundary_that
 def test_lengths_far_from_a_boundary_are_those_of_a_run_without_one(law: PhaseLaw, index: int) -> None:
     far = law.max_steps + law.min_steps * (law.max_steps + 1)  # from here on every number of steps can be filled
     assert law.length(index, far) == law.length(index)
+
+
+@given(laws(), st.integers(0, 10**6), st.one_of(st.none(), st.integers(1, 3000)))
+def test_a_length_is_drawn_from_all_that_leave_whole_phases_to_the_boundary(
+    law: PhaseLaw, index: int, remaining: int | None
+) -> None:
+    assume(remaining is None or law.fits(remaining))
+    lengths = range(law.min_steps, law.max_steps + 1)
+    fitting = [n for n in lengths if remaining is None or (n <= remaining and law.fits(remaining - n))]
+    _, draw = uniforms(2, law.seed, "phase", index)
+    assert law.length(index, remaining) == fitting[int(draw * len(fitting))]
 
 
 @given(laws(), st.integers(0, 300))

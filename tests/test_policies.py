@@ -114,6 +114,21 @@ def test_fewer_than_three_observations_count_as_unexplored_and_go_to_the_fewest_
     np.testing.assert_allclose(choice.weights, 0.7 * np.full(3, 1 / 3) + 0.3 * choice.vertex)
 
 
+@given(st.lists(phases_of_one_source, min_size=1, max_size=4))
+def test_the_index_of_a_source_does_not_hang_on_what_is_known_of_others(
+    phases: list[list[tuple[int, float, int]]],
+) -> None:
+    alone = learnability()
+    states = [absorbed(alone, own) for own in phases]
+    together = {key: np.concatenate([state[key] for state in states]) for key in states[0]}
+    parts = learnability(len(phases)).index(together, np.full(len(phases), 1000.0))
+    for i, state in enumerate(states):
+        own = learnability(1).index(state, np.array([1000.0]))
+        own["index"] /= len(phases)  # its share of the targets
+        for key, values in own.items():
+            np.testing.assert_allclose(parts[key][i], values[0], rtol=1e-12, err_msg=key)
+
+
 def test_a_source_read_many_times_over_loses_its_index() -> None:
     policy = learnability()
     phases = [(30, 5.0 - 0.3 * i, 20) for i in range(10)]

@@ -36,6 +36,12 @@ def assert_is_mixture(region: Region, weights: Array) -> None:
     assert abs(math.fsum(weights) - 1.0) <= 4 * weights.size * EPS
 
 
+@given(problems(), st.lists(points(12), min_size=1, max_size=3))
+def test_points_are_brought_within_the_bounds_as_numpy_does_it(p: Problem, outside: list[Array]) -> None:
+    region, these = p.region, np.array(outside)[:, : len(p.names)]
+    assert region._clipped(these).tobytes() == np.clip(these, region.lower, region.upper).tobytes()
+
+
 # Certificates: which sum, which sources, by how much.
 
 

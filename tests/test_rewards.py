@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,27 @@ def not_a_number(losses: SourceLosses) -> Array:
 
 
 NOT_CALLABLE = 3
+
+
+def spoils_its_losses(losses: SourceLosses) -> Array:
+    losses.loss_sums[:] = 0.0
+    return losses.loss_sums
+
+
+def test_a_reward_that_changes_what_it_is_given_changes_no_report() -> None:
+    losses = losses_of([1.0, 2.0])
+    before = losses.loss_sums.copy()
+    make_reward("tests.test_rewards:spoils_its_losses").update({}, losses)
+    assert losses.loss_sums.tolist() == before.tolist()
+
+
+def test_the_sum_of_a_single_report_is_that_report_of_no_rank() -> None:
+    losses = losses_of([1.0, 2.0])
+    for of_rank in (losses, replace(losses, rank=3)):
+        total = add_losses([of_rank])
+        assert total.rank == 0
+        for name in ("rows", "tokens", "loss_sums", "square_sums"):
+            assert getattr(total, name).tolist() == getattr(losses, name).tolist()
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,17 @@ class Learnability:
     def index(self, state: State, unique_tokens: Array) -> dict[str, Array]:
         """Return each part of the index, [K]: slope, width, repetition, tokens, index."""
         fitted = (state["count"] >= MIN_OBSERVATIONS) & (state["sxx"] > 0)
+        epochs = np.divide(state["tokens"], unique_tokens, out=np.zeros(fitted.size), where=unique_tokens > 0)
+        repetition = np.exp(-np.maximum(0.0, epochs - 1.0) / self._config.repetition)
+        if not np.count_nonzero(fitted):
+            none, unexplored = np.zeros(fitted.size), np.full(fitted.size, np.inf)
+            parts = {"slope": none, "width": none, "repetition": repetition}
+            return {**parts, "tokens": state["tokens"], "index": unexplored}
         sxx = np.where(fitted, state["sxx"], 1.0)
         slope = np.where(fitted, -state["sxy"] / sxx, 0.0)
         residual = np.maximum(state["syy"] - state["sxy"] ** 2 / sxx, 0.0)
         freedom = np.maximum(state["points"] - 2.0, 1.0)  # discounting may leave fewer points than a line has
         width = np.where(fitted, self._config.width * np.sqrt(residual / freedom / sxx), 0.0)
-        epochs = np.divide(state["tokens"], unique_tokens, out=np.zeros_like(sxx), where=unique_tokens > 0)
-        repetition = np.exp(-np.maximum(0.0, epochs - 1.0) / self._config.repetition)
         gain = self._targets * repetition * np.maximum(0.0, slope + width) / np.maximum(state["tokens"], 1.0)
         index = np.where(fitted, gain, np.inf)
         return {"slope": slope, "width": width, "repetition": repetition, "tokens": state["tokens"], "index": index}
