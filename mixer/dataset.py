@@ -137,15 +137,30 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _iterate(self, num_workers: int) -> Iterator[Batch]:
         for step in range(self._step, self.curriculum.total_steps, num_workers):
-            if not self._batches:
-                self._before = self._reader.state_dict()
             try:
-                batch = self._read(step)
+                if self._batches:
+                    yield self._composed(step, num_workers)  # kept by nobody here, so that its memory is used again
+                else:
+                    yield from self._single_rows(step, num_workers)
             except EndOfSource:
                 return
-            if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
-                self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
-            yield from self._yielded(batch, step, step + num_workers)
+
+    def _composed(self, step: int, num_workers: int) -> Batch:
+        """Return the batch of a step, noting where the next one is."""
+        batch = self._tensors(self._read(step))
+        if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
+            self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
+        self._stand_at(step + num_workers, 0)
+        return batch
+
+    def _single_rows(self, step: int, num_workers: int) -> Iterator[Batch]:
+        """Yield the rows of a batch one by one, noting before each where the next one is."""
+        first, self._before = self._row, self._reader.state_dict()
+        batch = self._composed(step, num_workers)
+        num_rows = len(batch["source_ids"])
+        for row in range(first, num_rows):
+            self._stand_at(*((step, row + 1) if row + 1 < num_rows else (step + num_workers, 0)))
+            yield row_of(batch, row)
 
     def _read(self, step: int) -> TokenBatch:
         """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
@@ -166,18 +181,6 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _highest(self, number: int) -> int:
         return highest_over_ranks(number, world_size=self.world_size, group=self._group)
-
-    def _yielded(self, tokens: TokenBatch, step: int, following: int) -> Iterator[Batch]:
-        """Yield a batch, or its rows one by one, noting before each where the next one is."""
-        batch = self._tensors(tokens)
-        if self._batches:
-            self._stand_at(following, 0)
-            yield batch
-            return
-        num_rows = len(tokens.inputs)
-        for row in range(self._row, num_rows):
-            self._stand_at(*((step, row + 1) if row + 1 < num_rows else (following, 0)))
-            yield row_of(batch, row)
 
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row
