@@ -119,7 +119,7 @@ cdef class Windows:
         cdef Py_ssize_t length = self._row_length - 1, r
         with nogil:
             for r in range(num_rows):
-                if r + 1 < num_rows:
+                if first + r + 1 < self._num_rows:  # the first of the next batch, too, which is likely to follow
                     _prefetch(<const char*> <size_t> places[r + 1], self._row_length * self._itemsize)
                 _split_one(<const char*> <size_t> places[r], self._itemsize, length, to_inputs + r * length,
                            to_labels + r * length)

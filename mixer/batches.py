@@ -219,7 +219,9 @@ class PreparedReader:
     def read_split(self, step: int) -> TokenBatch:
         """Return the rows of a step as they are trained on."""
         plan, i = self._placed(step)
-        begun_s = self._ready(plan, i, 1)
+        begun_s = time.perf_counter()
+        if self._touching:
+            self._wait_for(plan, i, 1)
         inputs, labels = plan.rows.split(i * plan.num_rows, plan.num_rows)
         self._note(plan, 1, time.perf_counter() - begun_s)
         return TokenBatch(step, plan.phase.index, inputs, labels, plan.source_ids[i], plan.numbers[i])
@@ -241,23 +243,18 @@ class PreparedReader:
 
     def _gathered(self, plan: _Plan, i: int, num_steps: int) -> RowArray:
         """Return the rows of so many steps of a plan, from the i-th on."""
-        begun_s = self._ready(plan, i, num_steps)
+        begun_s = time.perf_counter()
+        if self._touching:
+            self._wait_for(plan, i, num_steps)
         rows = plan.rows.gather(i * plan.num_rows, num_steps * plan.num_rows)
         self._note(plan, num_steps, time.perf_counter() - begun_s)
         return rows
 
-    def _ready(self, plan: _Plan, i: int, num_steps: int) -> float:
-        """Wait until the rows of so many steps of a plan, from the i-th on, are in memory, if threads touch them.
-
-        Returns:
-            When this began.
-        """
-        begun_s = time.perf_counter()
-        if self._touching:
-            first, end = i * plan.num_rows, (i + num_steps) * plan.num_rows
-            for part in self._touching[first // TOUCHED_ROWS : -(-end // TOUCHED_ROWS)]:
-                part.result()
-        return begun_s
+    def _wait_for(self, plan: _Plan, i: int, num_steps: int) -> None:
+        """Wait until the rows of so many steps of a plan, from the i-th on, are in memory."""
+        first, end = i * plan.num_rows, (i + num_steps) * plan.num_rows
+        for part in self._touching[first // TOUCHED_ROWS : -(-end // TOUCHED_ROWS)]:
+            part.result()
 
     def _note(self, plan: _Plan, num_steps: int, took_s: float) -> None:
         """Note whether so many steps came slowly."""

@@ -5,7 +5,6 @@ Large arrays are more than the C library keeps for itself, so that each would co
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import deque
 
@@ -48,9 +47,9 @@ class Pool:
 _pool = Pool(4)
 
 
-def int64s(shape: tuple[int, ...]) -> IntArray:
-    """Return a new array, what is in it undefined; a large one lies in memory that is used again."""
-    size = math.prod(shape)
-    if 8 * size < POOLED_BYTES:
-        return np.empty(shape, dtype=np.int64)
-    return np.frombuffer(_pool.take(8 * size), dtype=np.int64).reshape(shape)
+def int64s(num_rows: int, length: int) -> IntArray:
+    """Return a new array, [num_rows, length], undefined; a large one lies in memory that is used again."""
+    num_bytes = 8 * num_rows * length
+    if num_bytes < POOLED_BYTES:
+        return np.empty((num_rows, length), dtype=np.int64)
+    return np.frombuffer(_pool.take(num_bytes), dtype=np.int64).reshape(num_rows, length)

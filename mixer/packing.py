@@ -70,8 +70,8 @@ class Packer:
 
 def split(rows: RowArray) -> tuple[IntArray, IntArray]:
     """Return what rows, [n, T + 1], are trained on: inputs and labels as new memory, int64 [n, T] both."""
-    shape = (len(rows), rows.shape[1] - 1)
-    inputs, labels = int64s(shape), int64s(shape)
+    num_rows, length = len(rows), rows.shape[1] - 1
+    inputs, labels = int64s(num_rows, length), int64s(num_rows, length)
     if compiled is not None and rows.flags.c_contiguous:
         compiled.split(rows, inputs, labels)
     else:

@@ -233,8 +233,8 @@ class RowsAt:
         """Return what so many rows are trained on: inputs and labels as new memory, int64 [num_rows, T] both."""
         if self._windows is None:
             return split(self.gather(first, num_rows))
-        shape = (num_rows, self._joint.row_length - 1)
-        inputs, labels = int64s(shape), int64s(shape)
+        length = self._joint.row_length - 1
+        inputs, labels = int64s(num_rows, length), int64s(num_rows, length)
         self._windows.split(first, num_rows, inputs, labels)
         return inputs, labels
 
