@@ -28,7 +28,7 @@ from mixer.errors import (
 )
 from mixer.sources import streams
 from mixer.sources.huggingface import open_stream
-from mixer.sources.streams import Stream
+from mixer.sources.streams import Stream, TextStream
 
 ROWS = [
     {"text": f"document {i} " + "word " * (i % 7), "category": "abc"[i % 3], "number": i} if i % 11 else
@@ -135,6 +135,28 @@ def test_groups_are_bounded_by_documents_and_by_characters(tmp_path: Path) -> No
     assert [len(group) for group in groups_of(stream_of(tmp_path, data_files="a.jsonl"))] == [256, 44]
     write_jsonl(tmp_path / "b.jsonl", [{"text": "x" * 100_000}] * 7)
     assert [len(group) for group in groups_of(stream_of(tmp_path, data_files="b.jsonl"))] == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows_at_once", "group", "characters"), [(64, 256, 2**17), (3, 10, 2**17), (3, 256, 90), (5, 4, 31)]
+)
+def test_documents_taken_together_make_the_groups_and_places_of_documents_looked_at_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int, group: int, characters: int
+) -> None:
+    monkeypatch.setattr(streams, "BATCH_ROWS", rows_at_once)
+    monkeypatch.setattr(streams, "TABLE_ROWS", 2 * rows_at_once + 1)
+    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", group)
+    monkeypatch.setattr(streams, "GROUP_CHARACTERS", characters)
+    files = write(tmp_path, "jsonl", ROWS)
+    together, one_by_one = stream_of(tmp_path, data_files=files), stream_of(tmp_path, data_files=files)
+    assert isinstance(one_by_one, TextStream)
+    one_by_one._plain = None
+    ended = False
+    while not ended:
+        documents = together.next_group()
+        assert documents == one_by_one.next_group()
+        assert together.state_dict() == one_by_one.state_dict()
+        ended = not len(documents)
 
 
 def test_counters_tell_rows_documents_and_empty_rows(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class Renderer:
             rendered = _fields(source.name, source.template)
         else:
             rendered = [self._text if source.messages is None else source.messages]
+        is_text = source.token_column is None and source.template is None and source.messages is None
+        self.text_column = self._text if is_text else None  # if its values are the documents, as they are
         self.columns = tuple(dict.fromkeys([*rendered, *self._where]))
 
     def check_columns(self, known: Iterable[str]) -> None:
