@@ -133,6 +133,11 @@ class Inbox:
         self._pending = sorted([*used, *self._pending], key=lambda arrived: arrived.first_step)
 
     @property
+    def had(self) -> dict[int, list[list[int]]]:
+        """By rank, the steps that were reported: closed intervals in order, not to be changed."""
+        return self._had
+
+    @property
     def last_step(self) -> int | None:
         """The newest step that any rank reported; None if there was no report."""
         return max((intervals[-1][1] for intervals in self._had.values()), default=None)

@@ -112,15 +112,20 @@ def scan(path: Path, *, after: Position | None = None, offset: int = 0) -> Itera
                             f"{path}: line {number + 1} is longer than {MAX_LINE_BYTES} bytes; this is not a journal"
                         )
                     return
-                body = line[:-_ENDING_BYTES] + b"}"
-                previous, digest = digest, chained(digest, body)
-                number += 1
-                if line[-_ENDING_BYTES:] != ending(digest) or not body.endswith(b',"number":%d}' % number):
-                    raise JournalError(_damage(path, line, Position(number - 1, previous)))
-                yield Line(number, digest, offset, body, path)
-                offset += len(line)
+                found = _follow(path, line, Position(number, digest), offset)
+                yield found
+                number, digest, offset = found.number, found.digest, offset + len(line)
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from error
+
+
+def _follow(path: Path, line: bytes, before: Position, offset: int) -> Line:
+    """Return a line as it was read, or raise JournalError if it does not follow the one before it."""
+    number, body = before.line + 1, line[:-_ENDING_BYTES] + b"}"
+    digest = chained(before.digest, body)
+    if line[-_ENDING_BYTES:] != ending(digest) or not body.endswith(b',"number":%d}' % number):
+        raise JournalError(_damage(path, line, before))
+    return Line(number, digest, offset, body, path)
 
 
 def _damage(path: Path, line: bytes, before: Position) -> str:
@@ -192,6 +197,31 @@ def line_at(path: Path, offset: int) -> Line:
     if line is None:
         raise_first_damage(path, JournalError(f"{path}: no whole line begins at byte {offset}"))
     return line
+
+
+def lines_at(path: Path, offsets: Sequence[int]) -> Iterator[Line]:
+    """Yield the lines that begin at some bytes, each checked against the one before it; the others are not read.
+
+    Raises:
+        JournalError: naming the first damaged line of the file.
+    """
+    try:
+        with path.open("rb") as file:
+            for offset in offsets:
+                yield _line_in(file, path, offset)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
+    except JournalError as error:
+        raise_first_damage(path, error)
+
+
+def _line_in(file: IO[bytes], path: Path, offset: int) -> Line:
+    before = _before(file, offset) if offset else Position(0, FIRST)
+    file.seek(offset)
+    line = file.readline(MAX_LINE_BYTES)
+    if before is None or line[-1:] != b"\n":
+        raise JournalError(f"{path}: no whole line begins at byte {offset}")
+    return _follow(path, line, before, offset)
 
 
 def lines_from(path: Path, offset: int) -> Iterator[Line]:

@@ -160,6 +160,11 @@ class Walk:
         """The first step that no phase covers yet."""
         return self._phases[-1].end if self._phases else 0
 
+    @property
+    def reported(self) -> dict[int, list[list[int]]]:
+        """By rank, the steps that were reported: closed intervals in order, not to be changed."""
+        return self._inbox.had
+
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
         return self._plan.regime_at(step)

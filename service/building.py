@@ -21,6 +21,7 @@ from mixer.sources import EndOfSource
 from mixer.sources.manifest import smallest_dtype
 from mixer.suspension import Suspension
 from mixer.walk import Walk
+from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import StallError, StoreError
 from service.patience import Patience
@@ -28,6 +29,7 @@ from service.record import RunJournal
 from service.served import Served
 from service.settings import Settings
 from service.store import Store
+from service.views import save_view
 from service.window import Bell, Built, Window
 
 TOGETHER_BYTES = 1 << 20
@@ -67,6 +69,7 @@ class Parts:
     rows: Rows
     served: Served
     window: Window
+    watch: Watch
     on_event: Callable[[str, dict[str, Any]], None]
     bell: Bell = field(default_factory=Bell)
     counters: Counters = field(default_factory=Counters)
@@ -143,7 +146,7 @@ class Builder:
         self._at = 0  # the step that the reader gives next
         self._num_cuts = 0
         self._cuts_seen = 0  # by the reader
-        self._snapshot_at = 0  # line of the journal
+        self._snapshot_at, self._view_at = 0, 0  # lines of the journal
         self._turn = threading.RLock()  # deciding, cutting, and keeping what was read: one at a time
         self._wake = threading.Event()
         self._is_stopping = False
@@ -162,6 +165,7 @@ class Builder:
         if self.problem is None:
             try:
                 self._save_walk()
+                self._save_view()
                 self._parts.served.settle()
             except MixerError as error:
                 log.warning("run %s: no snapshot at the end: %s", self._parts.name, error)
@@ -397,8 +401,11 @@ class Builder:
             return False
         parts.decisions.note(parts.walk.phase_at(start))
         parts.bell.ring()
-        if parts.journal.position.line - self._snapshot_at >= parts.settings.snapshot_lines:
+        line, many = parts.journal.position.line, parts.settings.snapshot_lines
+        if line - self._snapshot_at >= many:
             self._save_walk()
+        if line - self._view_at >= max(many, len(parts.journal.noted) // 2):  # so that views take a share of the time
+            self._save_view()
         return True
 
     def _save_walk(self) -> None:
@@ -407,6 +414,13 @@ class Builder:
         line = state["journal"][0]
         self._save("walk", line, state, forget_before=line)
         self._snapshot_at = line
+
+    def _save_view(self) -> None:
+        parts = self._parts
+        try:
+            self._view_at = save_view(parts.store, parts.name, parts.curriculum.fingerprint, parts.journal, parts.watch)
+        except StoreError as error:
+            log.warning("run %s: no view of its journal is kept: %s", parts.name, error)
 
     def _save(self, kind: str, number: int, state: Mapping[str, Any], *, forget_before: int) -> None:
         """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""

@@ -213,6 +213,24 @@ class Chronicle:
             self.tokens[drawn] += record["tokens"]
             self.heard_in[drawn] = np.maximum(self.heard_in[drawn], phase)
 
+    def heard(self) -> dict[str, Any]:
+        """Return what reports have added up to, as plain data: with the other lines it makes the chronicle again."""
+        return {
+            "ranks": [[number, rank.step, rank.reports] for number, rank in self.ranks.items()],
+            "loss_sums": self.tables["loss_sums"].rows.tolist(),
+            "tokens": self.tables["tokens"].rows.tolist(),
+            "tokens_of": self.tokens.tolist(),
+            "heard_in": self.heard_in.tolist(),
+        }
+
+    def take_heard(self, heard: Mapping[str, Any], num_lines: int) -> None:
+        """Take ``heard`` in, having taken in every other line up to number ``num_lines``."""
+        self.num_lines = num_lines
+        self.ranks = {number: Rank(step, reports) for number, step, reports in heard["ranks"]}
+        for name in ("loss_sums", "tokens"):
+            self.tables[name].rows[:] = heard[name]
+        self.tokens, self.heard_in = np.array(heard["tokens_of"]), np.array(heard["heard_in"], dtype=np.int64)
+
     def losses_now(self) -> Array:
         """Mean loss of each source in the newest phase that it was heard of in, nats, [K]; NaN before the first."""
         sums, tokens = self.tables["loss_sums"].rows, self.tables["tokens"].rows
@@ -287,12 +305,30 @@ class Watch:
         self._pace = Pace(clock)
         self._lock = threading.Lock()
 
-    def add(self, record: Mapping[str, Any], *, is_new: bool = True) -> None:
-        """Take in the next line, the header first; ``is_new`` unless it was written before a restart."""
+    def add(self, record: Mapping[str, Any], *, is_new: bool = True, number: int | None = None) -> None:
+        """Take in the next line, the header first.
+
+        Args:
+            record: the line.
+            is_new: unless it was written before a restart.
+            number: of the line, if those before it that are not told of were reports.
+        """
         with self._lock:
+            if number is not None:
+                self._chronicle.num_lines = number - 1
             self._chronicle.add(record)
             if is_new and record["type"] == "feedback":
                 self._pace.note(record["step"])
+
+    def heard(self) -> tuple[int, dict[str, Any]]:
+        """Return the number of lines taken in, and what the reports among them have added up to."""
+        with self._lock:
+            return self._chronicle.num_lines, self._chronicle.heard()
+
+    def take_heard(self, heard: Mapping[str, Any], num_lines: int) -> None:
+        """See ``Chronicle.take_heard``."""
+        with self._lock:
+            self._chronicle.take_heard(heard, num_lines)
 
     def steps_per_s(self) -> float | None:
         """Return how fast steps are reported, over the last minute; None if that is not known yet."""

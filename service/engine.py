@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from mixer.batches import Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
-from mixer.errors import MixerError
+from mixer.errors import MixerError, StateMismatchError
 from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
+from mixer.walk import Walk
+from service import views
 from service.building import Builder, Parts, window_bytes
 from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
 from service.patience import Patience
 from service.rebuilding import Back
-from service.record import open_lines, recover
+from service.record import RunJournal, open_lines, recover
 from service.served import Served
 from service.settings import Settings
 from service.sharing import Sharing
@@ -79,8 +81,8 @@ class Engine:
         prepared = (sharing or Sharing()).prepared(curriculum)
         rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
         lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
-        newest = store.newest(name, "walk")
-        self.walk, self.journal = recover(curriculum, lines, newest and newest[1], self._on_line)
+        self.journal = RunJournal(lines, self._on_line)
+        self.walk = self._recover(store)
         self._parts = Parts(
             name=name,
             curriculum=curriculum,
@@ -93,12 +95,34 @@ class Engine:
             rows=rows,
             served=Served(store, name),
             window=Window(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
+            watch=self.watch,
             on_event=on_event,
         )
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
         self._is_draining = False
+
+    def _recover(self, store: Store) -> Walk:
+        """Return the walk as it stands at the end of the journal, having been told of every line."""
+        view, walk = (self._snapshot(store, kind) for kind in (views.KIND, "walk"))
+        if view is not None:
+            try:
+                views.show_view(view, self.curriculum.fingerprint, self.journal, self.watch)
+            except StateMismatchError as error:
+                log.warning("run %s: the view of its journal is passed over: %s", self.name, error)
+        recovered = recover(self.curriculum, self.journal, walk)
+        since = self.phases[-2:][0]["start"] if self.phases else 0  # a pivot may undo the newest
+        self.patience.resume(recovered.reported, since=since - self.curriculum.feedback_lag)
+        return recovered
+
+    def _snapshot(self, store: Store, kind: str) -> dict[str, Any] | None:
+        try:
+            newest = store.newest(self.name, kind)
+        except StateMismatchError as error:
+            log.warning("run %s: %s; the journal is read instead", self.name, error)
+            return None
+        return None if newest is None else newest[1]
 
     # The life of an engine.
 
@@ -407,8 +431,8 @@ class Engine:
             retry_after_s=0.2,
         )
 
-    def _on_line(self, record: dict[str, Any], is_new: bool) -> None:  # noqa: FBT001  # called by the journal alone
-        self.watch.add(record, is_new=is_new)
+    def _on_line(self, record: dict[str, Any], number: int, is_new: bool) -> None:  # noqa: FBT001  # as journals call it
+        self.watch.add(record, is_new=is_new, number=number)
         kind = record["type"]
         if kind == "phase":
             self._decisions.add(record)
@@ -424,7 +448,7 @@ class Engine:
                 message = alarm_in_words(record)
                 log.warning("run %s: %s", self.name, message)
                 self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
-        elif kind == "feedback":
+        elif kind == "feedback" and is_new:
             self.patience.reported(record["step"], record["rank"])
         if is_new and kind in ("phase", "pivot"):
             self._on_event(kind, {"run": self.name, **record})

@@ -6,8 +6,9 @@ ranks on steps below s - lag, and for a rank that stays silent at most ``wait_s`
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 
 class Patience:
@@ -49,6 +50,16 @@ class Patience:
         """Note a report."""
         self._reported.setdefault(rank, set()).add(step)
         self._absent.discard(rank)
+
+    def resume(self, had: Mapping[int, Sequence[Sequence[int]]], *, since: int) -> None:
+        """Note what was reported before a restart: by rank the intervals of its steps, those before ``since`` left out.
+
+        The newest step of a rank is kept whatever its age.
+        """
+        for rank, intervals in had.items():
+            newest = intervals[-1][1]
+            recent = (range(max(first, since), last + 1) for first, last in intervals)
+            self._reported[rank] = set(itertools.chain((newest,), *recent))
 
     def decided(self, start: int) -> None:
         """Note that the phase from ``start`` is decided; what the one before it waited for matters no more."""

@@ -20,6 +20,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import SQLAlchemyError
 
+from mixer.errors import StateMismatchError
 from service import tables
 from service.errors import StoreError
 
@@ -146,14 +147,26 @@ class Store:
                 connection.execute(sa.delete(tables.snapshots).where(mine & (at.step < kept)))
 
     def newest(self, run: str, kind: str, *, up_to: int | None = None) -> tuple[int, dict[str, Any]] | None:
-        """Return step and state of the newest snapshot, or of the newest that is not after ``up_to``."""
+        """Return step and state of the newest snapshot, or of the newest that is not after ``up_to``.
+
+        Raises:
+            StateMismatchError: what is there is no whole snapshot.
+        """
         at = tables.snapshots.c
         query = sa.select(at.step, at.state).where((at.run == run) & (at.kind == kind)).order_by(at.step.desc())
         if up_to is not None:
             query = query.where(at.step <= up_to)
         with self.transaction() as connection:
             row = connection.execute(query.limit(1)).first()
-        return None if row is None else (row.step, orjson.loads(zlib.decompress(row.state)))
+        if row is None:
+            return None
+        try:
+            return row.step, orjson.loads(zlib.decompress(row.state))
+        except (zlib.error, ValueError) as error:
+            raise StateMismatchError(
+                f"the {kind} snapshot of run {run} at {row.step} is damaged ({error}); delete that row of `snapshots`, "
+                "or restore the database from a backup"
+            ) from error
 
     def forget(self, run: str, kind: str, *, from_step: int) -> None:
         """Drop the snapshots of this step and later ones."""

@@ -259,6 +259,56 @@ class TestInABrowser:
         with MixerClient(server.url, run="small") as client:
             assert client.weights(trainer.step - 1).weights["books"] >= 0.6
 
+    def test_an_admin_pauses_resumes_forks_and_archives_a_run(
+        self, browser: Browser, server: Server, trainer: Trainer
+    ) -> None:
+        def says(text: str) -> None:
+            browser.wait(lambda: text in browser.text("#run-verdict"))
+
+        def answer(dialog: str, value: str) -> None:
+            browser.wait(lambda: browser.at(dialog).is_displayed())
+            browser.at(f"{dialog} button[value={value}]").click()
+
+        browser.open(f"{server.url}/?run=small")
+        browser.wait(lambda: browser.text("#run-name") == "small")
+        press = "document.querySelector(arguments[0]).click()"
+        browser.js(press, "#run-pause")
+        answer("#confirm-dialog", "no")
+        assert browser.text("#run-state") == "going on"
+        browser.js(press, "#run-pause")
+        browser.wait(lambda: browser.text("#confirm-title") == "Pause small?")
+        assert browser.js("document.activeElement.value") == "no"  # Enter alone does nothing
+        answer("#confirm-dialog", "yes")
+        says("Run small is paused.")
+        browser.wait(lambda: browser.text("#run-pause") == "Resume" and browser.text("#run-state") == "paused")
+        browser.js(press, "#run-pause")
+        says("Run small goes on.")
+        browser.wait(lambda: browser.text("#run-pause") == "Pause")
+
+        browser.js(press, "#run-fork")
+        answer("#fork-dialog", "yes")
+        browser.wait(lambda: "Give the new run a name" in browser.text("#fork-problem"))
+        browser.type("#fork-name", "small")
+        answer("#fork-dialog", "yes")
+        says("there is a run small already")
+        assert "GET /runs tells the state of every run" in browser.text("#run-verdict")  # the hint
+        browser.js(press, "#run-fork")
+        browser.wait(lambda: browser.at("#fork-dialog").is_displayed())
+        browser.type("#fork-name", "other-way")
+        answer("#fork-dialog", "yes")
+        says("Run other-way shares the history of small")
+        browser.wait(lambda: browser.text("#run-name") == "other-way")
+        assert "run=other-way" in browser.driver.current_url
+        browser.wait(lambda: browser.count("#legend button"))
+
+        browser.js(press, "#run-archive")
+        answer("#confirm-dialog", "yes")
+        says("Run other-way is archived.")
+        browser.wait(lambda: browser.text("#run-name") == "main")
+        assert not browser.at("#run-archive").is_enabled()
+        runs = {run["name"]: run["status"] for run in server.get("/runs").json()}
+        assert (runs["small"], runs["other-way"]) == ("active", "archived")
+
     def test_a_token_is_asked_for_and_forgotten_with_the_tab(self, browser: Browser, tmp_path: Path) -> None:
         with Server(curriculum(tmp_path, NAMES[:3]), tmp_path / "runs") as server:
             tokens = {scope: server.app.state.book.create(scope, scope) for scope in ("read", "admin")}
@@ -298,7 +348,8 @@ class TestInABrowser:
                 break
         assert visited[0] == "Skip to the run"
         wanted = ["run", "token-button", "theme", "cursor", "zoom-in", "Weights as a table", "source-query",
-                  "floor of web", "Exclude web", "pivot-name", "journal-query", "config-text"]  # fmt: skip
+                  "floor of web", "Exclude web", "pivot-name", "run-pause", "run-fork", "run-archive", "journal-query",
+                  "config-text"]  # fmt: skip
         assert [name for name in wanted if name not in visited] == []
         browser.js("document.querySelector('#cursor').focus()")
         ActionChains(browser.driver).send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT).perform()

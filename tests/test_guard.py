@@ -47,6 +47,7 @@ from mixer.types import Array, IntArray
 from mixer.walk import Walk
 from mixer.watching import Follower, frame
 from service.client import MixerClient
+from service.lines import FileLines
 from service.record import RunJournal, recover
 from tests.curricula import batch_counts, curriculum, drive, ragged, same_phases
 from tests.serving import B, Served, T, get, listen, write_run
@@ -471,11 +472,12 @@ def test_a_service_killed_after_any_line_of_a_decision_goes_on_with_the_rest(
         cut.write_bytes(b"".join(whole[:kept]))
         told: list[tuple[str, bool]] = []
 
-        def note(record: dict[str, Any], is_new: bool, told: list[tuple[str, bool]] = told) -> None:
+        def note(record: dict[str, Any], _: int, is_new: bool, told: list[tuple[str, bool]] = told) -> None:
             told.append((record["type"], is_new))
 
-        with Journal.open(cut, fsync="never") as opened:
-            walk, journal = recover(run, opened, None, note)
+        with FileLines.open(cut, fsync="never") as opened:
+            journal = RunJournal(opened, note)
+            walk = recover(run, journal)
             walk.phase_at(walk.frontier - 1)
             assert journal.position == opened.position
         written = cut.read_bytes().splitlines(keepends=True)
@@ -490,9 +492,11 @@ def test_a_service_does_not_take_an_alarm_that_its_walk_does_not_raise(tmp_path:
     recorded(path, run, steps=160)
     number = lines(path, "alarm")[0]["number"]
     rewrite(path, lambda record: {**record, "z": -1.0} if record["number"] == number else record)
-    with Journal.open(path) as opened, pytest.raises(StateMismatchError, match="writes z .* but the journal has -1.0"):
-        recover(run, opened, None, lambda *_: None)
-    assert isinstance(RunJournal, type)
+    with (
+        FileLines.open(path) as opened,
+        pytest.raises(StateMismatchError, match="writes z .* but the journal has -1.0"),
+    ):
+        recover(run, RunJournal(opened))
 
 
 def test_a_fork_of_the_step_whose_decision_alarmed_raises_the_alarm_itself(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from mixer.preparation import prepare
 from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
 from service.events import Events
-from service.record import UNFINISHED, stored_lines
+from service.lines import stored_lines
+from service.record import UNFINISHED
 from service.runs import Runs, _curriculum_of
 from service.settings import Settings
 from service.sharing import Sharing

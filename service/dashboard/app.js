@@ -5,6 +5,7 @@ import { colourOf, compact, count, duration, make, number, swatch, theme } from 
 import { Paper } from "./paper.js";
 import { PivotForm } from "./pivot.js";
 import { Plot, labelOf, pointAt } from "./plot.js";
+import { RunControl } from "./runs.js";
 import { JournalTable, RankTable, SourceTable, alarmText, showAlarms } from "./tables.js";
 
 const POINTS = Math.min(800, Math.max(300, innerWidth)); // of a plot: more than its pixels would not show
@@ -35,6 +36,7 @@ const sources = new SourceTable(at("source-table"), { onSingle: singleOut, onQue
 const ranks = new RankTable(at("rank-table"), at("ranks-note"));
 const journal = new JournalTable({ onProblem: showProblem });
 const pivot = new PivotForm({ onPreview: (preview) => sketch.setPreview(preview), onDone: () => refresh(), askToken });
+const control = new RunControl({ onRuns: showRun, onDone: () => refresh(), askToken });
 
 function hooks() {
   return { onCursor: setCursor, onZoom: (from, to) => zoomTo(from, to + 1) };
@@ -155,6 +157,7 @@ function showOverview() {
   ranks.show(overview, status);
   showAlarms(at("alarm-table"), overview.alarms);
   if (state.names.length) pivot.show(overview, state.names);
+  control.show(at("run").value, status, overview);
 }
 
 function showPace() {
@@ -312,6 +315,7 @@ async function readRuns() {
   let [names, first] = [[], "default"];
   try {
     const said = await new Api("").get("runs");
+    control.setRuns(said);
     names = said.filter((run) => !run.is_default).map((run) => run.name);
     first = said.find((run) => run.is_default)?.name ?? first;
   } catch {
@@ -321,6 +325,16 @@ async function readRuns() {
   if (chosen && !names.includes(chosen)) options.push(make("option", { value: chosen }, chosen));
   at("run").replaceChildren(...options);
   at("run").value = chosen;
+}
+
+// Goes to a run by name, the default one if that is empty; it may be a new one.
+async function showRun(name) {
+  const url = new URL(location.href);
+  if (name) url.searchParams.set("run", name);
+  else url.searchParams.delete("run");
+  history.replaceState(null, "", url);
+  await readRuns();
+  choose(new Api(at("run").value));
 }
 
 // Shows a run: everything of the one before is forgotten.
@@ -357,13 +371,7 @@ at("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
 at("token-button").addEventListener("click", () => askToken());
-at("run").addEventListener("change", () => {
-  const url = new URL(location.href);
-  if (at("run").value) url.searchParams.set("run", at("run").value);
-  else url.searchParams.delete("run");
-  history.replaceState(null, "", url);
-  choose(new Api(at("run").value));
-});
+at("run").addEventListener("change", () => showRun(at("run").value));
 at("cursor").addEventListener("input", () => setCursor(at("cursor").valueAsNumber));
 at("zoom-in").addEventListener("click", () => zoomBy(0.5));
 at("zoom-out").addEventListener("click", () => zoomBy(2));
@@ -377,5 +385,5 @@ setInterval(() => { if (!document.hidden) refresh(); }, POLL_MS);
 
 showToken();
 setTheme(theme() === "dark");
-readRuns();
+readRuns().then(refresh); // which says by its name what the default run is
 choose(new Api(new URL(location.href).searchParams.get("run") ?? ""));

@@ -1,5 +1,6 @@
 // The pivot's form: bounds of each source, tried on the server while one types, and asked for by an admin.
 
+import { asAdmin, confirmed } from "./dialogs.js";
 import { count, debounced, make, number } from "./looks.js";
 
 const MAX_ROWS = 200; // of the sources that match; the rest is found by name
@@ -167,22 +168,16 @@ export class PivotForm {
       step: `At step ${count(step.valueAsNumber)}`,
     }[when];
     const text = `${told} the run goes on under “${name.value}”. ${verdict(this.result)} This is written into the journal and cannot be taken back, only redrawn again.`;
-    if (!(await confirmed(text))) return;
+    if (!(await confirmed("Redraw the region?", text, "Redraw"))) return;
     const body = { name: name.value, ...this.tables() };
     body.at = when === "step" ? step.valueAsNumber : when;
     await this.send(body);
   }
 
   async send(body) {
-    let taken;
-    try {
-      taken = await this.api.post("pivots", body);
-    } catch (error) {
-      if (error.status !== 401 && error.status !== 403) throw error;
-      this.say("bad", `${error.message} ${error.hint}`);
-      if (await this.askToken("A pivot needs a token with the scope admin.")) await this.send(body);
-      return;
-    }
+    const onRefused = (error) => this.say("bad", `${error.message} ${error.hint}`);
+    const taken = await asAdmin(() => this.api.post("pivots", body), { askToken: this.askToken, onRefused });
+    if (!taken) return;
     this.isTouched = false;
     this.result = null;
     this.at("pivot-name").value = "";
@@ -212,12 +207,4 @@ function verdict(result) {
 function share(logRatio) {
   const percent = 100 * Math.exp(logRatio);
   return percent > 1e4 || percent < 0.01 ? `${percent.toExponential(1)} %` : `${+percent.toPrecision(3)} %`;
-}
-
-function confirmed(text) {
-  const dialog = document.getElementById("confirm-dialog");
-  document.getElementById("confirm-text").textContent = text;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }
