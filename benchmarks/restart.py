@@ -1,4 +1,4 @@
-"""Claim: a service that was killed at step 200,000 is back as soon as one that was killed at its beginning.
+"""Claim: a service that is started again reads the phases of its run and the newest reports, not every report.
 
 A walk over 16 sources is simulated, one report a step, and its journal opened as ``mixer serve`` opens it, each time in
 a process of its own: without any snapshot, after SIGTERM, and after a kill that left the newest lines to be driven

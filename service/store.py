@@ -16,8 +16,6 @@ from typing import Any, Self
 
 import orjson
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.exc import SQLAlchemyError
 
 from mixer.errors import StateMismatchError
@@ -72,10 +70,8 @@ class Store:
             sa.event.listen(engine, "connect", _prepare_sqlite)
         try:
             with engine.begin() as connection:
-                config = Config()
-                config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                if not _is_up_to_date(connection):
+                    _upgrade(connection)
         except SQLAlchemyError as error:
             raise StoreError(f"{engine.url!r}: {_reason(error)}") from error
         return cls(engine)
@@ -200,6 +196,22 @@ class Store:
         with self.transaction() as connection:
             rows = connection.execute(query).mappings().all()
         return [{**row, "detail": orjson.loads(row["detail"])} for row in rows]
+
+
+def _is_up_to_date(connection: sa.Connection) -> bool:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return False
+    return connection.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [tables.REVISION]
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic import command  # takes as long to import as the rest of a start on a database that is up to date
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _packed(state: Mapping[str, Any]) -> bytes:

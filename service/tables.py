@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
 
+REVISION = "second"  # of ``migrations``, that these are
+
 metadata = MetaData()
 
 runs = Table(

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import typer
+from alembic.script import ScriptDirectory
 
+import service
 from mixer.config import Curriculum
+from service import tables
+from service.app import create_app
 from service.cli import serve
 from service.engine import Engine
 from service.metrics import Metrics
+from service.settings import Settings
+from service.store import Store
 from tests.fleet import digest_of
 from tests.load import simulate_ranks
 from tests.serving import Served, get, losses_of, write_run
@@ -155,3 +163,32 @@ def test_sixty_four_ranks_train_without_an_error_in_memory_that_stays_flat(tmp_p
         f"{', '.join(f'{mebibytes:.0f}' for mebibytes in moments)}; {growth / 2**20:+.1f} from the middle to the last third"
     )
     assert growth < 0.05 * middle[0]
+
+
+def test_a_start_on_a_database_that_is_up_to_date_does_not_import_what_changes_tables(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'service.db'}"
+    opened = (
+        f"import sys; from service.store import Store; Store.open({url!r}).close(); print('alembic' in sys.modules)"
+    )
+    said = [subprocess.check_output([sys.executable, "-c", opened], text=True).strip() for _ in range(2)]
+    assert said == ["True", "False"]
+
+
+def test_the_tables_are_those_of_the_newest_migration() -> None:
+    folder = Path(service.__file__).parent / "migrations"
+    assert ScriptDirectory(str(folder)).get_current_head() == tables.REVISION
+
+
+def test_every_error_of_every_route_is_documented_in_the_one_shape(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path)
+    with contextlib.closing(Store.open(settings.database_url)) as store:
+        document = create_app(settings, store).openapi()
+    shapes = {
+        str(answer["content"]["application/json"]["schema"])
+        for path in document["paths"].values()
+        for route in path.values()
+        for status, answer in route["responses"].items()
+        if status >= "400"
+    }
+    assert shapes == {"{'$ref': '#/components/schemas/ErrorBody'}"}
+    assert "ErrorBody" in document["components"]["schemas"]

@@ -62,4 +62,10 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "the database or the journal cannot be written; nothing was changed",
     }
     listed = {401, 403, 404, 409, 413, 422, 429, 503, *statuses}
-    return {status: {"model": ErrorBody, "description": means[status]} for status in sorted(listed)}
+    shape = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+    # a model for each would take most of the time that the server needs to put its routes together
+    by_status: dict[int | str, dict[str, Any]] = {
+        status: {"content": shape, "description": means[status]} for status in sorted(listed)
+    }
+    by_status[429] = {"model": ErrorBody, "description": means[429]}  # which puts the shape into the document
+    return by_status
