@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -208,6 +209,7 @@ class PreparedReader:
         self._locator = self._compiled_locator()
         self._plan: _Plan | None = None
         self._num_read = self._num_slow = 0  # batches of the plan: read so far, and those of them that came slowly
+        self._faults = _num_faults()  # when the plan was made
         self._touching: list[Future[None]] = []  # the plan's rows in order of steps, if rows came slowly
 
     def read(self, step: int) -> RowBatch:
@@ -264,8 +266,10 @@ class PreparedReader:
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
         plan = self._plan = self._planned(phase, step)
-        is_slow = 2 * self._num_slow > self._num_read  # most of them: a busy machine makes one or two slow
-        self._num_read, self._num_slow, self._touching = 0, 0, []
+        faults = _num_faults()
+        # most of them, as a busy machine makes one or two slow; and beside other threads the interpreter is waited for
+        is_slow = 2 * self._num_slow > self._num_read and faults > self._faults
+        self._num_read, self._num_slow, self._faults, self._touching = 0, 0, faults, []
         if is_slow:
             flat, threads = plan.rows.addresses, _threads("rows", READING_THREADS)
             parts = (flat[k : k + TOUCHED_ROWS] for k in range(0, flat.size, TOUCHED_ROWS))
@@ -376,6 +380,11 @@ class PreparedReader:
             f"source {self._sources[i].name} ran dry before step {step}: it has {self._sizes[i]} rows, and {left} are "
             "left; set on_exhausted to repeat or stop, cap the source's weight, or give it more text"
         )
+
+
+def _num_faults() -> int:
+    """Return how often this process has waited for memory to come from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 @functools.cache
