@@ -41,13 +41,16 @@ def _compiled(root: Path) -> Path | None:
         include_dirs=[np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=flags,
-        optional=True,  # a compiler that fails is a warning
     )
     with contextlib.chdir(root):
         extensions = cythonize([extension], build_dir="build", quiet=True)
+        for each in extensions:
+            each.optional = True  # a compiler that fails is a warning
         command = Distribution({"name": "curriculum-mixer", "ext_modules": extensions}).get_command_obj("build_ext")
         command.build_temp, command.build_lib = "build", "."
         command.ensure_finalized()
-        command.run()
         compiled = root / command.get_ext_fullpath("mixer._kernels")
+        if compiled.exists() and compiled.stat().st_mtime < (root / SOURCE).stat().st_mtime:
+            compiled.unlink()  # of an older source: better none, should this one fail
+        command.run()
         return compiled if compiled.exists() else None

@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 from benchmarks.common import head, say
+from mixer.arrived import Arrived, lows_of
 from mixer.guard import Guard
-from mixer.inbox import Arrived, lows_of
 from mixer.policy_config import GuardConfig
 from mixer.rewards import SourceLosses
 from mixer.types import Array

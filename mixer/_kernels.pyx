@@ -22,7 +22,8 @@ cdef extern from *:
     """
     void MIXER_PREFETCH(const void*) noexcept nogil
 
-DEF LINE = 64  # bytes of a line of cache
+cdef enum:
+    LINE = 64  # bytes of a line of cache
 
 ctypedef fused token_t:
     uint8_t
@@ -31,9 +32,10 @@ ctypedef fused token_t:
 
 
 cdef void _prefetch(const char* row, Py_ssize_t num_bytes) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(0, num_bytes, LINE):
-        MIXER_PREFETCH(row + k)
+    cdef const char* end = row + num_bytes
+    while row < end:
+        MIXER_PREFETCH(row)
+        row += LINE
 
 
 cdef void _split_row(const token_t* row, Py_ssize_t length, int64_t* inputs, int64_t* labels) noexcept nogil:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mixer.arrived import Arrived
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, StepError
-from mixer.inbox import Arrived, Inbox, record_to_losses
+from mixer.inbox import Inbox, record_to_losses
 from mixer.lookup import history
 from mixer.policies import Policy, make_policy
 from mixer.randomness import generator

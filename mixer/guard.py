@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mixer.arrived import Arrived, lowest, lows_of
 from mixer.config import ScheduledPivot
 from mixer.errors import MixerError, PivotError
-from mixer.inbox import Arrived, lowest, lows_of
 from mixer.packed import pack
 from mixer.plan import Plan
 from mixer.policy_config import GuardConfig

@@ -8,59 +8,13 @@ from __future__ import annotations
 import bisect
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mixer.packed import pack, unpack
-from mixer.rewards import SQUARE_GRID, SUM_GRID, SourceLosses, add_losses
-from mixer.types import Array
-
-
-@dataclass(frozen=True, eq=False)
-class Arrived:
-    """Reports that one decision learns from together: their steps, from the first to the last, and their losses.
-
-    ``lows``, for a guard, is the report with the lowest mean loss of each source, which a sum would hide: its loss sum,
-    tokens, rows and step, [4, K]; zeros for a source without rows.
-    """
-
-    first_step: int
-    last_step: int
-    reports: int
-    losses: SourceLosses
-    lows: Array | None = None
-
-    def joined(self, other: Arrived) -> Arrived:
-        """Return both as one; losses lie on a grid, so the sum is exact in any order."""
-        return Arrived(
-            min(self.first_step, other.first_step),
-            max(self.last_step, other.last_step),
-            self.reports + other.reports,
-            add_losses([self.losses, other.losses]),
-            None if self.lows is None or other.lows is None else lowest(self.lows, other.lows),
-        )
-
-
-def lows_of(step: int, losses: SourceLosses) -> Array:
-    """Return the ``lows`` of one report, [4, K]."""
-    steps = np.where(losses.rows > 0, step, 0)
-    return np.stack([losses.loss_sums, losses.tokens, losses.rows, steps]).astype(np.float64)
-
-
-def lowest(one: Array, other: Array) -> Array:
-    """Return of each source the lower of two ``lows``; equal ones by step, rows, tokens, so that order is nothing."""
-    ranks = [
-        np.divide(lows[0], lows[1], out=np.full(lows.shape[1], np.inf), where=lows[1] > 0) for lows in (one, other)
-    ]
-    is_lower, is_equal = ranks[1] < ranks[0], (ranks[1] == ranks[0]) & (other[1] > 0)
-    if is_equal.any():
-        for row in (3, 2, 1):
-            is_lower |= is_equal & (other[row] < one[row])
-            is_equal &= other[row] == one[row]
-    return np.where(is_lower, other, one)
-
+from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
+from mixer.rewards import SourceLosses
 
 _first_step = operator.attrgetter("first_step")
 
@@ -74,11 +28,21 @@ class Inbox:
         num_sources: K.
         is_by_step: keep every step apart, for a policy that learns from one step after the other.
         is_guarded: note each source's lowest report too.
+        whole_rows: rows of a step, if the policy may learn from a step once all of them were reported.
     """
 
-    def __init__(self, num_sources: int, *, is_by_step: bool = False, is_guarded: bool = False) -> None:
+    def __init__(
+        self,
+        num_sources: int,
+        *,
+        is_by_step: bool = False,
+        is_guarded: bool = False,
+        whole_rows: int | None = None,
+    ) -> None:
         self._num_sources = num_sources
         self._is_by_step = is_by_step
+        self._whole_rows = whole_rows
+        self.learned_until = 0  # the first step that the policy has not learned from ahead of a decision
         self.is_guarded = is_guarded
         self._pending: list[Arrived] = []  # in order of first_step
         self._had: dict[int, list[list[int]]] = {}  # rank -> disjoint closed intervals of steps, in order
@@ -100,8 +64,11 @@ class Inbox:
         lows = lows_of(step, losses) if self.is_guarded else None
         new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0), lows)
         i = bisect.bisect_left(self._pending, step, key=_first_step)
-        if i < len(self._pending) and self._pending[i].first_step == step:
-            self._pending[i] = new.joined(self._pending[i])
+        learned = self._learned()
+        if learned is not None and self._pending[learned].first_step <= step <= self._pending[learned].last_step:
+            self._pending[learned] = self._pending[learned].joined(new)  # without rows, or it would be refused
+        elif i < len(self._pending) and self._pending[i].first_step == step:
+            self._pending[i] = self._pending[i].joined(new)
         else:
             self._pending.insert(i, new)
         if not self._is_by_step:
@@ -123,6 +90,30 @@ class Inbox:
             else:
                 joined.append(arrived)
         self._pending = joined
+
+    def next_whole(self, before: int) -> Arrived | None:
+        """Return the reports of the next step to learn from, if it is below ``before`` and all its rows are there."""
+        step = self.learned_until
+        if self._whole_rows is None or step >= before:
+            return None
+        i = bisect.bisect_left(self._pending, step, key=_first_step)
+        if i == len(self._pending) or self._pending[i].first_step != step:
+            return None
+        return self._pending[i] if int(self._pending[i].losses.rows.sum()) >= self._whole_rows else None
+
+    def note_learned(self, arrived: Arrived) -> None:
+        """Keep of reports that the policy has learned from their sum alone, which the decision still tells of."""
+        self._pending.remove(arrived)
+        arrived, learned = replace(arrived, is_learned=True), self._learned()
+        if learned is None:
+            bisect.insort(self._pending, arrived, key=_first_step)
+        else:
+            self._pending[learned] = self._pending[learned].joined(arrived)
+        self.learned_until = arrived.last_step + 1
+
+    def _learned(self) -> int | None:
+        """The place of what is pending and learned from."""
+        return next((i for i, arrived in enumerate(self._pending) if arrived.is_learned), None)
 
     def ready(self, before: int) -> list[Arrived]:
         """Return what is pending of steps below ``before``, in order."""
@@ -149,46 +140,16 @@ class Inbox:
     def state_dict(self) -> dict[str, Any]:
         """Return pending reports and the steps had, as plain data."""
         return {
-            "pending": [arrived_to_state(arrived) for arrived in self._pending],
+            "pending": reports_to_state(self._pending),
+            "learned_until": self.learned_until,
             "had": {str(rank): [[*pair] for pair in self._had[rank]] for rank in sorted(self._had)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the inbox that gave ``state``."""
         self._had = {int(rank): [list(map(int, pair)) for pair in pairs] for rank, pairs in state["had"].items()}
-        self._pending = [state_to_arrived(arrived, self._num_sources) for arrived in state["pending"]]
-
-
-def arrived_to_state(arrived: Arrived) -> list[Any]:
-    """Return plain data, packed: the form in states."""
-    return [arrived.first_step, arrived.last_step, arrived.reports, *_packed(arrived)]
-
-
-def state_to_arrived(state: list[Any], num_sources: int) -> Arrived:
-    """Return what ``arrived_to_state`` was given."""
-    first_step, last_step, reports, present, text = state
-    numbers = unpack(text).reshape(-1, len(present)) if present else np.zeros((8, 0))
-    columns = np.zeros((len(numbers), num_sources))
-    columns[:, present] = numbers * np.array(_GRIDS)[: len(numbers), None]
-    rows, tokens, loss_sums, square_sums = columns[:4]
-    losses = SourceLosses(
-        rows=rows.astype(np.int64), tokens=tokens.astype(np.int64), loss_sums=loss_sums, square_sums=square_sums
-    )
-    return Arrived(first_step, last_step, reports, losses, columns[4:] if len(columns) > 4 else None)
-
-
-# of rows, tokens, loss_sums, square_sums, and of the lows' loss sums, tokens, rows and steps
-_GRIDS = (1.0, 1.0, SUM_GRID, SQUARE_GRID, SUM_GRID, 1.0, 1.0, 1.0)
-
-
-def _packed(arrived: Arrived) -> list[Any]:
-    """Return the sources that have rows, and their numbers as multiples of the grids."""
-    losses = arrived.losses
-    present = np.flatnonzero(losses.rows)
-    columns = [losses.rows, losses.tokens, losses.loss_sums, losses.square_sums]
-    columns += [] if arrived.lows is None else list(arrived.lows)
-    multiples = [np.rint(column[present] / grid) for column, grid in zip(columns, _GRIDS, strict=False)]
-    return [present.tolist(), pack(np.concatenate(multiples).astype(np.int64))]
+        self.learned_until = state["learned_until"]
+        self._pending = state_to_reports(state["pending"], self._num_sources)
 
 
 def losses_to_record(losses: SourceLosses) -> dict[str, Any]:

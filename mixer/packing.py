@@ -15,6 +15,8 @@ from mixer.kernels import compiled
 from mixer.memory import int64s
 from mixer.types import IntArray, RowArray, TokenArray
 
+SMALL = frozenset(map(np.dtype, ("uint8", "uint16", "uint32")))  # token ids that compiled loops read
+
 
 def joined(documents: Sequence[TokenArray], separator_id: int) -> TokenArray:
     """Return documents as one stream of tokens, a separator after each, uint32 [all tokens + documents]."""
@@ -72,7 +74,7 @@ def split(rows: RowArray) -> tuple[IntArray, IntArray]:
     """Return what rows, [n, T + 1], are trained on: inputs and labels as new memory, int64 [n, T] both."""
     num_rows, length = len(rows), rows.shape[1] - 1
     inputs, labels = int64s(num_rows, length), int64s(num_rows, length)
-    if compiled is not None and rows.flags.c_contiguous:
+    if compiled is not None and rows.flags.c_contiguous and rows.dtype in SMALL:
         compiled.split(rows, inputs, labels)
     else:
         np.copyto(inputs, rows[:, :-1])

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mixer.arrived import Arrived
 from mixer.config import Curriculum
 from mixer.draws import phase_counts
 from mixer.errors import StateMismatchError
-from mixer.inbox import Arrived, losses_to_record
+from mixer.inbox import losses_to_record
 from mixer.journal import JOURNAL_VERSION
 from mixer.packed import pack, unpack
 from mixer.phases import Phase

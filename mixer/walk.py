@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from mixer.arrived import Arrived, reports_to_state, state_to_reports
 from mixer.config import Curriculum, Pivot, ScheduledPivot
 from mixer.draws import initial_owed, phase_counts
 from mixer.errors import (
@@ -31,7 +32,7 @@ from mixer.errors import (
     UnknownSourceError,
 )
 from mixer.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
-from mixer.inbox import Arrived, Inbox, arrived_to_state, losses_to_record, state_to_arrived
+from mixer.inbox import Inbox, losses_to_record
 from mixer.journal import JOURNAL_VERSION, Journal
 from mixer.packed import pack, pack_lines, unpack, unpack_lines
 from mixer.phases import Kind, Phase
@@ -53,7 +54,7 @@ from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -134,7 +135,12 @@ class Walk:
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
         self._on_alarm = on_alarm or warn
         self._begun: _Decision | None = None  # one that the journal has some lines of
-        self._inbox = Inbox(len(self.names), is_by_step=self._policy.is_by_step, is_guarded=self._guard is not None)
+        self._inbox = Inbox(
+            len(self.names),
+            is_by_step=self._policy.is_by_step,
+            is_guarded=self._guard is not None,
+            whole_rows=curriculum.batch_rows if getattr(self._policy, "learns_ahead", False) else None,
+        )
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
@@ -222,11 +228,26 @@ class Walk:
                     f"step {step} reports {losses.rows[i]} rows of {self.names[i]}, whose weight is 0 in that phase; "
                     "check the order of the sources in the report"
                 )
+        if step < self._inbox.learned_until and losses.rows.any():
+            raise FeedbackError(
+                f"step {step} reports {losses.rows.sum()} rows more, but all {self.curriculum.batch_rows} rows of its "
+                "batch were reported before; report each row once"
+            )
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
         next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
-        self._inbox.add(step, losses, together=next_decision - self.curriculum.feedback_lag)
+        together = next_decision - self.curriculum.feedback_lag
+        self._inbox.add(step, losses, together=together)
+        if (self._inbox.last_step or 0) >= self._phases[-1].start:  # else its decision may still be undone
+            self._learn_ahead(together)
         return True
+
+    def _learn_ahead(self, before: int) -> None:
+        """Let the policy learn from whole steps that the next decision uses in any case: a state then has one sum."""
+        while (arrived := self._inbox.next_whole(before)) is not None:
+            step = arrived.first_step
+            self._policy_state = self._policy.absorb(self._policy_state, [arrived.losses], since=step, until=step)
+            self._inbox.note_learned(arrived)
 
     @_one_at_a_time
     def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
@@ -340,7 +361,7 @@ class Walk:
             if self._before is None or not can_undo
             else {
                 "policy": _packed(self._before.policy_state),
-                "used": [arrived_to_state(arrived) for arrived in self._before.used],
+                "used": reports_to_state(self._before.used),
                 **self._guard_to_state(self._before.guard_state),
             },
             **self._guard_to_state(self._guard_state),
@@ -391,7 +412,7 @@ class Walk:
         self._before = before and _Before(
             _unpacked(before["policy"]),
             self._state_to_guard(before),
-            [state_to_arrived(used, len(self.names)) for used in before["used"]],
+            state_to_reports(before["used"], len(self.names)),
         )
         self._begun = None
         self._unique_tokens = unpack(state["unique_tokens"])
@@ -449,7 +470,7 @@ class Walk:
         is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
         landed = regime.region.project(before) if is_new_regime and not is_inside else before
 
-        steps = [arrived.losses for arrived in used]
+        steps = [arrived.losses for arrived in used if not arrived.is_learned]
         learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
         if seen.plan.pivots_at(start):
             learned = self._policy.after_pivot(learned)
@@ -529,7 +550,9 @@ class Walk:
                     f"{journal.path}: the fork of step {first['parent']['step']} has no line {begin} to begin from; "
                     "make it again with `mixer fork`"
                 )
-            self._stand_at(record["state"])
+            state, what = record["state"], f"{journal.path}: the state at line {begin}"
+            check_state(state, version=STATE_VERSION, fingerprint=self.curriculum.fingerprint, what=what)
+            self._stand_at(state)
         self._resume_at = journal.position_of(begin)
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks.guard import EVENT, losses_of, measured
+from mixer.arrived import Arrived, lowest, lows_of
 from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.errors import ConfigError, JournalError, StateMismatchError
@@ -31,7 +32,6 @@ from mixer.guard import (
     parted,
     without,
 )
-from mixer.inbox import Arrived, lowest, lows_of
 from mixer.journal import Journal, read_journal
 from mixer.loggers import LoggedWalk, PhaseLogger
 from mixer.lookup import Lookup

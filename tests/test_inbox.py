@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import itertools
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.inbox import Arrived, Inbox, losses_to_record, record_to_losses
+from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
+from mixer.errors import StateMismatchError
+from mixer.inbox import Inbox, losses_to_record, record_to_losses
+from mixer.packed import as_bytes, as_text
 from mixer.rewards import SourceLosses
 from tests.test_rewards import losses_of, reports
 
@@ -93,7 +102,7 @@ def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
 def test_a_run_of_any_length_is_remembered_in_one_interval() -> None:
     inbox = filled([(step, 0) for step in range(5000)])
     inbox.drop(inbox.ready(5000))
-    assert inbox.state_dict() == {"pending": [], "had": {"0": [[0, 4999]]}}
+    assert inbox.state_dict() == {"pending": "", "learned_until": 0, "had": {"0": [[0, 4999]]}}
 
 
 @given(keys, keys)
@@ -109,6 +118,74 @@ def test_an_inbox_restored_from_json_goes_on_as_the_first_would(
                 inbox.add(step, report(step, rank))
     assert restored.state_dict() == first.state_dict()
     assert told(restored.ready(100)) == told(first.ready(100))
+
+
+@st.composite
+def arrivals_of_any_kind(draw: st.DrawFn) -> list[Arrived]:
+    """Reports of 3 sources, some of them sums of several, with lows or without, with squares or without."""
+    has_lows, has_squares = draw(st.booleans()), draw(st.booleans())
+    found: list[Arrived] = []
+    step = draw(st.integers(0, 10**9))
+    for _ in range(draw(st.integers(0, 5))):
+        parts = []
+        for _ in range(draw(st.integers(1, 3))):
+            losses = draw(reports()).on_grid()
+            losses = losses if has_squares else replace(losses, square_sums=np.zeros(3))
+            parts.append(Arrived(step, step, 1, losses, lows_of(step, losses) if has_lows else None))
+            step += draw(st.integers(0, 2))
+        joined = functools.reduce(Arrived.joined, parts)
+        found.append(replace(joined, is_learned=draw(st.booleans())))
+        step += 1
+    return found
+
+
+@given(arrivals_of_any_kind())
+def test_reports_come_back_from_a_state_to_the_last_bit(before: list[Arrived]) -> None:
+    after = state_to_reports(json.loads(json.dumps(reports_to_state(before))), 3)
+    assert len(after) == len(before)
+    for one, other in zip(before, after, strict=True):
+        for name in ("first_step", "last_step", "reports", "is_learned"):
+            assert getattr(one, name) == getattr(other, name), name
+        for name in ("rows", "tokens", "loss_sums", "square_sums"):
+            assert getattr(one.losses, name).tolist() == getattr(other.losses, name).tolist(), name
+        assert (one.lows is None) == (other.lows is None)
+        if one.lows is not None and other.lows is not None:
+            assert one.lows.tolist() == other.lows.tolist()
+
+
+@pytest.mark.parametrize("text", ["x", "not base85: \u00e9", "0000000000", 3, ["a list, as versions before 5 had it"]])
+def test_packed_reports_that_were_changed_are_refused(text: Any) -> None:
+    with pytest.raises(StateMismatchError, match="no packed reports: it was changed"):
+        state_to_reports(text, 3)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_as_text_are_base85(data: bytes) -> None:
+    assert as_text(data) == base64.b85encode(data).decode()
+    assert as_bytes(as_text(data)) == data
+
+
+@pytest.mark.parametrize("text", ["abc d", "~~~~~", "\u00e9bcde"])
+def test_text_that_is_no_base85_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="base85|ascii"):
+        as_bytes(text)
+
+
+@given(st.sets(st.integers(0, 12)), st.integers(0, 14))
+def test_the_steps_learned_from_ahead_are_the_whole_ones_from_the_first_on(steps: set[int], before: int) -> None:
+    inbox = Inbox(1, is_by_step=True, whole_rows=4)
+    for step in steps:
+        rows = np.array([3 if step == 6 else 4])  # of step 6 a row is missing
+        inbox.add(step, SourceLosses(rows=rows, tokens=rows, loss_sums=rows * 1.0))
+    learned = []
+    while (arrived := inbox.next_whole(before)) is not None:
+        learned.append(arrived.first_step)
+        inbox.note_learned(arrived)
+    assert learned == list(itertools.takewhile(lambda step: step in steps and step < before and step != 6, range(15)))
+    assert sum(arrived.reports for arrived in inbox.ready(100)) == len(steps)
+    assert [arrived.is_learned for arrived in inbox.ready(100)] == [True] * bool(learned) + [False] * (
+        len(steps) - len(learned)
+    )
 
 
 @given(reports())

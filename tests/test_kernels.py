@@ -97,7 +97,7 @@ def test_the_batches_of_prepared_rows_are_those_that_numpy_gathers_over_many_epo
     assert all([row[1:] for row in rows] == labels for _, labels, *_, rows in found)
 
 
-@given(st.integers(0, 5), st.integers(2, 40), st.sampled_from(["uint8", "uint16", "uint32"]), st.booleans())
+@given(st.integers(0, 5), st.integers(2, 40), st.sampled_from(["uint8", "uint16", "uint32", "int64"]), st.booleans())
 def test_rows_are_split_into_inputs_and_labels_whatever_their_layout(
     num_rows: int, row_length: int, dtype: str, is_contiguous: bool
 ) -> None:

@@ -45,7 +45,7 @@ def test_there_are_many_collections_uneven_in_size(files: dict[str, Path]) -> No
 def test_licences_are_the_smallest_and_repeat_themselves(files: dict[str, Path]) -> None:
     assert min(files, key=lambda name: files[name].stat().st_size) == "licences"
     lines = [line for record in records(files["licences"]) for line in record["text"].splitlines() if line.strip()]
-    assert len(set(lines)) < 0.6 * len(lines)
+    assert len(set(lines)) < 0.75 * len(lines)  # 0.57 to 0.60 as the installed packages are; prose has 0.9 and more
 
 
 def test_dialogues_are_turns_with_answers(files: dict[str, Path]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,11 @@ from mixer.errors import (
     StepError,
     UnknownSourceError,
 )
-from mixer.journal import Journal
+from mixer.fork import fork
+from mixer.journal import Journal, read_journal
 from mixer.packed import unpack
 from mixer.phases import Phase
+from mixer.policies import make_policy
 from mixer.rewards import SourceLosses
 from mixer.types import IntArray
 from mixer.walk import Walk
@@ -40,6 +45,7 @@ from tests.curricula import (
     ragged,
     same_phases,
 )
+from tests.test_replay import rewrite
 
 SIXTEEN = tuple(f"source-{i}" for i in range(16))
 SEVEN = ["source-0", "source-2", "source-3", "source-7", "source-8", "source-11", "source-15"]
@@ -186,8 +192,8 @@ def test_a_state_of_another_curriculum_or_version_is_refused_naming_both() -> No
     walk = Walk(other)
     with pytest.raises(StateMismatchError, match=f"{run.fingerprint}, but this one is {other.fingerprint}"):
         walk.load_state_dict(state)
-    with pytest.raises(StateMismatchError, match=r"walk state has version 3, .* reads version 4"):
-        Walk(run).load_state_dict({**state, "version": 3})
+    with pytest.raises(StateMismatchError, match=r"walk state has version 4, .* reads version 5"):
+        Walk(run).load_state_dict({**state, "version": 4})
     assert walk.state_dict() == Walk(other).state_dict()
 
 
@@ -241,6 +247,78 @@ def _decision(walk: Walk) -> dict[str, list[float]]:
     """Decide one more phase and return what the policy knew then."""
     walk.phase_at(walk.frontier)
     return {name: unpack(values).tolist() for name, values in walk.state_dict()["policy"].items()}
+
+
+AHEAD: tuple[dict[str, Any], ...] = ({"name": "andrea"}, {"name": "odm"})  # policies that learn ahead
+
+
+@given(curricula(policies=AHEAD), st.integers(1, 3), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_learning_ahead_of_a_decision_changes_no_decision(run: Curriculum, num_ranks: int, random: Random) -> None:
+    ahead, policy = Walk(run), make_policy(run)
+    policy.learns_ahead = False  # type: ignore[attr-defined]
+    behind = Walk(run, policy=policy)
+    waiting: list[tuple[int, SourceLosses]] = []
+    for step in range(80):
+        for walk in (ahead, behind):
+            walk.phase_at(step)
+        if step == 50 and random.random() < 0.7:  # a live pivot that cuts, where it may
+            at = ahead.first_cut(step)
+            assert behind.first_cut(step) == at
+            for walk in (ahead, behind):
+                with contextlib.suppress(PivotError):
+                    walk.pivot(Pivot(name="live", floors={"source-0": 0.25}, caps={}, exclude=()), at, cut=True)
+                walk.phase_at(step)
+        waiting += [(step, part) for part in _of_ranks(run, ahead, step, num_ranks)]
+        random.shuffle(waiting)
+        for _ in range(random.randint(0, len(waiting))):  # late, and in any order
+            reported, part = waiting.pop()
+            assert ahead.report(reported, part) == behind.report(reported, part)
+        if random.random() < 0.2:
+            state = json.loads(json.dumps(ahead.state_dict()))
+            ahead = Walk(run)
+            ahead.load_state_dict(state)
+    for walk in (ahead, behind):
+        walk.phase_at(walk.frontier)
+    assert same_phases(list(ahead._phases), list(behind._phases)[-len(ahead._phases) :])
+
+
+def _of_ranks(run: Curriculum, walk: Walk, step: int, num_ranks: int) -> list[SourceLosses]:
+    """The losses of a step, each row in the report of one rank."""
+    phase = walk.phase_at(step)
+    sources = np.repeat(np.arange(len(run.names)), batch_counts(run, phase, step))
+    shares = [np.bincount(sources[rank::num_ranks], minlength=len(run.names)) for rank in range(num_ranks)]
+    return [replace(noisy_losses(run, step, rows), rank=rank) for rank, rows in enumerate(shares)]
+
+
+@pytest.mark.parametrize("policy", AHEAD)
+def test_rows_beyond_those_of_a_step_that_was_learned_from_are_refused(policy: dict[str, Any]) -> None:
+    run = curriculum(3, policy=policy)
+    walk = Walk(run)
+    drive(walk, 30)
+    again = replace(report_of(walk, 3), rank=1)
+    with pytest.raises(FeedbackError, match=r"^step 3 reports 8 rows more, but all 8 rows .* report each row once$"):
+        walk.report(3, again)
+    none: IntArray = np.zeros(3, dtype=np.int64)
+    assert walk.report(3, SourceLosses(rows=none, tokens=none, loss_sums=np.zeros(3), rank=1))  # nothing is new
+
+
+def test_the_state_of_a_fork_in_a_journal_of_an_older_release_is_refused_naming_the_line(tmp_path: Path) -> None:
+    run = with_pivots()
+    with Journal.create(tmp_path / "run.jsonl") as journal:
+        drive(Walk(run, journal=journal), 60)
+    start = [line["start"] for line in read_journal(tmp_path / "run.jsonl") if line["type"] == "phase"][3]
+    fork(tmp_path / "run.jsonl", start, run, tmp_path / "fork.jsonl")
+
+    def aged(record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "state": {**record["state"], "version": 4}} if record["type"] == "fork" else record
+
+    rewrite(tmp_path / "fork.jsonl", aged)
+    with (
+        Journal.open(tmp_path / "fork.jsonl") as journal,
+        pytest.raises(StateMismatchError, match=r"the state at line \d+ has version 4, .* reads version 5"),
+    ):
+        Walk(run, journal=journal)
 
 
 def test_a_report_that_comes_late_is_learned_from_by_the_next_decision() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +34,21 @@ def test_the_wheel_holds_packages_configs_and_type_marks(wheel: Path) -> None:
     is_compiled = any(name.startswith("mixer/_kernels.") and name.endswith((".so", ".pyd")) for name in names)
     assert is_compiled == (kernels.compiled is not None)
     assert is_compiled != wheel.name.endswith("-none-any.whl")
+
+
+def test_without_a_compiler_the_wheel_is_made_all_the_same_for_any_platform(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("mixer", "service", "andrea", "configs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("_kernels.*.so", "__pycache__"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(checkout)]
+    done = subprocess.run(command, env={**os.environ, "CC": "false"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "could not be compiled" in done.stdout + done.stderr
+    made = next(tmp_path.glob("*.whl"))
+    assert made.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(made).namelist() if name.endswith((".so", ".pyd"))]
 
 
 def test_the_installed_wheel_runs_the_demo_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

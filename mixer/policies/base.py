@@ -30,6 +30,8 @@ class Policy(Protocol):
     kind: Literal["bandit", "fixed"]  # what its phases are called
     teleports: Literal["by chance", "always", "never"]  # whether the phase law's random phases happen
     is_by_step: bool  # whether ``absorb`` looks at the steps one by one; else it may be given their sum
+    # ``learns_ahead = True`` may be there too: ``absorb`` of some steps and then of others is that of all, whatever
+    # ``since`` and ``until``, so that a walk need not keep the steps until the decision
 
     def initial(self, num_sources: int) -> State:
         """Return an empty memory."""

@@ -32,7 +32,7 @@ class OdmPolicy:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "never"
-    is_by_step = True
+    is_by_step = learns_ahead = True
 
     def __init__(self, config: OdmConfig) -> None:
         self._config = config
