@@ -34,6 +34,8 @@ SLOW_BYTES_PER_S = 300e6  # memory gives 3 GB/s and more, a disk read at random 
 READING_THREADS = 8  # more requests than that gain little on one NVMe disk
 NO_END = 2**62
 
+Shape = tuple[int, int, int]
+
 
 class RowBatch(NamedTuple):
     """One rank's rows of one global batch.
@@ -215,8 +217,9 @@ class PreparedReader:
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
         plan, i = self._placed(step)
-        rows = self._gathered(plan, i, 1)
-        return RowBatch(step, plan.phase.index, rows, plan.source_ids[i], plan.numbers[i])
+        rows: RowArray = np.empty((1, plan.num_rows, self._rows.row_length), dtype=self._rows.dtype)
+        self._gather(plan, i, rows)
+        return RowBatch(step, plan.phase.index, rows[0], plan.source_ids[i], plan.numbers[i])
 
     def read_split(self, step: int) -> TokenBatch:
         """Return the rows of a step as they are trained on."""
@@ -228,12 +231,16 @@ class PreparedReader:
         self._note(plan, 1, time.perf_counter() - begun_s)
         return TokenBatch(step, plan.phase.index, inputs, labels, plan.source_ids[i], plan.numbers[i])
 
-    def read_together(self, step: int, num_steps: int) -> RowBatches:
-        """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather."""
+    def read_together(self, step: int, num_steps: int, room: Callable[[Shape, np.dtype[Any]], RowArray]) -> RowBatches:
+        """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather.
+
+        ``room`` gives memory for them, of a shape [n, b, T + 1] and a type; each of the n is contiguous.
+        """
         plan, i = self._placed(step)
         these = slice(i, i + num_steps)
         steps = plan.steps[these]
-        rows = self._gathered(plan, i, len(steps)).reshape(len(steps), plan.num_rows, -1)
+        rows = room((len(steps), plan.num_rows, self._rows.row_length), self._rows.dtype)
+        self._gather(plan, i, rows)
         return RowBatches(steps, plan.phase.index, rows, plan.source_ids[these], plan.numbers[these])
 
     def _placed(self, step: int) -> tuple[_Plan, int]:
@@ -243,14 +250,13 @@ class PreparedReader:
             plan = self._next_plan(phase, step)
         return plan, (step - plan.steps.start) // self._every
 
-    def _gathered(self, plan: _Plan, i: int, num_steps: int) -> RowArray:
-        """Return the rows of so many steps of a plan, from the i-th on."""
+    def _gather(self, plan: _Plan, i: int, out: RowArray) -> None:
+        """Copy the rows of steps of a plan, from the i-th on, to ``out``, [n, b, T + 1]."""
         begun_s = time.perf_counter()
         if self._touching:
-            self._wait_for(plan, i, num_steps)
-        rows = plan.rows.gather(i * plan.num_rows, num_steps * plan.num_rows)
-        self._note(plan, num_steps, time.perf_counter() - begun_s)
-        return rows
+            self._wait_for(plan, i, len(out))
+        plan.rows.gather(out, i * plan.num_rows)
+        self._note(plan, len(out), time.perf_counter() - begun_s)
 
     def _wait_for(self, plan: _Plan, i: int, num_steps: int) -> None:
         """Wait until the rows of so many steps of a plan, from the i-th on, are in memory."""

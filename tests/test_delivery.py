@@ -688,7 +688,7 @@ def test_batches_read_together_are_those_read_one_by_one(
     step = 0
     while True:
         try:
-            found = reader.read_together(step, together)
+            found = reader.read_together(step, together, np.empty)
         except EndOfSource:
             break
         assert found.steps[0] == step
