@@ -97,16 +97,22 @@ cdef class Windows:
         return 0
 
     def gather(self, Py_ssize_t first, Py_ssize_t num_rows, cnp.ndarray out):
-        """Copy so many rows from the first on to ``out``, [num_rows, T + 1], contiguous."""
+        """Copy so many rows from the first on to ``out``.
+
+        Args:
+            out: [n, b, T + 1] for n b rows; each of the n is contiguous.
+        """
         self._check(first, num_rows)
         cdef char* to = <char*> cnp.PyArray_DATA(out)
-        cdef Py_ssize_t r, num_bytes = self._row_length * self._itemsize
+        cdef Py_ssize_t r, k, num_bytes = self._row_length * self._itemsize
+        cdef Py_ssize_t together = out.shape[1], apart = out.strides[0]
         cdef const int64_t* places = self._first + first
         with nogil:
-            for r in range(num_rows):
-                if r + 1 < num_rows:
-                    _prefetch(<const char*> <size_t> places[r + 1], num_bytes)
-                memcpy(to + r * num_bytes, <const char*> <size_t> places[r], num_bytes)
+            for k in range(num_rows // together):
+                for r in range(k * together, (k + 1) * together):
+                    if r + 1 < num_rows:
+                        _prefetch(<const char*> <size_t> places[r + 1], num_bytes)
+                    memcpy(to + k * apart + (r - k * together) * num_bytes, <const char*> <size_t> places[r], num_bytes)
 
     def split(self, Py_ssize_t first, Py_ssize_t num_rows, cnp.ndarray inputs, cnp.ndarray labels):
         """Write all but the last token of so many rows to ``inputs``, all but the first to ``labels``.

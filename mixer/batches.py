@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ TOUCHED_ROWS = 16  # that a thread touches at once
 SLOW_BYTES_PER_S = 300e6  # memory gives 3 GB/s and more, a disk read at random a tenth of this
 READING_THREADS = 8  # more requests than that gain little on one NVMe disk
 NO_END = 2**62
+
+Shape = tuple[int, int, int]
 
 
 class RowBatch(NamedTuple):
@@ -208,13 +211,15 @@ class PreparedReader:
         self._locator = self._compiled_locator()
         self._plan: _Plan | None = None
         self._num_read = self._num_slow = 0  # batches of the plan: read so far, and those of them that came slowly
+        self._faults = _num_faults()  # when the plan was made
         self._touching: list[Future[None]] = []  # the plan's rows in order of steps, if rows came slowly
 
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
         plan, i = self._placed(step)
-        rows = self._gathered(plan, i, 1)
-        return RowBatch(step, plan.phase.index, rows, plan.source_ids[i], plan.numbers[i])
+        rows: RowArray = np.empty((1, plan.num_rows, self._rows.row_length), dtype=self._rows.dtype)
+        self._gather(plan, i, rows)
+        return RowBatch(step, plan.phase.index, rows[0], plan.source_ids[i], plan.numbers[i])
 
     def read_split(self, step: int) -> TokenBatch:
         """Return the rows of a step as they are trained on."""
@@ -226,12 +231,16 @@ class PreparedReader:
         self._note(plan, 1, time.perf_counter() - begun_s)
         return TokenBatch(step, plan.phase.index, inputs, labels, plan.source_ids[i], plan.numbers[i])
 
-    def read_together(self, step: int, num_steps: int) -> RowBatches:
-        """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather."""
+    def read_together(self, step: int, num_steps: int, room: Callable[[Shape, np.dtype[Any]], RowArray]) -> RowBatches:
+        """Return the rows of a step and of those after it in its phase, up to ``num_steps`` in all, by one gather.
+
+        ``room`` gives memory for them, of a shape [n, b, T + 1] and a type; each of the n is contiguous.
+        """
         plan, i = self._placed(step)
         these = slice(i, i + num_steps)
         steps = plan.steps[these]
-        rows = self._gathered(plan, i, len(steps)).reshape(len(steps), plan.num_rows, -1)
+        rows = room((len(steps), plan.num_rows, self._rows.row_length), self._rows.dtype)
+        self._gather(plan, i, rows)
         return RowBatches(steps, plan.phase.index, rows, plan.source_ids[these], plan.numbers[these])
 
     def _placed(self, step: int) -> tuple[_Plan, int]:
@@ -241,14 +250,13 @@ class PreparedReader:
             plan = self._next_plan(phase, step)
         return plan, (step - plan.steps.start) // self._every
 
-    def _gathered(self, plan: _Plan, i: int, num_steps: int) -> RowArray:
-        """Return the rows of so many steps of a plan, from the i-th on."""
+    def _gather(self, plan: _Plan, i: int, out: RowArray) -> None:
+        """Copy the rows of steps of a plan, from the i-th on, to ``out``, [n, b, T + 1]."""
         begun_s = time.perf_counter()
         if self._touching:
-            self._wait_for(plan, i, num_steps)
-        rows = plan.rows.gather(i * plan.num_rows, num_steps * plan.num_rows)
-        self._note(plan, num_steps, time.perf_counter() - begun_s)
-        return rows
+            self._wait_for(plan, i, len(out))
+        plan.rows.gather(out, i * plan.num_rows)
+        self._note(plan, len(out), time.perf_counter() - begun_s)
 
     def _wait_for(self, plan: _Plan, i: int, num_steps: int) -> None:
         """Wait until the rows of so many steps of a plan, from the i-th on, are in memory."""
@@ -264,8 +272,10 @@ class PreparedReader:
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
         plan = self._plan = self._planned(phase, step)
-        is_slow = 2 * self._num_slow > self._num_read  # most of them: a busy machine makes one or two slow
-        self._num_read, self._num_slow, self._touching = 0, 0, []
+        faults = _num_faults()
+        # most of them, as a busy machine makes one or two slow; and beside other threads the interpreter is waited for
+        is_slow = 2 * self._num_slow > self._num_read and faults > self._faults
+        self._num_read, self._num_slow, self._faults, self._touching = 0, 0, faults, []
         if is_slow:
             flat, threads = plan.rows.addresses, _threads("rows", READING_THREADS)
             parts = (flat[k : k + TOUCHED_ROWS] for k in range(0, flat.size, TOUCHED_ROWS))
@@ -376,6 +386,11 @@ class PreparedReader:
             f"source {self._sources[i].name} ran dry before step {step}: it has {self._sizes[i]} rows, and {left} are "
             "left; set on_exhausted to repeat or stop, cap the source's weight, or give it more text"
         )
+
+
+def _num_faults() -> int:
+    """Return how often this process has waited for memory to come from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 @functools.cache

@@ -31,6 +31,7 @@ from service.settings import Settings
 from service.store import Store
 from service.views import save_view
 from service.window import Bell, Built, Window
+from service.wire import Room, encode
 
 TOGETHER_BYTES = 1 << 20
 KEPT, KEPT_BYTES = 8, 16 << 20  # times what is built ahead, or so many bytes, are held of batches of prepared rows
@@ -82,7 +83,12 @@ class Parts:
     def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> Built:
         """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
         if isinstance(reader, PreparedReader):  # whose rows have it already
-            return Built(reader.read_together(step, num_steps))
+            room = Room()
+            batches = reader.read_together(step, num_steps, room)
+            built = Built(batches)
+            if self.patience.world_size in (None, 1):
+                built.hold(encode(batches, 0, 1, room=room))
+            return built
         batch = reader.read(step)
         dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
         return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(dtype, copy=False))))

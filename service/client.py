@@ -20,9 +20,9 @@ import urllib3
 
 from mixer.batches import RowBatch
 from mixer.config import Pivot
-from mixer.memory import Pool
 from mixer.rewards import SourceLosses
 from service.calls import Answer, Call, Calls, Raw, TransientError, read
+from service.direct import Direct, NotPlainError
 from service.errors import UnreachableError
 from service.schemas import (
     Feedback,
@@ -44,7 +44,6 @@ __all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
 PATIENCE_S = 120.0
 WAIT_S = 5.0  # of one request for what is not there yet: so long a trainer that stops may have to wait for its threads
 CONNECT_S, READ_S = 5.0, 60.0
-PIECE_BYTES = 256 << 10  # received at once; a smaller body is not worth its own memory
 CONNECTIONS = 16  # kept for threads that share a client
 
 
@@ -77,8 +76,8 @@ class MixerClient:
         self._calls = Calls(run)
         self._patience_s = patience_s
         self._headers, self._verify = _authorization(token), verify
-        self._pool = Pool()
-        self._pid, self._http = os.getpid(), self._opened()
+        self._is_direct = True  # as long as answers are as our server writes them
+        self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
 
     def _opened(self) -> urllib3.PoolManager:
         """Return new connections, which close when this client is forgotten."""
@@ -90,6 +89,9 @@ class MixerClient:
         )
         weakref.finalize(self, http.clear)
         return http
+
+    def _opened_direct(self) -> Direct:
+        return Direct(self.url, self._headers, self._verify, connect_s=CONNECT_S, read_s=READ_S)
 
     def weights(self, step: int | None = None, *, wait_s: float = WAIT_S) -> Weights:
         """Return the weights of the phase that covers ``step``, or of the newest."""
@@ -119,7 +121,7 @@ class MixerClient:
 
         Once ``is_given_up`` nothing is tried again.
         """
-        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S), is_given_up)
+        return self._send(self._calls.batches(steps, rank, world_size, WAIT_S), is_given_up, is_large=True)
 
     def feedback(self, report: Feedback) -> bool:
         """Tell what a rank saw in a step; it is durable when this returns. False if it was known."""
@@ -161,6 +163,7 @@ class MixerClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.clear()
+        self._direct.close()
 
     def __enter__(self) -> Self:
         return self
@@ -169,43 +172,46 @@ class MixerClient:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_http": None, "_pid": 0, "_pool": Pool()}
+        return {**self.__dict__, "_http": None, "_direct": None, "_pid": 0}
 
-    def _send(self, call: Call[Answer], is_given_up: Callable[[], bool] = lambda: False) -> Answer:
+    def _send(
+        self, call: Call[Answer], is_given_up: Callable[[], bool] = lambda: False, *, is_large: bool = False
+    ) -> Answer:
+        """Send a request until it is answered; a large answer comes over a connection of its own, if it can."""
         if self._pid != os.getpid():  # a connection must not be shared with the process that forked this one
-            self._pid, self._http = os.getpid(), self._opened()
-        for attempt in tenacity.Retrying(**_retrying(self.url, self._patience_s, is_given_up)):
-            with attempt:
-                try:
-                    pool = self._http.connection_from_url(self.url)
-                    answer = pool.urlopen(  # as request() does, which looks for much else
-                        call.method,
-                        self._path + call.target,
-                        body=call.content,
-                        headers=self._headers | call.headers,
-                        retries=False,  # tenacity's
-                        redirect=False,
-                        assert_same_host=False,
-                        preload_content=False,
-                    )
-                    content = self._content_of(answer)
-                    answer.release_conn()
-                except urllib3.exceptions.HTTPError as error:
-                    raise TransientError(str(error) or type(error).__name__) from error
-                return read(Raw(answer.status, answer.headers, content), call)
-        raise AssertionError("tenacity returns or raises")
+            self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
+        try:
+            return self._sent(call, is_large=is_large)
+        except TransientError as error:
+            known: list[TransientError] = [error]  # making ready to try again takes 300 us: done if there is need
 
-    def _content_of(self, answer: urllib3.BaseHTTPResponse) -> bytes | memoryview:
-        """Return a body; a large one lies in memory that other answers lay in before."""
-        length = answer.headers.get("content-length", "")
-        if not length.isdecimal() or int(length) < PIECE_BYTES:
-            return answer.read()
-        room = self._pool.take(int(length))
-        begin = 0
-        for piece in answer.stream(PIECE_BYTES):
-            room[begin : begin + len(piece)] = piece
-            begin += len(piece)
-        return room
+        def again() -> Answer:
+            if known:
+                raise known.pop()
+            return self._sent(call, is_large=is_large)
+
+        answer: Answer = tenacity.Retrying(**_retrying(self.url, self._patience_s, is_given_up))(again)
+        return answer
+
+    def _sent(self, call: Call[Answer], *, is_large: bool) -> Answer:
+        if is_large and self._is_direct:
+            try:
+                return read(self._direct.get(call.target), call)
+            except NotPlainError:  # something stands between this client and the server
+                self._is_direct = False
+        try:
+            answer = self._http.connection_from_url(self.url).urlopen(  # as request() does, which looks for much else
+                call.method,
+                self._path + call.target,
+                body=call.content,
+                headers=self._headers | call.headers,
+                retries=False,  # tenacity's
+                redirect=False,
+                assert_same_host=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise TransientError(str(error) or type(error).__name__) from error
+        return read(Raw(answer.status, answer.headers, answer.data), call)
 
 
 class AsyncMixerClient:

@@ -27,7 +27,7 @@ _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
 LONGEST_S = 0.002  # that an answer waits for what is being built
 SMALL_BYTES = 64 << 10  # up to here an answer takes no longer than its turn would
-MAX_JOINED_BYTES = 1 << 20  # beyond this a request more costs little, and small answers wait behind large ones
+MAX_JOINED_BYTES = 4 << 20
 
 
 async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s: float) -> Body:
@@ -101,12 +101,13 @@ class FastLane:
             first, limit, every = map(int, numbers[:3])
             pieces = await batches_of(engine, range(first, first + limit * every, every), rank, world_size, wait_s)
             headers = several_headers(pieces)
-        if sum(map(len, pieces)) > SMALL_BYTES:
-            await self._turns.take()
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for piece in pieces[:-1]:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": pieces[-1]})
+        is_large = sum(map(len, pieces)) > SMALL_BYTES
+        for number, piece in enumerate(pieces, 1):
+            if is_large:
+                await self._turns.take()
+            if number == 1:
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(pieces)})
 
 
 def several_headers(pieces: Sequence[memoryview]) -> tuple[tuple[bytes, bytes], ...]:

@@ -31,13 +31,13 @@ from mixer.sources import Progress
 from mixer.walk import check_state
 from service.client import PATIENCE_S, MixerClient
 from service.errors import RunEndedError
-from service.wire import MAX_STEPS
 
 if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
-LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 2 << 20
+LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 4 << 20
+AHEAD_STEPS = 64  # a server builds half as many ahead of what is asked for
 CONNECTIONS = 2  # that ask at the same time, each for several batches at once
 
 
@@ -119,7 +119,7 @@ class Ahead:
         """Note how long the trainer took for a batch, and how large that was."""
         if not self._is_fixed:
             self._step_s += (took_s - self._step_s) / 8
-            most = max(LEAST_AHEAD, min(AHEAD_BYTES // num_bytes, CONNECTIONS * MAX_STEPS))
+            most = max(LEAST_AHEAD, min(AHEAD_BYTES // num_bytes, AHEAD_STEPS))
             self.num = max(LEAST_AHEAD, min(most, int(AHEAD_S / max(self._step_s, 1e-9))))
 
 
@@ -135,7 +135,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         token: of scope ``train``, if the server has tokens; default: the variable MIXER_TOKEN.
         run: its name; the server's default run if None.
         prefetch: batches on their way while one is trained on, in this process or in each worker; by default 4, and
-            more for a trainer that takes more than that in 20 ms, up to 2 MiB.
+            more for a trainer that takes more than that in 20 ms, up to 4 MiB.
         batches: yield whole batches; False yields rows.
         provenance: add ``row_numbers``.
         patience_s: how long a server that does not answer is tried again.

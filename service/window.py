@@ -44,10 +44,16 @@ class Built:
         """Return the rows of a rank, encoded; two threads that encode at once make the same bytes."""
         found = self._encoded.get((rank, world_size))
         if found is None:
-            found = self._encoded[rank, world_size] = encode(self.batches, rank, world_size)
-            if world_size == 1:  # one copy of the rows is enough
-                self.batches = self.batches._replace(rows=found.rows)
+            found = encode(self.batches, rank, world_size)
+            if world_size == 1:
+                self.hold(found)
+            self._encoded[rank, world_size] = found
         return found
+
+    def hold(self, encoded: Encoded) -> None:
+        """Take what one rank gets that gets all rows; one copy of them is enough."""
+        self._encoded[0, 1] = encoded
+        self.batches = self.batches._replace(rows=encoded.rows)
 
     def until(self, step: int) -> Built:
         """Return those before a step."""

@@ -174,19 +174,46 @@ class Encoded:
         return Encoded(self._records[: len(steps)], steps, self._phase, self._layout)
 
 
-def encode(batches: RowBatches, rank: int, world_size: int) -> Encoded:
-    """Return rows ``rank::world_size`` of global batches, in their dtype; the same bytes for the same rows, always."""
+class Room:
+    """Memory for the rows of global batches that one rank gets all of, in the places where they are sent."""
+
+    records: Bytes
+
+    def __call__(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> RowArray:
+        """Return it, of a shape [n, b, T + 1]."""
+        layout = layout_of(shape[1], shape[2], dtype)
+        self.records = _new_records(shape[0], layout)
+        return layout.columns(self.records)[0]
+
+
+def _new_records(num_steps: int, layout: Layout) -> Bytes:
+    """Return records in which all is written that depends on the layout alone."""
+    records = np.empty((num_steps, HEAD_BYTES + layout.num_bytes), dtype=np.uint8)
+    for at, text in ((HEAD_BYTES, layout.frame), (-len(_END), _END)):
+        records[:, at : at + len(text) or None] = np.frombuffer(text, np.uint8)
+    for end in (layout.source_ids_at, layout.row_numbers_at):  # what pads a column is nowhere left as it was
+        records[:, HEAD_BYTES + end - 8 : HEAD_BYTES + end] = 0
+    return records
+
+
+def encode(batches: RowBatches, rank: int, world_size: int, *, room: Room | None = None) -> Encoded:
+    """Return rows ``rank::world_size`` of global batches, in their dtype; the same bytes for the same rows, always.
+
+    Args:
+        batches: of steps that follow each other.
+        rank: whose rows.
+        world_size: of how many ranks.
+        room: that the rows of all were read into.
+    """
     mine = slice(rank, None, world_size)
     rows = batches.rows[:, mine]
     layout = layout_of(rows.shape[1], rows.shape[2], rows.dtype)
-    records = np.empty((len(rows), HEAD_BYTES + layout.num_bytes), dtype=np.uint8)
-    for at, text in ((HEAD_BYTES, layout.frame), (-len(_END), _END)):
-        records[:, at : at + len(text) or None] = np.frombuffer(text, np.uint8)
-    columns: tuple[npt.NDArray[Any], ...] = layout.columns(records)
-    for end in (layout.source_ids_at, layout.row_numbers_at):  # what pads a column is nowhere left as it was
-        records[:, HEAD_BYTES + end - 8 : HEAD_BYTES + end] = 0
-    for column, values in zip(columns, (rows, batches.source_ids[:, mine], batches.row_numbers[:, mine]), strict=True):
-        np.copyto(column, values, casting="unsafe")  # numbers of sources are small
+    records = _new_records(len(rows), layout) if room is None else room.records
+    all_rows, source_ids, row_numbers = layout.columns(records)
+    if room is None:
+        np.copyto(all_rows, rows)
+    np.copyto(source_ids, batches.source_ids[:, mine], casting="unsafe")  # numbers of sources are small
+    np.copyto(row_numbers, batches.row_numbers[:, mine])
     view, size = memoryview(records.reshape(-1)), records.shape[1]  # type: ignore[arg-type]
     for begin, step in zip(range(0, len(view), size), batches.steps, strict=True):
         body = begin + HEAD_BYTES

@@ -654,11 +654,21 @@ def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
     monkeypatch.setattr(JointRows, "touch", noting)
     monkeypatch.setattr(RowsAt, "split", checking)
     monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", 1e15)  # no memory is as fast
+    monkeypatch.setattr("mixer.batches._num_faults", itertools.count().__next__)
     monkeypatch.setattr("mixer.batches.TOUCHED_ROWS", 5)  # some rows of one batch and some of the next
     dataset = MixtureDataset(curriculum)
     first = dataset.walk.phase_at(0)  # shows that rows come slowly
     assert trained(dataset) == expected
     assert len(touched) >= (STEPS - first.end) * B
+
+
+def test_rows_that_only_the_interpreter_was_waited_for_are_not_touched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JointRows, "touch", lambda *_: pytest.fail("rows in memory were touched"))
+    monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", 1e15)
+    monkeypatch.setattr("mixer.batches._num_faults", lambda: 7)
+    assert len(trained(MixtureDataset(a_curriculum(folder)))) == STEPS
 
 
 @pytest.mark.parametrize("together", [1, 3, 50])
@@ -669,6 +679,7 @@ def test_batches_read_together_are_those_read_one_by_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, together: int, bytes_per_s: float
 ) -> None:
     monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", bytes_per_s)
+    monkeypatch.setattr("mixer.batches._num_faults", itertools.count().__next__)
     ending = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_exhausted": "stop"} for k in range(4)]
     curriculum = a_curriculum(folder, sources=ending)
     phase_at, rows = Walk(curriculum).phase_at, Rows(curriculum, rank=1, world_size=2)
@@ -677,7 +688,7 @@ def test_batches_read_together_are_those_read_one_by_one(
     step = 0
     while True:
         try:
-            found = reader.read_together(step, together)
+            found = reader.read_together(step, together, np.empty)
         except EndOfSource:
             break
         assert found.steps[0] == step

@@ -26,10 +26,10 @@ from service.errors import BatchDigestError
 from service.guard import Guard
 from service.lane import MAX_JOINED_BYTES, batches_of
 from service.metrics import Metrics
-from service.remote import AHEAD_BYTES, AHEAD_S, LEAST_AHEAD, Ahead
+from service.remote import AHEAD_BYTES, AHEAD_S, AHEAD_STEPS, LEAST_AHEAD, Ahead
 from service.settings import Settings
 from service.window import Built, Turns
-from service.wire import HEAD_BYTES, MAX_STEPS, Encoded, arrow_stream, decode, encode, split
+from service.wire import HEAD_BYTES, Encoded, arrow_stream, decode, encode, split
 from tests.engines import body, running
 from tests.serving import STEPS, Served, get, reports, write_run
 
@@ -359,7 +359,7 @@ def test_a_range_that_is_asked_for_has_phases_decided_that_rest_on_no_losses(
         (None, 1.0, 1000, LEAST_AHEAD),
         (None, AHEAD_S / 10, 1000, 10),
         (None, 0.0, AHEAD_BYTES // 50, 50),
-        (None, 0.0, 1, 2 * MAX_STEPS),
+        (None, 0.0, 1, AHEAD_STEPS),
         (None, 0.0, 2 * AHEAD_BYTES, LEAST_AHEAD),
         (7, 0.0, 1, 7),
     ],

@@ -221,18 +221,18 @@ class RowsAt:
         self._joint = joint
         self._windows = joint.compiled_windows(addresses)
 
-    def gather(self, first: int, num_rows: int) -> Rows:
-        """Return so many rows from the first on, as new memory, [num_rows, T + 1] in the stored dtype."""
+    def gather(self, out: Rows, first: int) -> None:
+        """Copy rows from the first on to ``out``, [n, b, T + 1] in the stored dtype, each of the n contiguous."""
+        num_rows = out.shape[0] * out.shape[1]
         if self._windows is None:
-            return self._joint.gather(self.addresses[first : first + num_rows])
-        out = np.empty((num_rows, self._joint.row_length), dtype=self._joint.dtype)
-        self._windows.gather(first, num_rows, out)
-        return out
+            out[:] = self._joint.gather(self.addresses[first : first + num_rows]).reshape(out.shape)
+        else:
+            self._windows.gather(first, num_rows, out)
 
     def split(self, first: int, num_rows: int) -> tuple[IntArray, IntArray]:
         """Return what so many rows are trained on: inputs and labels as new memory, int64 [num_rows, T] both."""
         if self._windows is None:
-            return split(self.gather(first, num_rows))
+            return split(self._joint.gather(self.addresses[first : first + num_rows]))
         length = self._joint.row_length - 1
         inputs, labels = int64s(num_rows, length), int64s(num_rows, length)
         self._windows.split(first, num_rows, inputs, labels)
