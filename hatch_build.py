@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def _compiled(root: Path) -> Path | None:
         "mixer._kernels",
         [SOURCE],
         include_dirs=[np.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ("MIXER_SOURCE", f'"{_digest(root / SOURCE)}"'),
+        ],
         extra_compile_args=flags,
     )
     with contextlib.chdir(root):
@@ -54,3 +58,8 @@ def _compiled(root: Path) -> Path | None:
             compiled.unlink()  # of an older source: better none, should this one fail
         command.run()
         return compiled if compiled.exists() else None
+
+
+def _digest(source: Path) -> str:
+    """Return what ``mixer.kernels`` compares, so that a module compiled from another source is not used."""
+    return hashlib.blake2b(source.read_bytes(), digest_size=16).hexdigest()

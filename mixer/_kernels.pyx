@@ -2,7 +2,8 @@
 """The innermost loops of delivery, compiled: what NumPy would do in a dozen passes over a few hundred numbers.
 
 Nothing here decides anything: each function gives, bit for bit, what the NumPy code that calls it would (tests hold the
-two together), and without this module that code runs instead. Arguments are checked by the callers.
+two together), and without this module that code runs instead. Types and layouts are checked, and which rows exist; that
+arrays which belong together have one length is the callers' business.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -19,8 +20,14 @@ cdef extern from *:
     #else
     #define MIXER_PREFETCH(address) ((void)(address))
     #endif
+    #ifndef MIXER_SOURCE
+    #define MIXER_SOURCE ""
+    #endif
     """
     void MIXER_PREFETCH(const void*) noexcept nogil
+    const char* MIXER_SOURCE
+
+SOURCE = MIXER_SOURCE.decode()  # digest of this file as it was compiled: hatch_build.py
 
 cdef enum:
     LINE = 64  # bytes of a line of cache
@@ -29,6 +36,20 @@ ctypedef fused token_t:
     uint8_t
     uint16_t
     uint32_t
+
+
+cdef int _require(int kind, cnp.ndarray array) except -1:
+    """Raise TypeError unless an array is contiguous and of a type."""
+    if cnp.PyArray_TYPE(array) != kind or not cnp.PyArray_IS_C_CONTIGUOUS(array):
+        raise TypeError(f"an array of {array.dtype}, {'' if cnp.PyArray_IS_C_CONTIGUOUS(array) else 'not '}contiguous, is not "
+                        "what these loops read")
+    return 0
+
+
+cdef int _int64s(arrays) except -1:
+    for array in arrays:
+        _require(cnp.NPY_INT64, array)
+    return 0
 
 
 cdef void _prefetch(const char* row, Py_ssize_t num_bytes) noexcept nogil:
@@ -64,6 +85,9 @@ def split(cnp.ndarray rows, cnp.ndarray inputs, cnp.ndarray labels):
         inputs, labels: int64 [n, T], contiguous.
     """
     cdef Py_ssize_t num_rows = rows.shape[0], length = rows.shape[1] - 1, itemsize = cnp.PyArray_ITEMSIZE(rows), r
+    _require(cnp.PyArray_TYPE(rows), rows)
+    _require(cnp.NPY_INT64, inputs)
+    _require(cnp.NPY_INT64, labels)
     cdef const char* row = <const char*> cnp.PyArray_DATA(rows)
     cdef int64_t* to_inputs = <int64_t*> cnp.PyArray_DATA(inputs)
     cdef int64_t* to_labels = <int64_t*> cnp.PyArray_DATA(labels)
@@ -87,6 +111,7 @@ cdef class Windows:
     cdef Py_ssize_t _num_rows, _row_length, _itemsize
 
     def __init__(self, cnp.ndarray places, Py_ssize_t row_length, Py_ssize_t itemsize):
+        _require(cnp.NPY_INT64, places)
         self._places = places
         self._first = <const int64_t*> cnp.PyArray_DATA(places)
         self._num_rows, self._row_length, self._itemsize = places.shape[0], row_length, itemsize
@@ -121,6 +146,8 @@ cdef class Windows:
             inputs, labels: int64 [num_rows, T], contiguous.
         """
         self._check(first, num_rows)
+        _require(cnp.NPY_INT64, inputs)
+        _require(cnp.NPY_INT64, labels)
         cdef int64_t* to_inputs = <int64_t*> cnp.PyArray_DATA(inputs)
         cdef int64_t* to_labels = <int64_t*> cnp.PyArray_DATA(labels)
         cdef const int64_t* places = self._first + first
@@ -164,6 +191,9 @@ def pay_the_most_owed(cnp.ndarray gains, cnp.ndarray unpaid, Py_ssize_t num_extr
         candidates: which columns of ``counts`` they are, int64 [n].
         counts: where each row given is added, int64 [batches, K], contiguous.
     """
+    _require(cnp.NPY_DOUBLE, gains)
+    _require(cnp.NPY_DOUBLE, unpaid)
+    _int64s((candidates, counts))
     cdef Py_ssize_t n = gains.shape[0], num_batches = counts.shape[0], batch, k
     cdef const double* gain = <const double*> cnp.PyArray_DATA(gains)
     cdef double* owed = <double*> cnp.PyArray_DATA(unpaid)
@@ -199,6 +229,7 @@ def lay_rows(cnp.ndarray counts, cnp.ndarray drawn, cnp.ndarray order, cnp.ndarr
         order: of the rows of a source, then of the next, the one that stands in each place, int64 [L, B], contiguous.
         source_ids, numbers: where the results go, int64 [L, B], contiguous.
     """
+    _int64s((counts, drawn, order, source_ids, numbers))
     cdef Py_ssize_t length = counts.shape[0], num_sources = counts.shape[1], num_rows = order.shape[1], batch, k, i, at
     cdef const int64_t* count = <const int64_t*> cnp.PyArray_DATA(counts)
     cdef const int64_t* place = <const int64_t*> cnp.PyArray_DATA(order)
@@ -275,6 +306,9 @@ cdef class Locator:
     def __init__(self, cnp.ndarray sizes, cnp.ndarray epochs, cnp.ndarray keys, cnp.ndarray a, cnp.ndarray b,
                  cnp.ndarray round_keys, cnp.ndarray first_rows, cnp.ndarray shard_rows, cnp.ndarray origins,
                  Py_ssize_t row_length):
+        _int64s((sizes, epochs, first_rows, shard_rows, origins))
+        for array in (keys, a, b, round_keys):
+            _require(cnp.NPY_UINT64, array)
         self._arrays = (sizes, epochs, keys, a, b, round_keys, first_rows, shard_rows, origins)
         self._sizes = <const int64_t*> cnp.PyArray_DATA(sizes)
         self._epochs = <const int64_t*> cnp.PyArray_DATA(epochs)
@@ -298,6 +332,7 @@ cdef class Locator:
         Returns:
             The index of that row; n if there is none.
         """
+        _int64s((source_ids, numbers, places))
         cdef const int64_t* id_of = <const int64_t*> cnp.PyArray_DATA(source_ids)
         cdef const int64_t* number_of = <const int64_t*> cnp.PyArray_DATA(numbers)
         cdef int64_t* out = <int64_t*> cnp.PyArray_DATA(places)

@@ -127,3 +127,22 @@ def test_the_compiled_loops_can_be_switched_off() -> None:
         [sys.executable, "-c", script], env={"MIXER_KERNELS": "off"}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["None", "None"]
+
+
+def test_a_module_compiled_from_another_source_is_named_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    assert kernels._find() is not None  # an installation may come without the source
+    (tmp_path / "_kernels.pyx").write_text("# another")
+    with pytest.warns(UserWarning, match="compiled from another _kernels.pyx and is not used"):
+        assert kernels._find() is None
+
+
+def test_arrays_of_other_types_or_layouts_are_refused() -> None:
+    assert kernels.compiled is not None
+    counts = np.ones((2, 3), dtype=np.int64)
+    order, drawn = np.argsort(counts, axis=1), np.zeros(3, dtype=np.int64)
+    for wrong in (drawn.astype(np.float64), drawn.astype(np.int32), np.zeros(6, dtype=np.int64)[::2]):
+        with pytest.raises(TypeError, match="is not what these loops read"):
+            kernels.compiled.lay_rows(counts, wrong, order, order.copy(), order.copy())
