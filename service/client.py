@@ -22,7 +22,7 @@ from mixer.batches import RowBatch
 from mixer.config import Pivot
 from mixer.rewards import SourceLosses
 from service.calls import Answer, Call, Calls, Raw, TransientError, read
-from service.direct import Direct, NotPlainError
+from service.direct import Direct
 from service.errors import UnreachableError
 from service.schemas import (
     Feedback,
@@ -76,7 +76,6 @@ class MixerClient:
         self._calls = Calls(run)
         self._patience_s = patience_s
         self._headers, self._verify = _authorization(token), verify
-        self._is_direct = True  # as long as answers are as our server writes them
         self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
 
     def _opened(self) -> urllib3.PoolManager:
@@ -177,7 +176,7 @@ class MixerClient:
     def _send(
         self, call: Call[Answer], is_given_up: Callable[[], bool] = lambda: False, *, is_large: bool = False
     ) -> Answer:
-        """Send a request until it is answered; a large answer comes over a connection of its own, if it can."""
+        """Send a request until it is answered; a large answer is received where it is used."""
         if self._pid != os.getpid():  # a connection must not be shared with the process that forked this one
             self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
         try:
@@ -194,11 +193,8 @@ class MixerClient:
         return answer
 
     def _sent(self, call: Call[Answer], *, is_large: bool) -> Answer:
-        if is_large and self._is_direct:
-            try:
-                return read(self._direct.get(call.target), call)
-            except NotPlainError:  # something stands between this client and the server
-                self._is_direct = False
+        if is_large:
+            return read(self._direct.get(call.target), call)
         try:
             answer = self._http.connection_from_url(self.url).urlopen(  # as request() does, which looks for much else
                 call.method,
