@@ -121,11 +121,18 @@ def scan(path: Path, *, after: Position | None = None, offset: int = 0) -> Itera
 
 def _follow(path: Path, line: bytes, before: Position, offset: int) -> Line:
     """Return a line as it was read, or raise JournalError if it does not follow the one before it."""
+    after = following(line, before)
+    if after is None:
+        raise JournalError(_damage(path, line, before))
+    return Line(after.line, after.digest, offset, line[:-_ENDING_BYTES] + b"}", path)
+
+
+def following(line: bytes, before: Position) -> Position | None:
+    """Return the end of a line as it is stored; None if it does not follow the line that ends at ``before``."""
     number, body = before.line + 1, line[:-_ENDING_BYTES] + b"}"
     digest = chained(before.digest, body)
-    if line[-_ENDING_BYTES:] != ending(digest) or not body.endswith(b',"number":%d}' % number):
-        raise JournalError(_damage(path, line, before))
-    return Line(number, digest, offset, body, path)
+    is_next = line[-_ENDING_BYTES:] == ending(digest) and body.endswith(b',"number":%d}' % number)
+    return Position(number, digest) if is_next else None
 
 
 def _damage(path: Path, line: bytes, before: Position) -> str:

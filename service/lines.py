@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from mixer.errors import JournalError
 from mixer.journal import Journal
-from mixer.scan import FIRST, Position, chained, ending, find_line, lines_at, scan
+from mixer.scan import FIRST, Position, chained, ending, find_line, following, lines_at, scan
 from service import tables
 from service.errors import StoreError
 from service.store import Store
@@ -239,8 +239,7 @@ def _said(number: int, line: bytes) -> Position:
 
 def _follow(position: Position, line: bytes, run: str) -> Position:
     """Return the position after ``line``; raise JournalError if it does not follow the one before."""
-    body, _, _ = line.rpartition(b',"chain":"')
-    digest = chained(position.digest, body + b"}")
-    if line != body + ending(digest):
+    after = following(line, position)
+    if after is None:
         raise JournalError(f"the journal of run {run}: line {position.line + 1} does not follow the line before it")
-    return Position(position.line + 1, digest)
+    return after
