@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,11 +156,7 @@ class MixtureDataset(IterableDataset[Batch]):
     def _single_rows(self, step: int, num_workers: int) -> Iterator[Batch]:
         """Yield the rows of a batch one by one, noting before each where the next one is."""
         first, self._before = self._row, self._reader.state_dict()
-        batch = self._composed(step, num_workers)
-        num_rows = len(batch["source_ids"])
-        for row in range(first, num_rows):
-            self._stand_at(*((step, row + 1) if row + 1 < num_rows else (step + num_workers, 0)))
-            yield row_of(batch, row)
+        yield from single_rows(self._composed(step, num_workers), first, step + num_workers, self._stand_at)
 
     def _read(self, step: int) -> TokenBatch:
         """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
@@ -426,6 +422,16 @@ def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:
     return tensors
 
 
-def row_of(batch: Batch, row: int) -> Batch:
-    """Return one row of a batch; ``source_ids`` becomes a scalar, so that collating rows gives a batch again."""
-    return type(batch)((key, value[row] if isinstance(value, Tensor) else value) for key, value in batch.items())
+def single_rows(batch: Batch, first: int, following: int, stand_at: Callable[[int, int], None]) -> Iterator[Batch]:
+    """Yield the rows of a batch one by one; ``source_ids`` becomes a scalar, so that they collate to a batch again.
+
+    Args:
+        batch: as it is yielded whole.
+        first: row to begin with.
+        following: the step after it.
+        stand_at: told before each row where the next one is: step and row.
+    """
+    num_rows = len(batch["source_ids"])
+    for row in range(first, num_rows):
+        stand_at(*((batch["step"], row + 1) if row + 1 < num_rows else (following, 0)))
+        yield type(batch)((key, value[row] if isinstance(value, Tensor) else value) for key, value in batch.items())

@@ -25,7 +25,7 @@ _ONE = re.compile(_RANK.encode())
 _SEVERAL = re.compile(rf"from=([0-9]{{1,9}})&limit=([1-9][0-9]?)&every=([1-9][0-9]{{0,2}})&{_RANK}".encode())
 _HEADERS = (NO_SNIFFING,)  # a browser shows no batch
 
-LONGEST_S = 0.002  # that an answer waits for what is being built
+LONGEST_S = 0.01  # that an answer waits for what is being built
 SMALL_BYTES = 64 << 10  # up to here an answer takes no longer than its turn would
 MAX_JOINED_BYTES = 4 << 20
 

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.dataset import Batch, row_of, tensors_of
+from mixer.dataset import Batch, single_rows, tensors_of
 from mixer.feedback import Reports
 from mixer.phases import Phase
 from mixer.ranks import default_ranks
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
-LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 4 << 20
-AHEAD_STEPS = 64  # a server builds half as many ahead of what is asked for
-CONNECTIONS = 2  # that ask at the same time, each for several batches at once
+LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 16 << 20
+AHEAD_STEPS = 128  # a server builds half as many ahead of what is asked for
+CONNECTIONS = 3  # that ask at the same time, each for several batches at once
 
 
 class RemoteWalk:
@@ -123,6 +123,68 @@ class Ahead:
             self.num = max(LEAST_AHEAD, min(most, int(AHEAD_S / max(self._step_s, 1e-9))))
 
 
+class _Coming:
+    """The batches of some steps, in order, of which some are always on their way.
+
+    Args:
+        client: that asks for them, in threads.
+        steps: which ones.
+        rank, world_size: whose rows.
+        ahead: how many are on their way.
+    """
+
+    def __init__(self, client: MixerClient, steps: range, rank: int, world_size: int, ahead: Ahead) -> None:
+        self._client, self._rank, self._world_size, self._ahead = client, rank, world_size, ahead
+        self._left = steps  # not asked for yet
+        self._asked: deque[_Asked] = deque()
+        self._num_coming = self._num_bytes = 0
+        self._given_s = 0.0
+        self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="remote-batches")
+
+    def next(self) -> RowBatch:
+        """Return the next batch.
+
+        Raises:
+            RunEndedError: there is none.
+            MixerError: what came instead of it.
+        """
+        together = -(-self._ahead.num // CONNECTIONS)  # steps that one thread asks for
+        while self._left and (not self._asked or self._num_coming + together <= self._ahead.num):
+            asked, self._left = _Asked(self._left[:together]), self._left[together:]
+            self._threads.submit(self._fetch, asked)
+            self._asked.append(asked)
+            self._num_coming += len(asked.steps)
+        if not self._asked:
+            raise RunEndedError("all steps of the run were given")
+        rows = self._asked[0].next()
+        self._num_coming -= 1
+        if self._asked[0].is_done:
+            self._asked.popleft()
+        self._num_bytes, self._given_s = rows.rows.nbytes, time.perf_counter()
+        return rows
+
+    def note_taken(self) -> None:
+        """Note that the trainer is done with the batch that was given last."""
+        self._ahead.note(time.perf_counter() - self._given_s, self._num_bytes)
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        for asked in self._asked:
+            asked.is_given_up = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, asked: _Asked) -> None:
+        """Fetch batches, and hand on what comes at once: the next of them may wait for the losses of those."""
+        left = asked.steps
+        try:
+            while left and not asked.is_given_up:  # else its data set is not iterated any more
+                came = self._client.batches(left, self._rank, self._world_size, is_given_up=lambda: asked.is_given_up)
+                left = left[len(came) :]
+                asked.came.put(came)
+        except Exception as error:  # whoever waits for the batch hears of it
+            asked.came.put(error)
+
+
 class RemoteMixtureDataset(IterableDataset[Batch]):
     """A rank's batches of a run that a service decides and delivers; see ``MixtureDataset`` for what a batch is.
 
@@ -135,7 +197,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         token: of scope ``train``, if the server has tokens; default: the variable MIXER_TOKEN.
         run: its name; the server's default run if None.
         prefetch: batches on their way while one is trained on, in this process or in each worker; by default 4, and
-            more for a trainer that takes more than that in 20 ms, up to 4 MiB.
+            more for a trainer that takes more than that in 20 ms, up to 16 MiB or 128 of them.
         batches: yield whole batches; False yields rows.
         provenance: add ``row_numbers``.
         patience_s: how long a server that does not answer is tried again.
@@ -188,61 +250,32 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        first = self._step
-        left = range(first + worker, self.curriculum.total_steps, num_workers)  # not asked for yet
-        threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="remote-batches")
-        coming: deque[_Asked] = deque()
-        num_coming = 0
+        steps = range(self._step + worker, self.curriculum.total_steps, num_workers)
+        coming = _Coming(self._client, steps, self.rank, self.world_size, self._ahead)
+        first, begin = self._step, self._row
         try:
             while True:
-                together = max(1, self._ahead.num // CONNECTIONS)  # steps that one thread asks for
-                while left and (not coming or num_coming + together <= self._ahead.num):
-                    asked, left = _Asked(left[:together]), left[together:]
-                    threads.submit(self._fetch, asked)
-                    coming.append(asked)
-                    num_coming += len(asked.steps)
-                if not coming:
-                    return
-                try:
-                    rows = coming[0].next()
-                except RunEndedError:
-                    return
-                num_coming -= 1
-                if coming[0].is_done:
-                    coming.popleft()
-                begin = self._row if rows.step == first else 0
-                batch = tensors_of(rows.split(), provenance=self._provenance)
-                following, num_bytes = rows.step + num_workers, rows.rows.nbytes
-                del rows  # its memory is used again
-                left_s = time.perf_counter()
-                yield from self._yielded(batch, following, begin)
-                self._ahead.note(time.perf_counter() - left_s, num_bytes)
-        finally:
-            for asked in coming:
-                asked.is_given_up = True
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    def _fetch(self, asked: _Asked) -> None:
-        """Fetch batches, and hand on what comes at once: the next of them may wait for the losses of those."""
-        left = asked.steps
-        try:
-            while left and not asked.is_given_up:  # else its data set is not iterated any more
-                came = self._client.batches(left, self.rank, self.world_size, is_given_up=lambda: asked.is_given_up)
-                left = left[len(came) :]
-                asked.came.put(came)
-        except Exception as error:  # whoever waits for the batch hears of it
-            asked.came.put(error)
-
-    def _yielded(self, batch: Batch, following: int, begin: int) -> Iterator[Batch]:
-        """Yield a batch, or its rows from ``begin`` on, noting before each where the next one is."""
-        if self._batches:
-            self._step, self._row = following, 0
-            yield batch
+                if self._batches:
+                    yield self._received(coming, num_workers)  # kept by nobody here, so that its memory is used again
+                else:
+                    batch = self._received(coming, num_workers)
+                    row = begin if batch["step"] == first else 0
+                    yield from single_rows(batch, row, self._step, self._stand_at)
+                    del batch  # as above
+                coming.note_taken()
+        except RunEndedError:
             return
-        num_rows = len(batch["source_ids"])
-        for row in range(begin, num_rows):
-            self._step, self._row = (batch["step"], row + 1) if row + 1 < num_rows else (following, 0)
-            yield row_of(batch, row)
+        finally:
+            coming.close()
+
+    def _received(self, coming: _Coming, num_workers: int) -> Batch:
+        """Return the next batch, noting where the one after it is."""
+        rows = coming.next()
+        self._stand_at(rows.step + num_workers, 0)
+        return tensors_of(rows.split(), provenance=self._provenance)
+
+    def _stand_at(self, step: int, row: int) -> None:
+        self._step, self._row = step, row
 
     def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
         """Tell the service what this rank's rows taught; see ``MixtureDataset.report``.
