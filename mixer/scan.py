@@ -84,7 +84,7 @@ _OLD_ENDING = re.compile(rb'^\{"type":"header","version":(\d+),.*,"chain":"[0-9a
 _LONGEST_ENDING = 18 + len(b',"number":') + _ENDING_BYTES
 
 
-def _said(line: bytes) -> Position | None:
+def end_of(line: bytes) -> Position | None:
     """Return the number and digest that a line says it has."""
     match = _ENDING.search(line, max(0, len(line) - _LONGEST_ENDING))
     return Position(int(match[1]), match[2].decode()) if match else None
@@ -144,7 +144,7 @@ def _damage(path: Path, line: bytes, before: Position) -> str:
             f"{path}: a journal of version {int(old[1])}, which this release does not read; "
             "read it with the release that wrote it, or begin a new file"
         )
-    said = _said(line)
+    said = end_of(line)
     if number == 1 and said is None:
         return f"{path}: line 1 is damaged or this is not a journal: no line of it is sound; give the path of a journal"
     if said is None:
@@ -280,7 +280,7 @@ def _anchor(path: Path, at: int) -> tuple[Position, int] | None:
         file.readline(MAX_LINE_BYTES)
         line = file.readline(MAX_LINE_BYTES)
         end = file.tell()
-        said = _said(line)
+        said = end_of(line)
         return (said, end) if said is not None and file.readline(MAX_LINE_BYTES).endswith(b"\n") else None
 
 
@@ -309,7 +309,7 @@ def _bisect(file: IO[bytes], number: int) -> int | None:
             file.seek(middle - 1)
             start = middle - 1 + len(file.readline(MAX_LINE_BYTES))
         line = file.readline(MAX_LINE_BYTES) if middle else _first_line(file)
-        said = _said(line)
+        said = end_of(line)
         if said is None or said.line > number:
             high = middle
         elif said.line == number:
@@ -328,4 +328,4 @@ def _before(file: IO[bytes], place: int) -> Position | None:
     """Return the number and digest of the line that ends at ``place``."""
     back = min(place, _LONGEST_ENDING)
     file.seek(place - back)
-    return _said(file.read(back))
+    return end_of(file.read(back))

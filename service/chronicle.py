@@ -11,7 +11,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -37,7 +37,17 @@ class Entry:
     line: int
     type: str
     step: int
-    text: str
+    record: Mapping[str, Any]
+    names: tuple[str, ...]
+
+    @cached_property
+    def text(self) -> str:
+        """What it says, in words; they are looked for when somebody asks, for a start has thousands of lines."""
+        return told(self.record, self.names)
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as the page has it."""
+        return {"line": self.line, "type": self.type, "step": self.step, "text": self.text}
 
 
 @dataclass
@@ -49,28 +59,41 @@ class Rank:
 
 
 class Table:
-    """Rows of numbers that are appended to, float64 [N, K]; grows by doubling."""
+    """Rows of numbers that are appended to, float64 [N, K]: a start appends thousands before anybody looks at one.
+
+    Rows wait as the journal has them, and become numbers together, in a tenth of the time that each takes alone.
+    """
 
     def __init__(self, num_columns: int) -> None:
         self._rows = np.zeros((64, num_columns))
-        self.size = 0
+        self._size = 0
+        self._waiting: list[Sequence[float | None]] = []
 
-    def append(self, row: Any) -> None:
+    def append(self, row: Sequence[float | None] | float) -> None:
         """Add one row, [K], or one number for all of it; what is not a finite number becomes NaN."""
-        if self.size == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-        values = np.array(row, dtype=np.float64)
-        self._rows[self.size] = np.where(np.isfinite(values), values, np.nan)
-        self.size += 1
+        self._waiting.append([row] * self._rows.shape[1] if isinstance(row, float) else row)
+
+    def pop(self) -> None:
+        """Take the last row away."""
+        self._size = len(self.rows) - 1
 
     @property
     def rows(self) -> Array:
         """A view of what is there, [N, K]."""
-        return self._rows[: self.size]
+        if self._waiting:
+            new, self._waiting = np.array(self._waiting, dtype=np.float64), []
+            begin, self._size = self._size, self._size + len(new)
+            while len(self._rows) < self._size:
+                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._rows[begin : self._size] = np.where(np.isfinite(new), new, np.nan)
+        return self._rows[: self._size]
 
     def ended(self) -> Table:
         """Return the same rows without those that are still to come."""
-        return copy.copy(self)
+        _ = self.rows  # nothing waits any more
+        same = copy.copy(self)
+        same._waiting = []
+        return same
 
 
 @dataclass
@@ -94,7 +117,7 @@ class Chronicle:
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
-    now: dict[str, Array] = field(default_factory=dict)  # index and width that the newest decision with any used, [K]
+    known: dict[str, Sequence[float | None]] = field(default_factory=dict)  # index and width as last used, [K]
     weight_steps: Array = field(default_factory=lambda: np.zeros(0))  # weights times steps, summed, [K]
     tokens: Array = field(default_factory=lambda: np.zeros(0))  # tokens reported, [K]
     heard_in: Array = field(default_factory=lambda: np.zeros(0))  # the newest phase with a report of each source, [K]
@@ -126,7 +149,7 @@ class Chronicle:
             self.header = dict(record)
             columns = ("weights", "counts", "loss_sums", "tokens", "index", "width")
             self.tables = {name: Table(len(self.names)) for name in columns}
-            self.now = {name: np.full(len(self.names), np.nan) for name in ("index", "width")}
+            self.known = {name: [None] * len(self.names) for name in ("index", "width")}
             self.weight_steps = np.zeros(len(self.names))
             self.tokens = np.zeros(len(self.names))
             self.heard_in = np.full(len(self.names), -1)
@@ -151,7 +174,7 @@ class Chronicle:
             self.unique_tokens[record["source"]] = record["tokens"]
         if kind in NOTED:
             step = record.get("start", record.get("at_step", record.get("step", record.get("decided_before", 0))))
-            self.entries.append(Entry(self.num_lines, kind, step, told(record, self.names)))
+            self.entries.append(Entry(self.num_lines, kind, step, record, self.names))
 
     def _add_phase(self, record: Mapping[str, Any]) -> None:
         self.starts.append(record["start"])
@@ -162,11 +185,14 @@ class Chronicle:
         self.tables["counts"].append(record["counts"])
         for name in ("loss_sums", "tokens"):
             self.tables[name].append(0.0)
-        for name in ("index", "width"):
+        for name, before in self.known.items():
             parts = record["parts"].get(name)
             self.tables[name].append(np.nan if parts is None else parts)
-            row = self.tables[name].rows[-1]
-            self.now[name] = np.where(np.isnan(row), self.now[name], row)
+            if parts is not None:
+                of_all = None not in parts
+                self.known[name] = (
+                    parts if of_all else [a if b is None else b for a, b in zip(before, parts, strict=True)]
+                )
         self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
         self.before, self.newest = self.newest, dict(record)
         if record["region"] is not None:
@@ -197,7 +223,7 @@ class Chronicle:
         for column in (self.starts, self.lengths, self.kinds, self.regime_names):
             column.pop()
         for table in self.tables.values():
-            table.size -= 1
+            table.pop()
         if self.begun[-1].start >= pivot["at_step"]:
             self.begun.pop()
         self.newest, self.before = self.before, {}
@@ -231,6 +257,10 @@ class Chronicle:
             self.tables[name].rows[:] = heard[name]
         self.tokens, self.heard_in = np.array(heard["tokens_of"]), np.array(heard["heard_in"], dtype=np.int64)
 
+    def now(self, name: str) -> Array:
+        """Return ``index`` or ``width`` that the newest decision with any used, [K]; NaN before the first."""
+        return np.array(self.known[name], dtype=np.float64)
+
     def losses_now(self) -> Array:
         """Mean loss of each source in the newest phase that it was heard of in, nats, [K]; NaN before the first."""
         sums, tokens = self.tables["loss_sums"].rows, self.tables["tokens"].rows
@@ -247,7 +277,7 @@ class Chronicle:
             setattr(same, name, list(getattr(self, name)))
         same.tables = {name: table.ended() for name, table in self.tables.items()}
         same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
-        same.unique_tokens, same.now = dict(self.unique_tokens), dict(self.now)
+        same.unique_tokens, same.known = dict(self.unique_tokens), dict(self.known)
         same.tokens, same.heard_in = self.tokens.copy(), self.heard_in.copy()
         return same
 

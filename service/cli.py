@@ -55,6 +55,9 @@ def serve(
 
     Starts with SQLite in the folder; killed at any moment and started again, it goes on as if nothing had happened.
     """
+    from service.memory import put_off_collections
+
+    put_off_collections()
     from service.server import run_server  # the web framework takes a while to import
     from service.settings import MIB, Settings
 
@@ -101,7 +104,7 @@ def create(
     if scope not in SCOPES:
         raise typer.BadParameter(f"{scope!r} is not a scope; there are {', '.join(SCOPES)}")
     typer.echo(_book(folder, database, tokens_file).create(scope, name))
-    talk.print("keep it where only its user can read it; it is not shown again", highlight=False)
+    talk().print("keep it where only its user can read it; it is not shown again", highlight=False)
 
 
 @token.command("list")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
-import structlog
 from limits import RateLimitItemPerMinute
 from limits.strategies import FixedWindowRateLimiter
 
@@ -56,7 +56,7 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 
-log = structlog.get_logger("service")
+log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -122,16 +122,16 @@ class Guard:
         self._metrics.request(route, scope["method"], status, took_s)
         if status >= 400 or scope["method"] != "GET":
             identity = state.get("identity")
-            log.info(
-                "request",
-                id=state["request_id"],
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                ms=round(took_s * 1000, 2),
-                who=identity.name if identity else None,
-                origin=origin_of(scope),
-            )
+            fields = {
+                "id": state["request_id"],
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(took_s * 1000, 2),
+                "who": identity.name if identity else None,
+                "origin": origin_of(scope),
+            }
+            log.info("request", extra=fields)
 
     async def _read_tokens(self) -> None:
         """Have the tokens read in a thread, all requests one reading; wait for it if those known are too old."""

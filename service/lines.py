@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from mixer.errors import JournalError
 from mixer.journal import Journal
-from mixer.scan import FIRST, Position, chained, ending, find_line, following, lines_at, scan
+from mixer.scan import FIRST, Position, chained, end_of, ending, find_line, following, lines_at, scan
 from service import tables
 from service.errors import StoreError
 from service.store import Store
@@ -108,7 +108,7 @@ class TableLines:
             rows = connection.execute(newest).all()[::-1]
         for row in rows:  # as opening a file does, only the end is checked
             if self.position.line == 0 and row.number > 1:
-                self.position = _said(row.number, row.line)
+                self.position = _own_end(bytes(row.line), row.number, run)
             else:
                 self.position = _follow(self.position, bytes(row.line), run)
 
@@ -194,7 +194,7 @@ class TableLines:
     def position_of(self, line: int) -> Position | None:
         """Return the end of line number ``line``; None if there are fewer."""
         text = self._text_of(line)
-        return None if text is None else _said(line, text)
+        return None if text is None else _own_end(text, line, self._run)
 
     def _text_of(self, line: int) -> bytes | None:
         at = tables.journal_lines.c
@@ -232,9 +232,14 @@ def _parsed(line: bytes) -> Record:
     return record
 
 
-def _said(number: int, line: bytes) -> Position:
-    """Return the end of a line as it says itself."""
-    return Position(number, bytes(line)[-35:-3].decode("ascii", "replace"))
+def _own_end(line: bytes, number: int, run: str) -> Position:
+    """Return the end of a line as it says itself; raise JournalError if it is not the one of that number."""
+    found = end_of(line)
+    if found is None or found.line != number:
+        raise JournalError(
+            f"the journal of run {run}: line {number} is damaged or another one; restore the database from a backup"
+        )
+    return found
 
 
 def _follow(position: Position, line: bytes, run: str) -> Position:

@@ -81,8 +81,8 @@ def _sources(chronicle: Chronicle, query: str, limit: int) -> list[dict[str, Any
         "lower": region.lower,
         "upper": region.upper,
         "loss": chronicle.losses_now(),
-        "index": chronicle.now["index"],
-        "width": chronicle.now["width"],
+        "index": chronicle.now("index"),
+        "width": chronicle.now("width"),
     }
     known = {name: [_plain(value) for value in values] for name, values in columns.items()}
     order = [i for i in np.argsort(-now, kind="stable") if query in chronicle.names[i].casefold()][:limit]

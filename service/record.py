@@ -18,7 +18,6 @@ import orjson
 
 from mixer.config import Curriculum, Pivot
 from mixer.errors import StateMismatchError
-from mixer.fork import fork
 from mixer.inbox import record_to_losses
 from mixer.journal import Fsync
 from mixer.scan import Position
@@ -236,6 +235,8 @@ def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Cu
     Beside SQLite it lies in a file that ``open_lines`` takes once the database has the run. For a database that is a
     server the lines are returned, to be written together with the run.
     """
+    from mixer.fork import fork  # and all that checks a whole record
+
     if not store.is_server:
         out = folder / run / UNFINISHED
         out.parent.mkdir(parents=True, exist_ok=True)

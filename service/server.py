@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import structlog
 import uvicorn
 
 from mixer.config import Curriculum
@@ -20,14 +19,16 @@ from service.app import create_app
 from service.auth import FileShelf, TokenBook, check_bind, token_book
 from service.connections import connection_class
 from service.errors import BindError
-from service.memory import keep_freed_memory
-from service.past import Past, create_past_app
+from service.logs import set_up_logs
+from service.memory import keep_freed_memory, settle
 from service.runs import name_of
 from service.settings import Settings
 from service.store import Store
 
 KEEP_ALIVE_S = 75
 GRACE_S = 20  # for what is in flight when SIGTERM comes
+
+log = logging.getLogger(__name__)
 
 
 def run_server(settings: Settings, config: Path, *, name: str | None = None) -> None:
@@ -55,6 +56,8 @@ def run_past(settings: Settings, journal: Path) -> None:
     Raises:
         JournalError, StoreError, BindError: before anything listens.
     """
+    from service.past import Past, create_past_app
+
     book = TokenBook(FileShelf(settings.tokens_file or Path(os.devnull)))
     check_bind(settings, book)
     app = create_past_app(Past(journal, name_of(journal)), settings, book)
@@ -66,7 +69,7 @@ def run_past(settings: Settings, journal: Path) -> None:
 def _serve(app: Any, settings: Settings, what: Path) -> bool:
     """Run uvicorn until it is told to end; return whether it ever listened."""
     scheme = "https" if settings.tls_cert is not None else "http"
-    structlog.get_logger("service").info("serving", url=f"{scheme}://{settings.host}:{settings.port}", run=str(what))
+    log.info("serving", extra={"url": f"{scheme}://{settings.host}:{settings.port}", "run": str(what)})
     _raise_file_limit()
     server = _Server(uvicorn_config(app, settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
@@ -97,6 +100,11 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """A server whose end does not wait for those who wait: polls are answered, and streams of events end, at once."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the runs and listen."""
+        await super().startup(sockets)
+        settle()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is in flight."""
         self.config.app.state.drain()  # type: ignore[union-attr]  # it is the application itself
@@ -119,30 +127,3 @@ def _check_tls(settings: Settings) -> None:
         raise BindError(
             f"{settings.tls_cert} and {settings.tls_key} are no certificate and its key: {error}; both are PEM files"
         ) from error
-
-
-def set_up_logs() -> None:
-    """Write JSON lines to stderr: ours and those of libraries."""
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso"),
-        structlog.processors.format_exc_info,
-    ]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=True,
-    )

@@ -70,8 +70,7 @@ class Store:
             sa.event.listen(engine, "connect", _prepare_sqlite)
         try:
             with engine.begin() as connection:
-                if not _is_up_to_date(connection):
-                    _upgrade(connection)
+                _bring_up_to_date(connection)
         except SQLAlchemyError as error:
             raise StoreError(f"{engine.url!r}: {_reason(error)}") from error
         return cls(engine)
@@ -198,20 +197,27 @@ class Store:
         return [{**row, "detail": orjson.loads(row["detail"])} for row in rows]
 
 
-def _is_up_to_date(connection: sa.Connection) -> bool:
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return False
-    return connection.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [tables.REVISION]
+def _bring_up_to_date(connection: sa.Connection) -> None:
+    """Make the tables, or change those of an older release."""
+    found, at = {*sa.inspect(connection).get_table_names()}, tables.versions.c.version_num
+    if not found & {*tables.metadata.tables}:
+        if connection.dialect.name == "sqlite":  # whose driver would make each table a transaction of its own
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        tables.metadata.create_all(connection)
+        connection.execute(sa.insert(tables.versions).values({at: tables.REVISION}))
+    elif tables.versions.name not in found or connection.scalars(sa.select(at)).all() != [tables.REVISION]:
+        upgrade(connection)
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def upgrade(connection: sa.Connection, revision: str = "head") -> None:
+    """Bring the tables to the newest revision, or another, as ``migrations`` say."""
     from alembic import command  # takes as long to import as the rest of a start on a database that is up to date
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def _packed(state: Mapping[str, Any]) -> bytes:

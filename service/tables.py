@@ -1,13 +1,19 @@
-"""The tables of the database; ``migrations`` makes and changes them."""
+"""The tables of the database, as a new one gets them; ``migrations`` changes those of older releases."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text
 
 REVISION = "second"  # of ``migrations``, that these are
 
 metadata = MetaData()
 
+versions = Table(  # Alembic's own
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 runs = Table(
     "runs",
     metadata,

@@ -20,6 +20,7 @@ import xxhash
 
 from mixer.batches import RowBatch, RowBatches
 from mixer.memory import Bytes
+from mixer.sources.shards import arrow_array
 from mixer.types import IntArray, RowArray
 from service.errors import BatchDigestError
 
@@ -250,9 +251,9 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow IPC stream
 def arrow_stream(rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray) -> bytes:
     """Return the columns as Arrow writes them, which takes it 30 us: ``encode`` writes the same bytes."""
     columns = [
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
-        pa.array(source_ids),
-        pa.array(row_numbers),
+        pa.FixedSizeListArray.from_arrays(arrow_array(rows), rows.shape[1]),
+        arrow_array(source_ids),
+        arrow_array(row_numbers),
     ]
     record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
     sink = pa.BufferOutputStream()
@@ -272,23 +273,24 @@ MAX_LAYOUTS = 64
 def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
     """Return a rank's rows of a step; arrays are read-only views of ``data``.
 
-    Arrow reads the first body of a shape, which takes it 30 us. One that begins with the same bytes has the same shape.
+    Arrow reads the first head of a shape, which takes it 30 us. One that begins with the same bytes has the same shape.
     """
     view = memoryview(data).toreadonly()
     known = _layouts.get(len(view))
     if known is not None and bytes(view[: len(known.frame)]) == known.frame:
         return known.read(view, step=step, phase=phase)
     record = pa.ipc.open_stream(pa.py_buffer(view)).read_next_batch()
-    flat: RowArray = record.column("rows").flatten().to_numpy()
-    rows = flat.reshape(record.num_rows, -1)
-    layout = layout_of(*rows.shape, rows.dtype)
-    is_ours = layout.num_bytes == len(view) and bytes(view[: len(layout.frame)]) == layout.frame
-    if is_ours and len(_layouts) < MAX_LAYOUTS:
-        _layouts[len(view)] = layout
+    of_rows = record.column("rows").type
+    layout = layout_of(record.num_rows, of_rows.list_size, np.dtype(of_rows.value_type.to_pandas_dtype()))
+    if layout.num_bytes == len(view) and bytes(view[: len(layout.frame)]) == layout.frame:
+        if len(_layouts) < MAX_LAYOUTS:
+            _layouts[len(view)] = layout
+        return layout.read(view, step=step, phase=phase)
+    flat: RowArray = record.column("rows").flatten().to_numpy()  # written by an Arrow of another version
     return RowBatch(
         step=step,
         phase=phase,
-        rows=rows,
+        rows=flat.reshape(record.num_rows, -1),
         source_ids=record.column("source_ids").to_numpy().astype(np.int64),
         row_numbers=record.column("row_numbers").to_numpy(),
     )

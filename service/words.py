@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from mixer.guard import facts_in_words
 
@@ -31,7 +30,7 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _phase(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    weights = np.asarray(record["weights"])
-    largest = [i for i in np.argsort(-weights, kind="stable")[:4] if weights[i] > 0]
+    weights = record["weights"]
+    largest = [i for i in heapq.nlargest(4, range(len(weights)), key=weights.__getitem__) if weights[i] > 0]
     shares = ", ".join(f"{names[i]} {weights[i]:.3f}" for i in largest)
     return f"phase {record['index']}, {record['length']} steps, {record['kind']}, {record['regime']}: {shares}"

@@ -8,17 +8,23 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from mixer.config import Curriculum
+from mixer.errors import JournalError
 from service import store as store_module
+from service import tables
 from service.client import MixerClient
 from service.engine import Engine
 from service.errors import NotReadyError, StallError, StoreError, UnreachableError
+from service.lines import CHECKED_LINES, TableLines
+from service.store import Store
 from tests.fleet import digest_of
 from tests.serving import STEPS, Served, get, losses_of, write_run
 from tests.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
@@ -151,3 +157,26 @@ def test_a_locked_database_holds_trainers_up_and_takes_nothing_from_them(
             other.execute("ROLLBACK")
         train(engine, wait_s=60)
     assert what_was_decided(list(map(json.loads, engine.journal_lines()))) == what_was_decided(journal)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda line: line[:-4] + b'x"}\n', lambda line: line.replace(b'"number":3', b'"number":4'), bytes.strip],
+    ids=["digest", "number", "end"],
+)
+def test_a_damaged_line_of_a_journal_in_tables_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    with closing(Store.open(f"sqlite:///{tmp_path / 'service.db'}")) as store:
+        lines = TableLines(store, "run")
+        for number in range(CHECKED_LINES + 2):
+            lines.append({"type": "feedback", "step": number})
+            assert lines.position_of(number + 1) == lines.position
+        assert TableLines(store, "run").position == lines.position
+        assert lines.position_of(CHECKED_LINES + 3) is None
+        at = tables.journal_lines.c
+        with store.transaction() as connection:
+            [text] = connection.scalars(sa.select(at.line).where(at.number == 3))
+            connection.execute(sa.update(tables.journal_lines).where(at.number == 3).values(line=damage(text)))
+        with pytest.raises(JournalError, match=r"the journal of run run: line 3 is damaged or another one; restore"):
+            lines.position_of(3)
+        with pytest.raises(JournalError, match=r"line 3 is damaged"):
+            TableLines(store, "run")  # it is the first of those that are checked

@@ -309,6 +309,41 @@ class TestInABrowser:
         runs = {run["name"]: run["status"] for run in server.get("/runs").json()}
         assert (runs["small"], runs["other-way"]) == ("active", "archived")
 
+    def test_archived_runs_are_listed_when_somebody_asks_for_them(self, browser: Browser, server: Server) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        def listed(under: str = "#run >") -> list[str]:
+            return list(
+                browser.js("Array.from(document.querySelectorAll(arguments[0]), e => e.text)", f"{under} option")
+            )
+
+        archived = {run["name"] for run in server.get("/runs").json() if run["status"] == "archived"}
+        for name in ("one", "another"):
+            assert post(f"{server.url}/runs/main/fork", json={"name": name}).status_code == 201
+        browser.open(server.url)
+        browser.wait(lambda: "one" in listed())
+        assert browser.at("#run-archived").is_displayed() == bool(archived)
+        for name in ("one", "another"):
+            assert post(f"{server.url}/runs/{name}/archive").status_code == 200
+        archived |= {"one", "another"}
+        browser.open(server.url)
+        browser.wait(lambda: browser.at("#run-archived").is_displayed())
+        assert listed("#run") == ["main", "small"]
+        assert browser.at("#run-archived").accessible_name == f"Archived ({len(archived)})"
+        assert browser.at("#run-archived").aria_role == "button"
+        browser.js("document.querySelector('#run').focus()")
+        ActionChains(browser.driver).send_keys(Keys.TAB, Keys.SPACE).perform()
+        assert {*listed("#run optgroup[label=Archived]")} == archived
+        assert listed() == ["main", "small"]
+        assert browser.at("#run-archived").get_attribute("aria-pressed") == "true"
+        ActionChains(browser.driver).send_keys(Keys.ENTER).perform()
+        assert listed("#run") == ["main", "small"]
+        browser.driver.get(f"{server.url}/?run=one")  # which is shown is in the list in any case
+        browser.wait(lambda: listed("#run optgroup") == ["one"])
+        assert browser.js("document.querySelector('#run').value") == "one"
+        browser.wait(lambda: "run one is archived" in browser.text("#problem"))
+
     def test_a_token_is_asked_for_and_forgotten_with_the_tab(self, browser: Browser, tmp_path: Path) -> None:
         with Server(curriculum(tmp_path, NAMES[:3]), tmp_path / "runs") as server:
             tokens = {scope: server.app.state.book.create(scope, scope) for scope in ("read", "admin")}

@@ -18,7 +18,7 @@ from mixer.journal import Journal, read_journal
 from mixer.region import Region
 from mixer.simulation import simulate
 from mixer.walk import Walk
-from service.chronicle import Chronicle, Watch
+from service.chronicle import Chronicle, Table, Watch
 from service.outline import corners, outline, walk_on_paper
 from service.overview import overview
 from service.preview import preview
@@ -141,6 +141,33 @@ def test_nothing_decided_yet_is_told_as_nothing() -> None:
     assert [source["weight"] for source in state["sources"]] == [0, 0, 0, 0]
     assert walk_on_paper(run.watch.chronicle())["points"] == []
     assert preview(run.watch.chronicle(), floors={"web": 0.9}, caps=None, exclude=None)["landed"][0] == 0.9
+
+
+ROWS = st.lists(st.none() | st.floats(), min_size=2, max_size=2) | st.floats()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["append", "append", "append", "pop", "look", "end"]), ROWS), max_size=200))
+def test_a_table_has_the_rows_that_were_appended_whenever_somebody_looks(calls: list[tuple[str, Any]]) -> None:
+    table, rows = Table(2), list[Any]()
+    ended: list[tuple[Table, list[Any]]] = []
+    for what, row in calls:
+        if what == "append":
+            table.append(row)
+            rows.append(
+                [
+                    x if x is not None and np.isfinite(x) else None
+                    for x in ([row] * 2 if isinstance(row, float) else row)
+                ]
+            )
+        elif what == "pop" and rows and not ended:  # a row that takes the place of one taken away is seen in both
+            table.pop()
+            rows.pop()
+        elif what == "look":
+            assert len(table.rows) == len(rows)
+        elif what == "end":
+            ended.append((table.ended(), list(rows)))
+    for each, expected in [(table, rows), *ended]:
+        np.testing.assert_array_equal(each.rows, np.array(expected, dtype=np.float64).reshape(-1, 2))
 
 
 def test_a_snapshot_does_not_move_while_the_run_goes_on() -> None:

@@ -26,6 +26,12 @@ def test_import_mixer_alone_imports_nothing_heavy() -> None:
     assert not {"torch", "datasets", "numpy"} & loaded_after("import mixer")
 
 
+def test_the_command_line_imports_what_all_commands_share_alone() -> None:
+    modules = loaded_after("import mixer.cli, service.cli, andrea.cli")
+    assert "typer" in modules
+    assert not {"numpy", "pydantic", "rich", "fastapi", "sqlalchemy", "torch"} & modules
+
+
 def test_every_public_name_resolves() -> None:
     assert sorted(mixer.__all__) == mixer.__all__
     for name in mixer.__all__:

@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import typer
 from alembic.script import ScriptDirectory
 
@@ -26,7 +28,7 @@ from service.cli import serve
 from service.engine import Engine
 from service.metrics import Metrics
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, upgrade
 from tests.fleet import digest_of
 from tests.load import simulate_ranks
 from tests.serving import Served, get, losses_of, write_run
@@ -165,13 +167,48 @@ def test_sixty_four_ranks_train_without_an_error_in_memory_that_stays_flat(tmp_p
     assert growth < 0.05 * middle[0]
 
 
-def test_a_start_on_a_database_that_is_up_to_date_does_not_import_what_changes_tables(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'service.db'}"
-    opened = (
-        f"import sys; from service.store import Store; Store.open({url!r}).close(); print('alembic' in sys.modules)"
+def shape_of(engine: sa.Engine) -> dict[str, Any]:
+    """Return the tables of a database, column by column."""
+    found = sa.inspect(engine)
+    return {
+        name: (
+            [(each["name"], str(each["type"]), each["nullable"]) for each in found.get_columns(name)],
+            found.get_pk_constraint(name),
+        )
+        for name in found.get_table_names()
+    }
+
+
+def test_a_new_database_has_what_migrations_make_of_an_old_one_and_does_without_them(tmp_path: Path) -> None:
+    engines = {name: sa.create_engine(f"sqlite:///{tmp_path / name}.db") for name in ("new", "old")}
+    with engines["old"].begin() as connection:
+        upgrade(connection, "first")
+    opening = (
+        "import sys; from service.store import Store; Store.open(sys.argv[1]).close(); print('alembic' in sys.modules)"
     )
-    said = [subprocess.check_output([sys.executable, "-c", opened], text=True).strip() for _ in range(2)]
-    assert said == ["True", "False"]
+    is_migrated = [
+        subprocess.check_output([sys.executable, "-c", opening, str(engines[name].url)], text=True).strip()
+        for name in ("new", "old", "old")
+    ]
+    assert is_migrated == ["False", "True", "False"]
+    assert shape_of(engines["old"]) == shape_of(engines["new"])
+    assert {*shape_of(engines["new"])} == {*tables.metadata.tables}
+    for engine in engines.values():
+        with engine.begin() as connection:
+            assert connection.scalars(sa.select(tables.versions)).all() == [tables.REVISION]
+        engine.dispose()
+
+
+def test_a_new_database_that_a_kill_met_halfway_is_begun_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'service.db'}"
+    dying = """
+import os, sys, sqlalchemy as sa
+from service import store, tables
+sa.event.listen(tables.audit, "after_create", lambda *_, **__: os._exit(9))
+store.Store.open(sys.argv[1])"""
+    assert subprocess.run([sys.executable, "-c", dying, url], check=False).returncode == 9
+    with contextlib.closing(Store.open(url)) as store:
+        assert {*shape_of(store.engine)} == {*tables.metadata.tables}
 
 
 def test_the_tables_are_those_of_the_newest_migration() -> None:

@@ -117,6 +117,8 @@ def test_a_body_is_what_arrow_itself_writes(num_rows: int, length: int, dtype: A
         columns = rows[mine].copy(), batch.source_ids[mine].astype(np.uint16), batch.row_numbers[mine].copy()
         body = encode(RowBatches.of(batch), rank, world_size).body(3)
         assert body.data == arrow_stream(*columns)
+        as_read = pa.ipc.open_stream(body.data).read_next_batch().to_pydict()
+        assert [as_read[key] for key in ("rows", "source_ids", "row_numbers")] == [each.tolist() for each in columns]
         for _ in range(2):  # read by Arrow, and then as one of the same shape
             back = decode(body.data, step=3, phase=1)
             for one, other in zip(back[2:], columns, strict=True):

@@ -53,8 +53,9 @@ def main() -> None:
     try:
         app()
     except MixerError as error:
-        talk.print(f"[bold red]error[/] ({error.code}): ", end="")
-        talk.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        out = talk()
+        out.print(f"[bold red]error[/] ({error.code}): ", end="")
+        out.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

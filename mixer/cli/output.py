@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The curriculum: one YAML file.", exists=True, dir_okay=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
 
-talk = Console(stderr=True)
-
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows of one shape as a table on stdout."""
+    from rich.table import Table  # a server draws none
+
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if column == "source" else "right")
@@ -29,8 +30,17 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     results().print(table)
 
 
+def talk() -> Console:
+    """Return stderr as a console."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def results() -> Console:
     """Return stdout as a console; a pipe or file gets 120 columns, so that no name is cut short."""
+    from rich.console import Console
+
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import track
-from rich.table import Table
 
 from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, results, talk
-from mixer.regimes import regime_at
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
@@ -48,9 +48,12 @@ def simulate(
 
     The learner's losses are power laws with noise. They show how the walk behaves, not how well a model would learn.
     """
+    from rich.progress import track
+
     from mixer.config import Curriculum  # what other commands need not wait for
     from mixer.journal import Journal
     from mixer.plots import write_page
+    from mixer.regimes import regime_at
     from mixer.simulation import simulate as simulate_walk
     from mixer.story import read_story
 
@@ -60,7 +63,7 @@ def simulate(
     folder.mkdir(parents=True, exist_ok=True)
     with Journal.create(folder / "journal.jsonl") as journal:
         walked = simulate_walk(curriculum, num_steps, journal=journal)
-        for _ in track(walked, description="walking", total=num_steps, console=talk, disable=as_json):
+        for _ in track(walked, description="walking", total=num_steps, console=talk(), disable=as_json):
             pass
     page = write_page(folder / "journal.jsonl", folder / "walk.html", title=f"Simulated walk of {config.name}")
     story = read_story(folder / "journal.jsonl")
@@ -92,6 +95,8 @@ def simulate(
 
 
 def _regime_table(regime: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     vertices = "" if regime["num_vertices"] is None else f", {regime['num_vertices']} vertices"
     table = Table(
         title=f"{regime['name']}: steps {regime['start']} to {regime['end'] - 1}, "

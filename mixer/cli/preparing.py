@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mixer.cli.output import AsJson, print_json, print_table, results, talk
-from mixer.config import Curriculum
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from mixer.config import Curriculum
     from mixer.sources.manifest import Manifest
     from mixer.sources.preparing import Done
 
@@ -46,6 +47,8 @@ def prepare(
         return
     if config is None:
         raise typer.BadParameter("give the CONFIG to prepare, or --verify DIR")
+    from mixer.config import Curriculum
+
     curriculum = Curriculum.from_yaml(config)
     if out is None:
         if curriculum.prepared is None:
@@ -108,6 +111,8 @@ class _Bars:
     """One bar per source that is being read; full length only where the config knows how many tokens there are."""
 
     def __init__(self, tokens: dict[str, int | None], *, is_quiet: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         self._tokens = tokens
         self._bars: dict[str, TaskID] = {}
         self.progress = Progress(
@@ -115,7 +120,7 @@ class _Bars:
             BarColumn(),
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
-            console=talk,
+            console=talk(),
             disable=is_quiet,
         )
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from mixer.cli.output import AsJson, print_json, print_table, results
-from mixer.config import Curriculum
 
 Walk = Annotated[Path, typer.Argument(metavar="WALK", help="A journal.", exists=True, dir_okay=False)]
 Other = Annotated[Path, typer.Argument(metavar="OTHER", help="Another journal.", exists=True, dir_okay=False)]
@@ -45,6 +44,7 @@ def replay(
         _server_of_the_past()(walk, host=host, port=port, tokens_file=tokens_file)
         return
     from mixer.audit import audit
+    from mixer.config import Curriculum
 
     verdict = audit(walk, curriculum=None if config is None else Curriculum.from_yaml(config))
     if as_json:
@@ -84,6 +84,7 @@ def fork(
 
     The step must be where a phase of the walk begins. The new policy has learned from the shared reports.
     """
+    from mixer.config import Curriculum
     from mixer.fork import fork as fork_walk
 
     parent = fork_walk(walk, at_step, Curriculum.from_yaml(config), out)

@@ -8,7 +8,6 @@ it was made from, so that another Python or another package gives another file, 
 from __future__ import annotations
 
 import ast
-import doctest
 import errno
 import functools
 import hashlib
@@ -219,7 +218,9 @@ def _comment_blocks() -> Iterator[Document]:
 
 def _dialogues() -> Iterator[Document]:
     """Doctest sessions as turns: what was typed after ``> ``, what came back after ``< ``."""
-    parser = doctest.DocTestParser()
+    from doctest import DocTestParser  # imports the debugger
+
+    parser = DocTestParser()
     for text, origin in _doctest_texts():
         try:
             examples = parser.get_examples(text)

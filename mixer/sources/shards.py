@@ -22,14 +22,18 @@ COLUMN = "input_ids"
 SAVED_SPLITS = "dataset_dict.json"
 
 
+def arrow_array(numbers: npt.NDArray[Any]) -> Any:
+    """Return contiguous numbers, flat, as Arrow has them; ``pa.array`` would import pandas: 0.5 s and 40 MB."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), numbers.size, [None, pa.py_buffer(numbers)])
+
+
 def write_shard(path: Path, rows: npt.NDArray[Any]) -> Shard:
     """Write rows, [n, T + 1] of an unsigned dtype, as one Arrow file; the same rows give the same bytes.
 
     ``rows`` may be a memory map: it is copied in one pass.
     """
     num_rows, row_length = rows.shape
-    values = pa.Array.from_buffers(pa.from_numpy_dtype(rows.dtype), rows.size, [None, pa.py_buffer(rows)])
-    column = pa.FixedSizeListArray.from_arrays(values, row_length)
+    column = pa.FixedSizeListArray.from_arrays(arrow_array(rows), row_length)
     schema = pa.schema(
         [(COLUMN, column.type)], metadata={"huggingface": _json({"info": {"features": _features(rows)}})}
     )

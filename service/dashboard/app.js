@@ -5,7 +5,7 @@ import { colourOf, compact, count, duration, make, number, swatch, theme } from 
 import { Paper } from "./paper.js";
 import { PivotForm } from "./pivot.js";
 import { Plot, labelOf, pointAt } from "./plot.js";
-import { RunControl } from "./runs.js";
+import { RunControl, RunList } from "./runs.js";
 import { JournalTable, RankTable, SourceTable, alarmText, showAlarms } from "./tables.js";
 
 const POINTS = Math.min(800, Math.max(300, innerWidth)); // of a plot: more than its pixels would not show
@@ -37,6 +37,7 @@ const ranks = new RankTable(at("rank-table"), at("ranks-note"));
 const journal = new JournalTable({ onProblem: showProblem });
 const pivot = new PivotForm({ onPreview: (preview) => sketch.setPreview(preview), onDone: () => refresh(), askToken });
 const control = new RunControl({ onRuns: showRun, onDone: () => refresh(), askToken });
+const runs = new RunList({ onRead: (list) => control.setRuns(list), onChosen: showRun });
 
 function hooks() {
   return { onCursor: setCursor, onZoom: (from, to) => zoomTo(from, to + 1) };
@@ -310,21 +311,8 @@ function keepTheme(value) {
   }
 }
 
-async function readRuns() {
-  const chosen = new URL(location.href).searchParams.get("run") ?? "";
-  let [names, first] = [[], "default"];
-  try {
-    const said = await new Api("").get("runs");
-    control.setRuns(said);
-    names = said.filter((run) => !run.is_default).map((run) => run.name);
-    first = said.find((run) => run.is_default)?.name ?? first;
-  } catch {
-    // without the list the default run is shown; what is wrong is told by the other requests
-  }
-  const options = [make("option", { value: "" }, first), ...names.map((name) => make("option", { value: name }, name))];
-  if (chosen && !names.includes(chosen)) options.push(make("option", { value: chosen }, chosen));
-  at("run").replaceChildren(...options);
-  at("run").value = chosen;
+function readRuns() {
+  return runs.read(new URL(location.href).searchParams.get("run") ?? "");
 }
 
 // Goes to a run by name, the default one if that is empty; it may be a new one.
@@ -371,7 +359,6 @@ at("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
 at("token-button").addEventListener("click", () => askToken());
-at("run").addEventListener("change", () => showRun(at("run").value));
 at("cursor").addEventListener("input", () => setCursor(at("cursor").valueAsNumber));
 at("zoom-in").addEventListener("click", () => zoomBy(0.5));
 at("zoom-out").addEventListener("click", () => zoomBy(2));

@@ -1,11 +1,56 @@
-// What an admin may do with a run: pause it, let it go on, fork it, archive it.
+// The runs: which one is shown, and what an admin may do with it: pause it, let it go on, fork it, archive it.
 
 import { Api } from "./api.js";
 import { answered, asAdmin, confirmed } from "./dialogs.js";
-import { count } from "./looks.js";
+import { count, make } from "./looks.js";
 
 const PAUSE = "Ranks get no new batches and nothing is decided until the run is resumed; reports are still taken.";
 const ARCHIVE = "It stops for ever: ranks get no more batches of it. Its journal stays in the server's folder.";
+
+// The list to choose from. Archived runs are in it while they are asked for, and the one that is shown.
+export class RunList {
+  // onRead(runs): the list has come; onChosen(name): that one is to be shown, the default one if it is empty.
+  constructor({ onRead, onChosen }) {
+    Object.assign(this, { onRead, runs: [], chosen: "" });
+    [this.select, this.button] = ["run", "run-archived"].map((id) => document.getElementById(id));
+    this.select.addEventListener("change", () => onChosen(this.select.value));
+    this.button.addEventListener("click", () => {
+      this.button.setAttribute("aria-pressed", String(!this.hasArchived));
+      this.fill();
+    });
+  }
+
+  get hasArchived() {
+    return this.button.getAttribute("aria-pressed") === "true";
+  }
+
+  // chosen: as in the address, empty for the default run.
+  async read(chosen) {
+    this.chosen = chosen;
+    try {
+      this.runs = await new Api("").get("runs");
+      this.onRead(this.runs);
+    } catch {
+      this.runs = []; // without the list the default run is shown; what is wrong is told by the other requests
+    }
+    this.fill();
+  }
+
+  fill() {
+    const first = this.runs.find((run) => run.is_default)?.name ?? "default";
+    const others = this.runs.filter((run) => !run.is_default);
+    const named = (runs) => runs.map(({ name }) => make("option", { value: name }, name));
+    const archived = others.filter((run) => run.status === "archived");
+    const listed = archived.filter(({ name }) => this.hasArchived || name === this.chosen);
+    const options = [make("option", { value: "" }, first), ...named(others.filter((run) => run.status !== "archived"))];
+    if (listed.length) options.push(make("optgroup", { label: "Archived" }, ...named(listed)));
+    if (this.chosen && !others.some(({ name }) => name === this.chosen)) options.push(...named([{ name: this.chosen }]));
+    this.select.replaceChildren(...options);
+    this.select.value = this.chosen;
+    this.button.hidden = archived.length === 0;
+    this.button.textContent = `Archived (${archived.length})`;
+  }
+}
 
 export class RunControl {
   // onRuns(name): the runs have changed; show that one, the default one if it is empty.

@@ -77,7 +77,7 @@ def watching(engine_of: EngineOf) -> APIRouter:
             and (not before or entry.line < before)
             and all(word in entry.text.casefold() or word == str(entry.step) for word in words)
         ]
-        return _json(request, {"num_found": len(found), "entries": [vars(entry) for entry in found[:limit]]})
+        return _json(request, {"num_found": len(found), "entries": [entry.shown() for entry in found[:limit]]})
 
     @router.post("/pivots/preview", response_model=Preview, summary="What a pivot would do; nothing is decided")
     def post_preview(request: Request, watch: Run, body: PreviewRequest) -> Response:
