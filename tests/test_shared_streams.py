@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import threading
+import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -164,6 +167,7 @@ def test_a_reader_far_behind_reads_for_itself(case: Case) -> None:
 
 
 def test_readers_that_take_turns_at_being_first_open_nothing_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixer.sources.rows.MAX_AHEAD", 1)  # or the first to look would read all there is
     groups = SharedGroups()
     members = [groups.join() for _ in range(3)]
     readers = [case.reader(member) for member in members]
@@ -177,8 +181,15 @@ def test_readers_that_take_turns_at_being_first_open_nothing_again(case: Case, m
             reader.take(ahead), case.rows[reader.progress.rows - ahead : reader.progress.rows]
         )
         given += ahead
-    members[0].leave()  # with the stream that was read last, or another
+    readers[0].take(45 - readers[0].progress.rows)
+    members[0].leave()  # with the stream that was read last
+    gone = weakref.ref(readers[0])
     del readers[0], reader
+    for _ in range(1000):  # a thread may still be reading for it
+        gc.collect()
+        if gone() is None:
+            break
+        time.sleep(0.01)
     for reader in readers:
         reader.take(70 - reader.progress.rows)
         np.testing.assert_array_equal(reader.take(40), case.rows[70:110])
@@ -299,6 +310,29 @@ def test_a_reader_that_is_moved_while_it_reads_lets_others_have_what_it_read(cas
     np.testing.assert_array_equal(other.take(5), case.rows[1:6])
     np.testing.assert_array_equal(one.take(5), case.rows[30:35])
     assert case.tokenizer.texts[TEXTS[0]] == 1
+
+
+def test_a_stream_that_is_being_read_is_nobody_elses(case: Case) -> None:
+    groups = SharedGroups()
+    one, other = (case.reader(groups.join()) for _ in range(2))
+    stream: Any = one._ahead._seat.stream
+    try_group, reached, opened = stream.try_group, threading.Event(), threading.Event()
+
+    def and_wait() -> Any:
+        group = try_group()
+        if not reached.is_set():
+            reached.set()
+            opened.wait()
+        return group
+
+    stream.try_group = and_wait
+    one.begin()
+    reached.wait()
+    row = next(row for row, state in enumerate(case.states) if state["stream"] == stream.place())  # where it stands now
+    other.load_state_dict(case.states[row])
+    np.testing.assert_array_equal(other.take(5), case.rows[row : row + 5])
+    opened.set()
+    np.testing.assert_array_equal(one.take(40), case.rows[:40])
 
 
 def test_a_failure_to_encode_is_tried_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
