@@ -32,6 +32,7 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.streams
+	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.guard
 	$(BIN)/python -m benchmarks.service
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
     from mixer.sources.prepared import Prepared
+    from mixer.sources.shared import Member
     from mixer.tokenizer import TextTokenizer
 
 STATE_VERSION = 2
@@ -63,6 +64,7 @@ class Rows:
         streams: data sets by source name, instead of what the config names.
         tokenizer: instead of the one that the config names.
         prepared: what lies in the ``prepared`` folder, opened already: several runs may read it at once.
+        member: the run's part in what the runs of this process stream together.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class Rows:
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
         prepared: Prepared | None = None,
+        member: Member | None = None,
     ) -> None:
         curriculum.rows_of_rank(world_size)
         self.curriculum = curriculum
         self.rank, self.world_size = rank, world_size
         self._streams = streams
         self._tokenizer = tokenizer
+        self._member = member
         self._known: dict[str, str] = {}
         self._prepared: Prepared | None = None
         if curriculum.prepared is not None:
@@ -114,6 +118,11 @@ class Rows:
         """Return the digest of these rows under the curriculum of that fingerprint."""
         rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
         return f"{curriculum} with {rows}"
+
+    def stop_sharing(self) -> None:
+        """Let other runs of this process keep nothing for this one."""
+        if self._member is not None:
+            self._member.leave()
 
     def known(self) -> dict[str, str]:
         """Return which data each source is of, for a journal's header; of streams, those that were opened."""
@@ -160,6 +169,7 @@ class Rows:
             self._streams,
             reader=self.rank * num_workers + worker,
             num_readers=num_readers,
+            member=self._member,
         )
         fingerprints = {rows.name: getattr(rows, "fingerprint", None) for rows in streams}
         self._known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}

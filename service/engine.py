@@ -78,8 +78,16 @@ class Engine:
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
-        prepared = (sharing or Sharing()).prepared(curriculum)
-        rows = Rows(curriculum, rank=0, world_size=1, streams=streams, tokenizer=tokenizer, prepared=prepared)
+        sharing = sharing or Sharing()
+        rows = Rows(
+            curriculum,
+            rank=0,
+            world_size=1,
+            streams=streams,
+            tokenizer=tokenizer,
+            prepared=sharing.prepared(curriculum),
+            member=sharing.streams.join(),
+        )
         lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
         self.journal = RunJournal(lines, self._on_line)
         self.walk = self._recover(store)
@@ -139,6 +147,7 @@ class Engine:
         """Stop deciding and building, take a snapshot, and let go of the journal."""
         self.drain()
         self._builder.stop()
+        self._parts.rows.stop_sharing()
         self.journal.close()
 
     @property

@@ -1,7 +1,4 @@
-"""Prepared rows that several runs of one server read: opened, checked and memory-mapped once.
-
-Streams are not shared: each run reads them at a pace of its own.
-"""
+"""What several runs of one server read: prepared rows, mapped once, and streams, read once by runs near each other."""
 
 from __future__ import annotations
 
@@ -12,14 +9,20 @@ from pathlib import Path
 from mixer.config import Curriculum
 from mixer.sources.manifest import MANIFEST
 from mixer.sources.prepared import Prepared
+from mixer.sources.shared import SharedGroups
 
 Key = tuple[Path, int, int, int]
 
 
 class Sharing:
-    """What is open, for as long as a run reads it."""
+    """What is open, for as long as a run reads it.
+
+    Attributes:
+        streams: what the runs stream; each joins, and leaves when it is stopped.
+    """
 
     def __init__(self) -> None:
+        self.streams = SharedGroups()
         self._open: weakref.WeakValueDictionary[Key, Prepared] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 

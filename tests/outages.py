@@ -15,7 +15,7 @@ class Outage:
 
     def __init__(self, reader: Any, source: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
-        stream = reader._sources[source]._ahead._stream
+        stream = reader._sources[source]._ahead._seat.stream
         self._try_group = stream.try_group
         self.is_down = False
         monkeypatch.setattr(stream, "try_group", self._through)

@@ -9,6 +9,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +466,11 @@ def test_reading_local_files_sends_nothing_to_the_network(tmp_path: Path, monkey
 
     monkeypatch.setattr(datasets.load, "get_session", refuse)
     assert documents_of(stream_of(tmp_path, data_files=write(tmp_path, "jsonl", ROWS)))
+
+
+def test_threads_open_sources_at_the_same_time(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    source = SourceConfig(name="web", data_files=str(tmp_path / "rows.jsonl"))
+    with ThreadPoolExecutor(8) as threads:
+        opened = list(threads.map(lambda _: open_stream(source).next_group(), range(24)))
+    assert opened == [["a"]] * 24

@@ -18,6 +18,7 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
+    from mixer.sources.shared import Member
     from mixer.sources.streams import Stream
     from mixer.tokenizer import TextTokenizer
 
@@ -81,6 +82,7 @@ def open_sources(
     reader: int = 0,
     num_readers: int = 1,
     held_out: bool = False,
+    member: Member | None = None,
 ) -> list[RowSource]:
     """Open every source in declared order.
 
@@ -95,6 +97,7 @@ def open_sources(
         reader: which of the readers this is, from 0.
         num_readers: how many there are.
         held_out: give only the documents that ``holdout`` keeps from the training stream, to evaluate on.
+        member: the run's part in what the runs of this process stream together (``SharedGroups.join``).
 
     Raises:
         UnknownSourceError: a stream for a source that is not declared.
@@ -115,6 +118,7 @@ def open_sources(
             sequence_length=curriculum.sequence_length,
             on_exhausted=source.on_exhausted,
             ahead_bytes=AHEAD_BYTES // len(curriculum.sources),
+            member=member,
         )
         for source in curriculum.sources
     ]

@@ -2,7 +2,7 @@
 
 Reading the next group begins as soon as one is read, while that one is encoded, so that parsing a file, encoding and
 the trainer overlap. Only what has been taken with ``pop`` counts: the place, errors and the end of the epoch are those
-that reading without threads would give, whatever has been read beyond.
+that reading without threads would give, whatever has been read beyond, by this reader or by others of the same source.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mixer.sources.background import POOL, Task
 from mixer.sources.faults import NetworkFault
+from mixer.sources.shared import Seat
 from mixer.sources.streams import Documents, Stream
 from mixer.types import TokenArray
 
@@ -35,20 +37,20 @@ class ReadAhead:
     """The groups of a stream in order.
 
     Args:
-        stream: what is read; from now on by nobody else.
+        seat: has the stream that is read; from now on by nobody else, unless it is shared.
         encode: makes token ids of a group's documents.
         repeat: whether the beginning is read after the end.
     """
 
-    def __init__(self, stream: Stream[Any], encode: Callable[[Documents], Encoded], *, repeat: bool) -> None:
-        self._stream = stream
+    def __init__(self, seat: Seat, encode: Callable[[Documents], Encoded], *, repeat: bool) -> None:
+        self._seat = seat
         self._encode = encode
         self._repeat = repeat
         self._lock = threading.Lock()
         self._queue: deque[Read] = deque()
         self._reader: Task[None] | None = None  # reads the next group, now or soon, or has failed to
         self._num_wanted = 0
-        self._begin(stream.place())
+        self._begin(seat.stream.place())
 
     @property
     def place(self) -> dict[str, Any]:
@@ -110,13 +112,18 @@ class ReadAhead:
             reader = self._reader
         if reader is not None:
             reader.cancel()
-        self._stream.load_state_dict(place)
-        self._begin(self._stream.place())
+        if self._seat.member is None:
+            self._seat.stream.load_state_dict(place)
+            self._begin(self._seat.stream.place())
+        else:  # it stays where others may want to read on, until a group is needed that is not kept
+            self._seat.stream.check_state(place)
+            self._begin(dict(place))
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process reads on after what was taken here."""
         self.move(self._place)
-        return {key: self.__dict__[key] for key in ("_stream", "_encode", "_repeat", "_place")}
+        kept = {key: self.__dict__[key] for key in ("_encode", "_repeat", "_place")}
+        return {**kept, "_seat": Seat(self._seat.stream)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -133,8 +140,9 @@ class ReadAhead:
     def _check_process(self) -> None:
         """In a forked process nobody will finish what is under way, and the open file's place is not ours alone."""
         if self._process != os.getpid():
-            self._stream.abandon()
-            self._stream.load_state_dict(self._place)
+            self._seat = Seat(self._seat.stream)
+            self._seat.stream.abandon()
+            self._seat.stream.load_state_dict(self._place)
             self._begin(self._place)
 
     def _wants_more(self) -> bool:
@@ -144,19 +152,26 @@ class ReadAhead:
     def _read(self, after: NetworkFault | None = None) -> None:
         """Read a group and let the next one be read while it is encoded."""
         start = self._last_end
-        try:
-            documents = self._stream.try_group() if after is None else self._stream.next_group(after)
-            if not len(documents) and self._repeat:
-                self._stream.restart()
-            read = Read(len(documents), Task(lambda: self._encode(documents)), self._stream.place())
-        except BaseException:
-            self._stream.load_state_dict(start)
-            raise
+        attempt = partial(self._seat.read, start, self._group)
+        read = attempt() if after is None else self._seat.stream.persist(attempt, start, after)
         with self._lock:
             self._last_end = read.end
             self._queue.append(read)
             self._reader = POOL.submit(self._read) if self._wants_more() else None
         read.encoded.run()
+
+    def _group(self, stream: Stream[Any], start: Mapping[str, Any]) -> Read:
+        """Return the group that begins at a place, in one attempt; if it raises, the stream stands there."""
+        if stream.place() != start:
+            stream.load_state_dict(start)
+        try:
+            documents = stream.try_group()
+            if not len(documents) and self._repeat:
+                stream.restart()
+            return Read(len(documents), Task(partial(self._encode, documents)), stream.place())
+        except BaseException:
+            stream.load_state_dict(start)
+            raise
 
     def _encoded(self, read: Read) -> Read:
         try:

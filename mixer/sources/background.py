@@ -44,6 +44,7 @@ class Task(Generic[Result]):
         except BaseException as error:  # Ctrl-C arrives in the main thread, which may be the one that runs it
             self._error = error
         finally:
+            del self._call  # with what it holds: results may be kept for long
             self._done.set()
 
     @property

@@ -37,6 +37,9 @@ BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
     "csv": {"keep_default_na": False},  # else the text "NA" or "null" becomes null
 }
 
+# else tqdm makes a lock for each look at a pattern of files, and takes it from other threads that look at one
+datasets.utils.tqdm.get_lock()
+
 
 def open_stream(
     source: SourceConfig,

@@ -20,6 +20,7 @@ from mixer.packing import Packer, joined
 from mixer.sources import EndOfSource, Progress
 from mixer.sources.ahead import Encoded, ReadAhead
 from mixer.sources.faults import NetworkFault
+from mixer.sources.shared import Member, Seat
 from mixer.sources.streams import Documents, Stream, TextStream
 from mixer.tokenizer import TextTokenizer
 from mixer.types import IntArray, TokenArray
@@ -79,13 +80,19 @@ class StreamedRows:
         sequence_length: int,
         on_exhausted: Literal["repeat", "stop", "error"] = "repeat",
         ahead_bytes: int = AHEAD_BYTES,
+        member: Member | None = None,
     ) -> None:
-        """Give the rows of ``stream``; at most about ``ahead_bytes`` of them, and one group, are read ahead."""
+        """Give the rows of ``stream``; at most about ``ahead_bytes`` of them, and one group, are read ahead.
+
+        With a ``member``, groups are shared with other runs of this process.
+        """
         self.name = stream.name
         self.fingerprint = stream.fingerprint
         self._tokenizer = tokenizer
         self._is_text = isinstance(stream, TextStream)
-        self._ahead = ReadAhead(stream, self._encode, repeat=on_exhausted == "repeat")
+        repeat = on_exhausted == "repeat"
+        seat = Seat(stream) if member is None else member.seat(stream, f"{tokenizer.fingerprint} {repeat}")
+        self._ahead = ReadAhead(seat, self._encode, repeat=repeat)
         self._ahead_bytes = ahead_bytes
         self._packer = Packer(sequence_length, tokenizer.separator_id)
         self._empty = np.empty((0, self.row_length), dtype=np.uint32)

@@ -38,6 +38,7 @@ NUM_SEEN = 8  # values of a `where` column that an error shows
 
 Documents = list[str] | list[TokenArray] | TokenArray
 Group = TypeVar("Group", list[str], list[TokenArray] | TokenArray)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +122,27 @@ class Stream(ABC, Generic[Group]):
             return f"files {self._files_digest}"
         return None if self._revision is None else f"commit {self._revision}"
 
+    @property
+    def identity(self) -> str | None:
+        """All that says which documents are given from a place on; None if it is not known which data is read.
+
+        Streams of one identity can stand in for each other.
+        """
+        if self.fingerprint is None:
+            return None
+        found = [(str(file), file.stat()) for file in self._files]
+        files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+        source = self._source.model_dump_json(exclude={"tokens", "on_exhausted", "on_failure"})
+        return repr((source, files, self._share, self._retries, self._batch_size, self._is_table))
+
     def restart(self) -> None:
         """Go back to the first document: the next epoch."""
         self._move({}, 0)  # an empty state is the beginning, also for `datasets`
         self.num_rows = self.num_documents = self.num_empty = self.num_other_split = self.num_other_readers = 0
         self._seen: dict[str, list[Any]] = {column: [] for column in self._source.where}
 
-    def next_group(self, after: NetworkFault | None = None) -> Group:
+    def next_group(self) -> Group:
         """Return the next documents, a bounded number; an empty group ends the epoch.
-
-        Args:
-            after: a fault that ``try_group`` raised here and that counts as the first attempt.
 
         Raises:
             EmptySourceError: the epoch has ended without one document.
@@ -140,7 +151,20 @@ class Stream(ABC, Generic[Group]):
 
         Whatever it raises, the place is kept, so that the next call tries the same group again.
         """
-        return persist(self.try_group, source=self.name, place=self._place_in_words, retries=self._retries, first=after)
+        return self.persist(self.try_group, self.place())
+
+    def persist(
+        self, attempt: Callable[[], Result], place: Mapping[str, Any], first: NetworkFault | None = None
+    ) -> Result:
+        """Return what ``attempt`` returns, made again after faults of a network.
+
+        Args:
+            attempt: reads at ``place``.
+            place: for the message.
+            first: a fault that counts as the first attempt.
+        """
+        where = f"after row {place['rows']} of the epoch"
+        return persist(attempt, source=self.name, place=lambda: where, retries=self._retries, first=first)
 
     def try_group(self) -> Group:
         """Return what ``next_group`` returns, but raise NetworkFault at once, without a second attempt."""
@@ -190,7 +214,7 @@ class Stream(ABC, Generic[Group]):
             StateMismatchError: the state of another source, version, split or reader, or of files that have changed.
             MissingDataError: a commit that the hub no longer has.
         """
-        self._check_state(state)
+        self.check_state(state)
         if self._reopen is not None and state["revision"] != self._revision:
             self._dataset, self._stride = self._narrowed(self._reopen(state["revision"]))
             self._revision = state["revision"]
@@ -211,7 +235,8 @@ class Stream(ABC, Generic[Group]):
         left_out = {"_batches": None, "_close": _nothing, "_batch": None, "_batch_rows": 0}
         return {**self.__dict__, **left_out, "_next_position": self._position}
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise StateMismatchError for a state that ``load_state_dict`` would refuse."""
         expected: dict[str, Any] = {"version": STATE_VERSION, "source": self.name, "files": self._files_digest}
         if self._reopen is None:
             expected["revision"] = self._revision
@@ -304,9 +329,6 @@ class Stream(ABC, Generic[Group]):
         for column, seen in self._seen.items():
             if len(seen) < NUM_SEEN and row[column] not in seen:
                 seen.append(row[column])
-
-    def _place_in_words(self) -> str:
-        return f"after row {self.num_rows} of the epoch"
 
     def _emptiness(self) -> str:
         share = self._share

@@ -140,6 +140,12 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         self._column = TokenColumn(source.name, source.token_column, vocab_size=vocab_size, row_length=self._row_length)
         super().__init__(source, dataset, **options)
 
+    @property
+    def identity(self) -> str | None:
+        """See ``Stream``; the length of rows is checked, too."""
+        identity = super().identity
+        return None if identity is None else f"{identity} {self._row_length}"
+
     def _hold(self, batch: Any) -> int:
         names = batch.column_names if self._is_table else list(batch)
         self._renderer.check_columns(names)
