@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -356,19 +357,17 @@ class MixtureDataset(IterableDataset[Batch]):
             "step": self._step,
             "row": self._row,
             "reader": self._before if self._row else self._reader.state_dict(),
-            "phase": None if phase is None else [phase.start, Claim.of(phase.start, phase, "").digest],
+            "phase": None if phase is None else _mark_of(phase),
         }
 
     def _load_state_of_copy(self, state: Mapping[str, Any], num_workers: int) -> None:
         check_state(state, version=STATE_VERSION, fingerprint=self._rows.fingerprint, what="state of a worker")
-        if state["phase"] is not None:
-            start, digest = state["phase"]
-            phase = self._phases.phase_at(start)
-            if Claim.of(start, phase, "").digest != digest:
-                raise StateMismatchError(
-                    f"the loader was restored to step {state['step']}, but the walk was not: its phase from step "
-                    f"{start} is another; save dataset.state_dict() beside the loader's state, and load it first"
-                )
+        mark = state["phase"]
+        if mark is not None and _mark_of(self._phases.phase_at(mark[0])) != mark:
+            raise StateMismatchError(
+                f"the loader was restored to step {state['step']}, but the walk was not: its phase from step {mark[0]} "
+                "is another; save dataset.state_dict() beside the loader's state, and load it first"
+            )
         self._step, self._row = state["step"], state["row"]
         self._reader = self._open_reader(self._step % num_workers, num_workers)
         self._reader.load_state_dict(state["reader"])
@@ -396,6 +395,11 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
     if isinstance(journal, str | Path):
         return Journal.open(journal) if Path(journal).exists() else Journal.create(journal)
     return journal
+
+
+def _mark_of(phase: Phase) -> list[int]:
+    """Return what tells a phase from any other that might have been decided there; a cut of it changes nothing."""
+    return [phase.start, Claim.of(phase.start, replace(phase, length=1), "").digest]
 
 
 def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:

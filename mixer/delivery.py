@@ -350,7 +350,7 @@ class Desk:
                 "row": self.row,
                 "world_size": self._rows.world_size if readers else None,
                 "readers": [] if self._rows.is_prepared else readers,
-                "walk": self.walk.state_dict(from_step=self.step),
+                "walk": self.walk.state_dict(from_step=max(0, self.step - 1)),  # whose phase a worker's state names
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -276,6 +277,33 @@ def test_a_run_that_is_stopped_before_or_within_a_suspension_goes_on(folder: Pat
     assert any("s2" in pivot["exclude"] for pivot in pivots_of(path))
     assert_no_row_is_lost_or_repeated(curriculum, batches, 2)
     assert audit(path).difference is None
+    assert trained(MixtureDataset(curriculum, walk=Replay(path), provenance=True), num_workers=2) == batches
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_stateful_loader_goes_on_from_its_own_state_within_a_suspension(folder: Path, tmp_path: Path) -> None:
+    """It keeps which phase its workers composed, which was cut since."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    curriculum, path = a_curriculum(folder), tmp_path / "walk.jsonl"
+    batches: list[Batch] = []
+    state: list[Any] = []
+    for stop in (17, 40, STEPS):
+        dataset = MixtureDataset(curriculum, journal=path, provenance=True)
+        loader = stateful.StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+        if state:
+            dataset.load_state_dict(state[0])
+            loader.load_state_dict(state[1])
+        with pytest.MonkeyPatch.context() as patch:
+            PlannedOutage({"s3": (20, 3)} if stop < STEPS else {}, patch)
+            for batch in loader:
+                batches.append(reported(dataset, batch))
+                if batch["step"] == stop - 1:
+                    break
+        state = copy.deepcopy([dataset.state_dict(), loader.state_dict()])
+        dataset.walk.close_journal()
+    assert any("s3" in pivot["exclude"] for pivot in pivots_of(path))
+    assert_no_row_is_lost_or_repeated(curriculum, batches, 2)
     assert trained(MixtureDataset(curriculum, walk=Replay(path), provenance=True), num_workers=2) == batches
 
 
