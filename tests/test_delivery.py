@@ -48,10 +48,10 @@ from mixer.sources.prepared import JointRows, Prepared, RowsAt
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
+from tests.curricula import write_sources
 from tests.outages import Outage
 
 T, B, STEPS = 16, 8, 70
-WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
@@ -61,9 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("delivery")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXER_CACHE", str(folder / "cache"))
-        for k, words in enumerate(WORDS):
-            lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(60)]
-            (folder / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+        write_sources(folder)
         prepare(a_curriculum(folder, prepared=None), folder / "rows")
         yield folder
 

@@ -33,10 +33,10 @@ from mixer.streamed import StreamedReader
 from mixer.suspension import Suspension
 from mixer.turns import InTurn, Turns
 from mixer.walk import Walk
+from tests.curricula import write_sources
 from tests.outages import PlannedOutage
 
 T, B, STEPS = 16, 8, 150
-WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 DOWN = {"s2": (12, 2), "s3": (20, 1)}
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -47,9 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("turns")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXER_CACHE", str(folder / "cache"))
-        for k, words in enumerate(WORDS):
-            lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(120)]
-            (folder / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+        write_sources(folder, num_documents=120)
         yield folder
 
 
