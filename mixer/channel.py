@@ -13,11 +13,13 @@ import secrets
 import socket
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 from mixer.errors import MixerError, TopologyError
+from mixer.phases import Phase
 
 Address = tuple[str, bytes]  # path of the socket, and the key that both sides must know
 
@@ -26,11 +28,13 @@ class Answering:
     """Answers the calls of other processes, from the next fork or pickling on.
 
     Args:
-        methods: what may be called, by name.
+        methods: what may be called, by name; each caller is answered in a thread of its own.
+        on_leave: called in a caller's thread when that caller is gone.
     """
 
-    def __init__(self, methods: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, methods: Mapping[str, Callable[..., Any]], on_leave: Callable[[], None] | None = None) -> None:
         self._methods = dict(methods)
+        self._on_leave = on_leave
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._address: Address | None = None
@@ -61,6 +65,11 @@ class Answering:
         if self._listener is not None:
             _stop(self._listener, self._is_closed, self._pid)
             self._listener = None
+
+    def note_leave(self) -> None:
+        """Note that the caller whose thread this is has gone."""
+        if self._on_leave is not None:
+            self._on_leave()
 
     def reply_to(self, name: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         """Return whether a method gave something, and what it gave or raised."""
@@ -101,6 +110,13 @@ def _accept(listener: Listener, is_closed: threading.Event, answering: weakref.r
 
 
 def _answer(connection: Connection, answering: weakref.ref[Answering]) -> None:
+    _answer_calls(connection, answering)
+    found = answering()
+    if found is not None:
+        found.note_leave()
+
+
+def _answer_calls(connection: Connection, answering: weakref.ref[Answering]) -> None:
     with contextlib.suppress(EOFError, OSError), connection:
         while True:
             name, arguments = connection.recv()
@@ -146,6 +162,34 @@ class Asking:
         if not is_good:
             raise value
         return value
+
+
+class RemotePhases:
+    """Phases as the process that decides has them; the newest few are kept."""
+
+    def __init__(self, address: Address) -> None:
+        self._asking = Asking(address)
+        self._kept: deque[Phase] = deque(maxlen=8)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call one of ``Desk.methods``."""
+        return self._asking.call(method, *arguments)
+
+    def phase_at(self, step: int) -> Phase:
+        """Return the phase that covers ``step``."""
+        for phase in reversed(self._kept):
+            if phase.start <= step < phase.end:
+                return phase
+        self._kept.append(self.call("phase", step))
+        return self._kept[-1]
+
+    def forget(self) -> None:
+        """Forget the phases that are kept: one of them was cut."""
+        self._kept.clear()
+
+    def read_through(self, name: str, tokens: int) -> None:
+        """Tell the length of an epoch of a source."""
+        self.call("read_through", name, tokens)
 
 
 def _gone(error: BaseException) -> TopologyError:

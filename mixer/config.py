@@ -125,6 +125,11 @@ class _PivotFields(Frozen):
     caps: dict[str, Weight] | None = None
     exclude: tuple[str, ...] | None = None
 
+    @classmethod
+    def to(cls, bounds: Bounds, **fields: Any) -> Self:
+        """Return the pivot after which these bounds are in force."""
+        return cls(floors=dict(bounds.floors), caps=dict(bounds.caps), exclude=bounds.exclude, **fields)
+
     def apply(self, bounds: Bounds) -> Bounds:
         """Return the bounds in force after this pivot."""
         return bounds.replaced(floors=self.floors, caps=self.caps, exclude=self.exclude)

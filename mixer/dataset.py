@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import BatchReader, TokenBatch
-from mixer.channel import Address, Answering, Asking
+from mixer.channel import Address, Answering, RemotePhases
 from mixer.config import Curriculum
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
@@ -30,7 +30,8 @@ from mixer.phases import Phase
 from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
 from mixer.records import check_state
 from mixer.sources import EndOfSource, Progress
-from mixer.suspension import Suspension
+from mixer.suspension import Suspension, suspended_if_lost
+from mixer.turns import InTurn, Turns
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class MixtureDataset(IterableDataset[Batch]):
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
-        self._suspension = Suspension.of(curriculum, self._desk.walk, self._highest)
-        self._answering = Answering(self._desk.methods())
+        self._suspension: Suspension | InTurn | None = Suspension.of(curriculum, self._desk.walk, self._highest)
+        self._answering = self._answering_workers(self._desk)
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
@@ -148,8 +149,7 @@ class MixtureDataset(IterableDataset[Batch]):
     def _composed(self, step: int, num_workers: int) -> Batch:
         """Return the batch of a step, noting where the next one is."""
         batch = self._tensors(self._read(step))
-        if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
-            self._phases.call("stand", self._iteration, step % num_workers, step + 1, self._reader.state_dict())
+        self._tell_place(step + 1, num_workers)
         self._stand_at(step + num_workers, 0)
         return batch
 
@@ -160,18 +160,17 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _read(self, step: int) -> TokenBatch:
         """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
-        if self._desk is not None and self._suspension is not None and can_agree(self.world_size, self._group):
+        if self._suspension is not None and (self._desk is None or can_agree(self.world_size, self._group)):
             return self._suspension.read(self._reader, step).split()
         try:
             return self._reader.read_split(step)
         except SourceUnavailableError as error:
-            sources = self.curriculum.sources
-            if not any(source.name == error.name and source.on_failure == "suspend" for source in sources):
+            if error.name not in suspended_if_lost(self.curriculum):
                 raise
             raise SourceUnavailableError(
-                f"{error}; it is suspended only where all who read agree before they train on a batch. Iterate the "
-                "data set itself (num_workers=0), with torch.distributed up if there are several ranks, or prepare the "
-                "sources (`mixer prepare`)",
+                f"{error}; it is suspended only where all who read agree before they train on a batch. Of several "
+                "ranks, each must iterate the data set itself (num_workers=0), with torch.distributed up; or prepare "
+                "the sources (`mixer prepare`)",
                 name=error.name,
             ) from error
 
@@ -270,6 +269,13 @@ class MixtureDataset(IterableDataset[Batch]):
             return None
         return self._before if self._row else self._reader.state_dict()
 
+    def _answering_workers(self, desk: Desk) -> Answering:
+        """Return who answers workers, which compose in turn where a source may be suspended while they read."""
+        if not isinstance(self._suspension, Suspension) or self.world_size > 1:
+            return Answering(desk.methods())
+        turns = Turns(desk, self._suspension)
+        return Answering(desk.methods() | turns.methods(), on_leave=turns.leave)
+
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
         return self._rows.open(
             self._phase_at, worker=worker, num_workers=num_workers, on_read_through=self._read_through
@@ -311,9 +317,6 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _begin_in_copy(self, worker: int, num_workers: int) -> None:
         """Begin where a state was loaded, else where the run stood when this copy was made, or stands now."""
-        if self._is_placed:
-            self._is_placed = False  # the next iteration begins anew
-            return
         assert isinstance(self._phases, RemotePhases)
         info = get_worker_info()
         # the same for all workers of a loader, and another for every copy in a process of its own
@@ -322,12 +325,25 @@ class MixtureDataset(IterableDataset[Batch]):
         at_its_making = self._beginning if info is not None else None  # any other copy begins where the run stands now
         beginning = self._phases.call("begin", self._iteration, num_workers, at_its_making)
         self._num_iterations, self._beginning = self._num_iterations + 1, None
-        self._step, self._row = beginning.step + worker, beginning.row if worker == 0 else 0
-        self._reader = self._open_reader(self._step % num_workers, num_workers)
-        state = beginning.of_reader(self._step % num_workers, num_workers)
-        if state is not None:
-            self._reader.load_state_dict(state)
-            self._before = state
+        is_placed, self._is_placed = self._is_placed, False  # the next iteration begins anew
+        if is_placed:
+            self._tell_place(self._step - num_workers + 1, num_workers)
+        else:
+            self._step, self._row = beginning.step + worker, beginning.row if worker == 0 else 0
+            self._reader = self._open_reader(self._step % num_workers, num_workers)
+            state = beginning.of_reader(self._step % num_workers, num_workers)
+            if state is not None:
+                self._reader.load_state_dict(state)
+                self._before = state
+        self._suspension = None
+        if self.world_size == 1 and suspended_if_lost(self.curriculum):
+            first = None if is_placed else beginning.step
+            self._suspension = InTurn(self._phases, self._iteration, num_workers, self._step, first)
+
+    def _tell_place(self, end: int, num_workers: int) -> None:
+        """Tell the process that decides where the streams stand that this copy reads, after the step before ``end``."""
+        if isinstance(self._phases, RemotePhases) and not self._rows.is_prepared:
+            self._phases.call("stand", self._iteration, self._step % num_workers, end, self._reader.state_dict())
 
     def _state_of_copy(self) -> dict[str, Any]:
         phase = self._phases.phase_at(self._step - 1) if self._step else None
@@ -337,19 +353,17 @@ class MixtureDataset(IterableDataset[Batch]):
             "step": self._step,
             "row": self._row,
             "reader": self._before if self._row else self._reader.state_dict(),
-            "phase": None if phase is None else [phase.start, Claim.of(phase.start, phase, "").digest],
+            "phase": None if phase is None else _mark_of(phase),
         }
 
     def _load_state_of_copy(self, state: Mapping[str, Any], num_workers: int) -> None:
         check_state(state, version=STATE_VERSION, fingerprint=self._rows.fingerprint, what="state of a worker")
-        if state["phase"] is not None:
-            start, digest = state["phase"]
-            phase = self._phases.phase_at(start)
-            if Claim.of(start, phase, "").digest != digest:
-                raise StateMismatchError(
-                    f"the loader was restored to step {state['step']}, but the walk was not: its phase from step "
-                    f"{start} is another; save dataset.state_dict() beside the loader's state, and load it first"
-                )
+        mark = state["phase"]
+        if mark is not None and _mark_of(self._phases.phase_at(mark[0])) != mark:
+            raise StateMismatchError(
+                f"the loader was restored to step {state['step']}, but the walk was not: its phase from step {mark[0]} "
+                "is another; save dataset.state_dict() beside the loader's state, and load it first"
+            )
         self._step, self._row = state["step"], state["row"]
         self._reader = self._open_reader(self._step % num_workers, num_workers)
         self._reader.load_state_dict(state["reader"])
@@ -373,34 +387,15 @@ class MixtureDataset(IterableDataset[Batch]):
         return {**self.__dict__, **absent, **own}
 
 
-class RemotePhases:
-    """Phases as the process that decides has them; the newest few are kept."""
-
-    def __init__(self, address: Address) -> None:
-        self._asking = Asking(address)
-        self._kept: deque[Phase] = deque(maxlen=8)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call one of ``Desk.methods``."""
-        return self._asking.call(method, *arguments)
-
-    def phase_at(self, step: int) -> Phase:
-        """Return the phase that covers ``step``."""
-        for phase in reversed(self._kept):
-            if phase.start <= step < phase.end:
-                return phase
-        self._kept.append(self.call("phase", step))
-        return self._kept[-1]
-
-    def read_through(self, name: str, tokens: int) -> None:
-        """Tell the length of an epoch of a source."""
-        self.call("read_through", name, tokens)
-
-
 def _opened(journal: Journal | str | Path | None) -> Journal | None:
     if isinstance(journal, str | Path):
         return Journal.open(journal) if Path(journal).exists() else Journal.create(journal)
     return journal
+
+
+def _mark_of(phase: Phase) -> list[int]:
+    """Return what tells a phase from any other that might have been decided there; a cut of it changes nothing."""
+    return [phase.start, Claim.of(phase.start, replace(phase, length=1), "").digest]
 
 
 def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:

@@ -224,6 +224,9 @@ class Desk:
     Args:
         walk: who decides.
         rows: what is read.
+
+    Attributes:
+        lock: held while this is read or changed.
     """
 
     def __init__(self, walk: Decider, rows: Rows) -> None:
@@ -231,7 +234,7 @@ class Desk:
         self.step = 0  # next to be delivered, as far as is known here
         self.row = 0  # rows of it that were delivered, when single rows are
         self._rows = rows
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._loaded: list[dict[str, Any]] = []  # of each reader, at ``step``; empty is the beginning
         self._stands: dict[int, _Stand] = {}
         self._num_readers = 0  # in workers
@@ -246,6 +249,11 @@ class Desk:
             "begin": self.begin,
             "stand": self.stand,
         }
+
+    @property
+    def iteration(self) -> Hashable:
+        """The loader's iteration whose workers read; None if this process reads."""
+        return self._iteration
 
     @property
     def has_workers(self) -> bool:
@@ -280,7 +288,7 @@ class Desk:
             num_readers: workers of the loader.
             beginning: where the run stood when the worker was made; None asks where it stands now.
         """
-        with self._lock:
+        with self.lock:
             if self._iteration != iteration:
                 self._beginning = beginning or self.beginning()
                 self._iteration, self._num_readers = iteration, num_readers
@@ -290,7 +298,7 @@ class Desk:
 
     def read_here(self) -> Beginning:
         """Return where this process is to go on with reading, now that no workers do."""
-        with self._lock:
+        with self.lock:
             beginning = self.beginning()
             self._loaded = beginning.readers
             self._stands.clear()
@@ -305,7 +313,7 @@ class Desk:
 
     def stand(self, iteration: Hashable, reader: int, end: int, state: dict[str, Any]) -> None:
         """Note where a reader's streams stand after the step before ``end``, if its iteration is the newest."""
-        with self._lock:
+        with self.lock:
             if iteration != self._iteration:
                 return
             stand = self._stands.setdefault(reader, _Stand())
@@ -314,7 +322,7 @@ class Desk:
 
     def delivered(self, step: int) -> None:
         """Note that a step was trained on, which is how this process hears of what workers composed."""
-        with self._lock:
+        with self.lock:
             if step >= self.step:
                 self.step, self.row = step + 1, 0
             for stand in self._stands.values():
@@ -343,7 +351,7 @@ class Desk:
         Args:
             own: where the streams of this process stand, if it reads them itself.
         """
-        with self._lock:
+        with self.lock:
             readers = [own] if own is not None else self._reader_states()
             return {
                 "version": STATE_VERSION,
@@ -352,7 +360,7 @@ class Desk:
                 "row": self.row,
                 "world_size": self._rows.world_size if readers else None,
                 "readers": [] if self._rows.is_prepared else readers,
-                "walk": self.walk.state_dict(from_step=self.step),
+                "walk": self.walk.state_dict(from_step=max(0, self.step - 1)),  # whose phase a worker's state names
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -378,7 +386,7 @@ class Desk:
                 f"{self._rows.world_size}; use {state['world_size']}, or prepare the sources (`mixer prepare`), which "
                 "any number of ranks can go on with"
             )
-        with self._lock:
+        with self.lock:
             if not is_parents:
                 self.walk.load_state_dict(state["walk"])
             self.step, self.row = state["step"], state["row"]

@@ -153,7 +153,7 @@ class SourceUnavailableError(SourceError):
 
     code = "source-unavailable"
 
-    def __init__(self, message: str, *, name: str) -> None:
+    def __init__(self, message: str, *, name: str = "") -> None:  # unpickled, it gets its name a moment later
         super().__init__(message)
         self.name = name
 

@@ -276,8 +276,7 @@ def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot
         raise PivotError(f"regime {regime.name} ends as soon as its source can be read again, which would end this too")
     if name in {other.name for other in regimes}:
         raise PivotError(f"there is a regime named {name} already")
-    left = regime.bounds.without([source])
-    return ScheduledPivot(name=name, at_step=step, floors=dict(left.floors), caps=dict(left.caps), exclude=left.exclude)
+    return ScheduledPivot.to(regime.bounds.without([source]), name=name, at_step=step)
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 Both are live pivots, so they are journalled, replayed and kept in saved states like any other. The one out cuts the
 phase in force at the batch that could not be composed; the one back in begins with the next phase. Ranks agree before
-any of them trains on a batch: what one cannot compose, the others give back.
+any of them trains on a batch: what one cannot compose, the others give back. DataLoader workers do (``turns``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from typing import Any, Self
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.errors import MixerError, PivotError, SourceUnavailableError
-from mixer.regimes import OUT_OF_REACH, Bounds, Regime
+from mixer.regimes import OUT_OF_REACH, Regime
 
 log = logging.getLogger(__name__)
+
+
+def suspended_if_lost(curriculum: Curriculum) -> set[str]:
+    """Return the streamed sources that a run is to go on without while they cannot be reached."""
+    if curriculum.prepared is not None:
+        return set()
+    return {source.name for source in curriculum.sources if source.on_failure == "suspend"}
 
 
 class Suspension:
@@ -31,14 +38,13 @@ class Suspension:
     def __init__(self, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> None:
         self._names = curriculum.names
         self._highest = highest
-        self._may = {source.name for source in curriculum.sources if source.on_failure == "suspend"}
+        self._may = suspended_if_lost(curriculum)
         self._walk = walk
 
     @classmethod
     def of(cls, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> Self | None:
         """Return who suspends the sources of a run, None if none is streamed and to be suspended."""
-        suspension = cls(curriculum, walk, highest)
-        return suspension if suspension._may and curriculum.prepared is None else None
+        return cls(curriculum, walk, highest) if suspended_if_lost(curriculum) else None
 
     def read(self, reader: BatchReader, step: int) -> RowBatch:
         """Return the batch of a step, as soon as every rank can compose its own.
@@ -83,7 +89,7 @@ class Suspension:
         try:
             if step < first_free:
                 raise PivotError(f"the weights of step {first_free - 1} were given out")
-            self._walk.pivot(_without(planned, out, name=_name(step, out)), step, cut=True)
+            self._walk.pivot(Pivot.to(planned.without(out), name=_name(step, out)), step, cut=True)
         except MixerError as reason:
             raise SourceUnavailableError(
                 f"{error}; it cannot be suspended at step {step}: {reason}", name=error.name
@@ -107,11 +113,16 @@ class Suspension:
             return
         planned, start = self._planned(step).bounds, self._walk.frontier
         try:
-            self._walk.pivot(_without(planned, still, name=_name(start, still)))
+            self._walk.pivot(Pivot.to(planned.without(still), name=_name(start, still)))
         except MixerError as reason:  # a boundary is too near: the next phase asks again
             log.warning("suspended sources stay out for one phase more: %s", reason)
             return
         log.warning("source %s is taken back from step %d on", ", ".join(sorted(set(out) - set(still))), start)
+
+    def to_probe(self, step: int) -> list[str]:
+        """Return the sources that were suspended before the phase of ``step`` began."""
+        is_new = self._walk.regime_at(step).start >= self._walk.phase_at(step).start
+        return [] if is_new else self._suspended(step)
 
     def _planned(self, step: int) -> Regime:
         """The newest regime, up to ``step``, in which nothing is suspended."""
@@ -128,9 +139,3 @@ class Suspension:
 def _name(step: int, out: list[str]) -> str:
     """Return the name of the regime from ``step`` on; the step comes first, for many sources are cut short."""
     return f"{OUT_OF_REACH}{step}-{'-'.join(out)}"[:100] if out else f"with-all-{step}"
-
-
-def _without(bounds: Bounds, out: list[str], *, name: str) -> Pivot:
-    """Return the pivot to ``bounds`` less the sources ``out``, whose floors sleep."""
-    left = bounds.without(out)
-    return Pivot(name=name, floors=dict(left.floors), caps=dict(left.caps), exclude=left.exclude)

@@ -6,7 +6,9 @@ warmup, and regimes change on steps that are sums of phase lengths.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from mixer.types import Array, IntArray
 from mixer.walk import Walk
 from tests.strategies import source_names
 
+WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 MAX_LATE = 30  # steps: how late reports of ``drive`` may come
 PEOPLE_REWARD = "tests.curricula:mean_losses"
 POLICIES: tuple[Mapping[str, Any], ...] = (
@@ -36,6 +39,14 @@ POLICIES: tuple[Mapping[str, Any], ...] = (
     {"name": "unimax"},
     {"name": "random"},
 )
+
+
+def write_sources(folder: Path, *, num_documents: int = 60) -> None:
+    """Write four sources of short documents: s0.jsonl to s3.jsonl."""
+    for k, words in enumerate(WORDS):
+        lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(num_documents)]
+        (folder / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+
 
 Losses = Callable[[Curriculum, int, IntArray], SourceLosses]
 

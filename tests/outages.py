@@ -8,6 +8,7 @@ import pytest
 
 from mixer.sources import streams
 from mixer.sources.faults import NetworkFault
+from mixer.sources.rows import StreamedRows
 
 
 class Outage:
@@ -24,3 +25,33 @@ class Outage:
         if self.is_down:
             raise NetworkFault("cannot be reached: gone")
         return self._try_group()
+
+
+class PlannedOutage:
+    """Sources that are down from a known document on, until they were probed so often: in each process that reads them.
+
+    Args:
+        places: of each such source, the first document out of reach and how many probes fail.
+        monkeypatch: patches the classes, so that readers which forked workers open are met too.
+    """
+
+    def __init__(self, places: dict[str, tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
+        self._places = dict(places)
+        self._try_group, self._probe = streams.Stream.try_group, StreamedRows.probe
+        monkeypatch.setattr(streams.Stream, "try_group", lambda stream: self._through(stream))
+        monkeypatch.setattr(StreamedRows, "probe", lambda rows: self._probed(rows))
+
+    def _through(self, stream: Any) -> Any:
+        place = self._places.get(stream.name)
+        if place is not None and stream.num_documents >= place[0]:
+            raise NetworkFault("cannot be reached: gone")
+        return self._try_group(stream)
+
+    def _probed(self, rows: StreamedRows) -> bool:
+        place = self._places.get(rows.name)
+        if place is not None and place[1] > 0:
+            self._places[rows.name] = (place[0], place[1] - 1)
+            return False
+        self._places.pop(rows.name, None)
+        return self._probe(rows)

@@ -33,18 +33,16 @@ from mixer.packed import unpack
 from mixer.replay import Replay
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
+from tests.curricula import WORDS, write_sources
 from tests.outages import Outage
 
 T, B = 16, 8
-WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MIXER_CACHE", str(tmp_path / "cache"))
-    for k, words in enumerate(WORDS):
-        lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(60)]
-        (tmp_path / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+    write_sources(tmp_path)
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import itertools
@@ -47,10 +48,10 @@ from mixer.sources.prepared import JointRows, Prepared, RowsAt
 from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
+from tests.curricula import write_sources
 from tests.outages import Outage
 
 T, B, STEPS = 16, 8, 70
-WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
@@ -60,9 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("delivery")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXER_CACHE", str(folder / "cache"))
-        for k, words in enumerate(WORDS):
-            lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(60)]
-            (folder / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+        write_sources(folder)
         prepare(a_curriculum(folder, prepared=None), folder / "rows")
         yield folder
 
@@ -86,6 +85,13 @@ def a_curriculum(folder: Path, **changes: Any) -> Curriculum:
         "feedback_lag": 8,
     }
     return Curriculum(**(fields | changes))
+
+
+def read_as(kind: str, folder: Path) -> dict[str, Any]:
+    """What the curriculum says so that rows are prepared, streamed, or streamed by workers in turn."""
+    on_failure = "suspend" if kind == "in turn" else "stop"
+    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_failure": on_failure} for k in range(4)]
+    return {} if kind == "prepared" else {"prepared": None, "sources": sources}
 
 
 def losses_of(batch: dict[str, Any]) -> torch.Tensor:
@@ -424,6 +430,33 @@ def test_a_stateful_loader_that_lost_the_walk_is_refused(folder: Path) -> None:
     assert seen(next(iter(restored))) == seen(next(iter(dataset)))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("kind", ["prepared", "streamed", "in turn"])
+def test_a_stateful_loader_goes_on_from_its_own_state_again_and_again(folder: Path, kind: str) -> None:
+    """Stopped within a phase and at the end of one; the data set knows each time how far it is."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    curriculum = a_curriculum(folder, **read_as(kind, folder))
+    whole = trained(MixtureDataset(curriculum), num_workers=2)
+    end = MixtureDataset(curriculum).walk.phase_at(0).end
+    batches: list[Seen] = []
+    state: tuple[dict[str, Any], dict[str, Any]] | None = None
+    for stop in (3, end, end + 5, STEPS):
+        dataset = MixtureDataset(curriculum)
+        loader = stateful.StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+        if state is not None:
+            dataset.load_state_dict(state[0])
+            loader.load_state_dict(state[1])
+        for batch in loader:
+            dataset.report(batch, losses_of(batch))
+            batches.append(seen(batch))
+            if batch["step"] == stop - 1:
+                break
+        state = json.loads(json.dumps(dataset.state_dict())), copy.deepcopy(loader.state_dict())
+        assert dataset.step == state[0]["step"] == stop
+    assert batches == whole
+
+
 _kept: list[MixtureDataset] = []
 
 
@@ -584,12 +617,14 @@ def test_a_rank_without_torch_distributed_is_told_how_to_report(folder: Path) ->
         dataset.report(batch, losses_of(batch))
 
 
-def test_workers_end_when_their_training_process_is_killed(folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["prepared", pytest.param("in turn", marks=pytest.mark.slow)])
+def test_workers_end_when_their_training_process_is_killed(folder: Path, kind: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     pids: Any = context.Queue()
 
     def train() -> None:
-        dataset = MixtureDataset(a_curriculum(folder, total_steps=10**6, pivots=[]), journal=folder / "killed.jsonl")
+        curriculum = a_curriculum(folder, total_steps=10**6, pivots=[], **read_as(kind, folder))
+        dataset = MixtureDataset(curriculum, journal=tmp_path / "killed.jsonl")
         loader = iter(DataLoader(dataset, batch_size=None, num_workers=2))
         for _ in range(4):  # both have begun: torch does not notice a parent that dies before
             next(loader)
@@ -605,7 +640,7 @@ def test_workers_end_when_their_training_process_is_killed(folder: Path) -> None
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.join()
-    Journal.open(folder / "killed.jsonl").close()  # no worker holds its lock
+    Journal.open(tmp_path / "killed.jsonl").close()  # no worker holds its lock
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and any(
         Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid) for pid in workers
