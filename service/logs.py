@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from datetime import UTC, datetime
 
-_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}  # the last is uvicorn's
+from pythonjsonlogger.core import RESERVED_ATTRS, LogData
+from pythonjsonlogger.json import JsonFormatter
 
 
-class JsonLines(logging.Formatter):
+class JsonLines(JsonFormatter):
     """Writes a message as one JSON object: ``event``, its fields, ``level``, ``timestamp``, and the ``exception``."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
-        line = {"event": record.getMessage()}
-        line |= {key: value for key, value in vars(record).items() if key not in _USUAL}
-        line["level"] = record.levelname.lower()
-        line["timestamp"] = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)  # orjson refuses the halves of characters that names of files may have
+    def __init__(self) -> None:
+        super().__init__(
+            ["message", "levelname"],
+            rename_fields={"message": "event", "levelname": "level", "exc_info": "exception"},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # the last is uvicorn's
+            timestamp=True,
+        )
+
+    def process_log_record(self, log_data: LogData) -> LogData:
+        """Return the fields of a line; levels are small."""
+        return {**log_data, "level": str(log_data["level"]).lower()}
 
 
 def set_up_logs() -> None:
