@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mixer.sources.shared import Member
     from mixer.tokenizer import TextTokenizer
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class Decider(Protocol):
