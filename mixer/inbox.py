@@ -22,7 +22,8 @@ _first_step = operator.attrgetter("first_step")
 class Inbox:
     """Reports that no decision has used; remembers for ever which it has had, as intervals of steps per rank.
 
-    Reports that every decision to come uses together are kept as one sum, so that the state stays small.
+    Reports that a decision to come will use together, as far as decisions are planned, are kept as one sum, so that the
+    state stays small whatever the lag.
 
     Args:
         num_sources: K.
@@ -53,26 +54,23 @@ class Inbox:
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
         return i >= 0 and step <= intervals[i][1]
 
-    def add(self, step: int, losses: SourceLosses, *, together: int = 0) -> None:
+    def add(self, step: int, losses: SourceLosses, *, cutoffs: Sequence[int] = ()) -> None:
         """Accept a report that ``has`` does not know.
 
         Args:
             step: its step.
             losses: on the grid.
-            together: steps below this one are all used by a decision to come, or none is.
+            cutoffs: in order, the steps below which the decisions to come will use what there is.
         """
         lows = lows_of(step, losses) if self.is_guarded else None
         new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0), lows)
-        i = bisect.bisect_left(self._pending, step, key=_first_step)
-        learned = self._learned()
-        if learned is not None and self._pending[learned].first_step <= step <= self._pending[learned].last_step:
-            self._pending[learned] = self._pending[learned].joined(new)  # without rows, or it would be refused
-        elif i < len(self._pending) and self._pending[i].first_step == step:
-            self._pending[i] = self._pending[i].joined(new)
+        i = bisect.bisect_right(self._pending, step, key=_first_step)
+        if i > 0 and step <= self._pending[i - 1].last_step:
+            self._pending[i - 1] = self._pending[i - 1].joined(new)
         else:
             self._pending.insert(i, new)
         if not self._is_by_step:
-            self._join(together)
+            self._join(cutoffs)
         intervals = self._had.setdefault(losses.rank, [])
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0])
         intervals.insert(i, [step, step])
@@ -81,11 +79,11 @@ class Inbox:
         if i > 0 and intervals[i - 1][1] == step - 1:
             intervals[i - 1][1] = intervals.pop(i)[1]
 
-    def _join(self, together: int) -> None:
-        """Make one of those next to each other that lie below ``together``."""
+    def _join(self, cutoffs: Sequence[int]) -> None:
+        """Make one of those that no cutoff parts."""
         joined = self._pending[:1]
         for arrived in self._pending[1:]:
-            if joined[-1].first_step < together and arrived.last_step < together:
+            if bisect.bisect(cutoffs, joined[-1].first_step) == bisect.bisect(cutoffs, arrived.last_step):
                 joined[-1] = joined[-1].joined(arrived)
             else:
                 joined.append(arrived)
@@ -116,12 +114,8 @@ class Inbox:
         return next((i for i, arrived in enumerate(self._pending) if arrived.is_learned), None)
 
     def ready(self, before: int) -> list[Arrived]:
-        """Return what is pending of steps below ``before``, in order."""
-        return [arrived for arrived in self._pending if arrived.first_step < before]
-
-    def across(self, before: int) -> Arrived | None:
-        """Return reports kept as one sum of which some are of steps below ``before`` and some are not."""
-        return next((arrived for arrived in self._pending if arrived.first_step < before <= arrived.last_step), None)
+        """Return what is pending of steps below ``before`` alone, in order."""
+        return [arrived for arrived in self._pending if arrived.last_step < before]
 
     def drop(self, used: Sequence[Arrived]) -> None:
         """Forget the content of what a decision has used."""

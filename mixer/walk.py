@@ -3,7 +3,8 @@
 ``phase_at(step)`` decides phases one after the other up to the one that covers ``step``. A phase that starts at step s
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
 first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
-short, or undo its decision: what it had learned from is kept until the next one.
+short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag were summed by
+the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it.
 """
 
 from __future__ import annotations
@@ -144,6 +145,11 @@ class Walk:
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
+        self._planned: tuple[int, tuple[Regime, ...], list[int]] = (
+            0,
+            (),
+            [0],
+        )  # frontier, plan: starts of phases to come
         self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._journal = journal
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
@@ -198,10 +204,10 @@ class Walk:
         """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
         reported = self._inbox.last_step
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
-        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        law = self.curriculum.phase_law
         for step in range(earliest, self.frontier):
             boundary = self._plan.boundary_after(step)
-            if (boundary is None or law.fits(boundary - step)) and self._inbox.across(step - lag) is None:
+            if boundary is None or law.fits(boundary - step):
                 return step
         return self.frontier
 
@@ -240,12 +246,23 @@ class Walk:
             )
         losses = losses.on_grid()
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
-        next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
-        together = next_decision - self.curriculum.feedback_lag
-        self._inbox.add(step, losses, together=together)
-        if (self._inbox.last_step or 0) >= self._phases[-1].start:  # else its decision may still be undone
-            self._learn_ahead(together)
+        self._inbox.add(step, losses, cutoffs=self._cutoffs(max(step, self._inbox.last_step or 0)))
+        newest = self._inbox.last_step or 0
+        if newest >= self._phases[-1].start:  # else its decision may still be undone
+            self._learn_ahead(newest + 1 - self.curriculum.feedback_lag)
         return True
+
+    def _cutoffs(self, step: int) -> list[int]:
+        """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``."""
+        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        if self._planned[:2] != (self.frontier, self._plan.regimes):
+            self._planned = (self.frontier, self._plan.regimes, [self.frontier])
+        starts = self._planned[2]
+        while starts[-1] - lag <= step:
+            boundary = self._plan.boundary_after(starts[-1])
+            remaining = None if boundary is None else boundary - starts[-1]
+            starts.append(starts[-1] + law.length(self._phases[-1].index + len(starts), remaining))
+        return [start - lag for start in starts]
 
     def _learn_ahead(self, before: int) -> None:
         """Let the policy learn from whole steps that the next decision uses in any case: a state then has one sum."""
@@ -265,8 +282,8 @@ class Walk:
                 ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
 
         Raises:
-            PivotError: the step is decided already (with ``cut``: before the newest phase, reported on, or so early
-                that reports within the lag are summed already), no whole phases reach it, or the name is taken.
+            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
+                phases reach it, or the name is taken.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
         """
         step = self.frontier if at_step is None else operator.index(at_step)
@@ -298,14 +315,6 @@ class Walk:
                 raise PivotError(
                     f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
                     f"was; ask for step {reported + 1} or later"
-                )
-            summed = self._inbox.across(step - self.curriculum.feedback_lag) if step < self.frontier else None
-            if summed is not None and earliest <= step:
-                lag = self.curriculum.feedback_lag
-                raise PivotError(
-                    f"pivot {name} at step {step}: reports of steps {summed.first_step} to {summed.last_step} were "
-                    f"summed for a later decision, and a phase from step {step} may learn only from those before step "
-                    f"{step - lag} (feedback_lag is {lag}); ask for step {summed.last_step + lag + 1} or later"
                 )
         if step < earliest:
             decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"

@@ -6,6 +6,7 @@ import base64
 import functools
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +31,11 @@ def report(step: int, rank: int) -> SourceLosses:
     return SourceLosses(rows=rows, tokens=rows, loss_sums=np.array([step + rank / 8]), rank=rank)
 
 
-def filled(arrivals: list[tuple[int, int]], *, is_by_step: bool = True, together: int = 0) -> Inbox:
+def filled(arrivals: list[tuple[int, int]], *, is_by_step: bool = True, cutoffs: Sequence[int] = ()) -> Inbox:
     inbox = Inbox(1, is_by_step=is_by_step)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
-            inbox.add(step, report(step, rank), together=together)
+            inbox.add(step, report(step, rank), cutoffs=cutoffs)
     return inbox
 
 
@@ -76,20 +77,32 @@ def test_what_is_ready_is_in_order_and_summed_over_ranks(arrivals: list[tuple[in
     assert all(inbox.has(*key) for key in arrivals)  # what was used is remembered all the same
 
 
-@given(keys, st.integers(0, 14))
-def test_steps_that_decisions_cannot_tell_apart_are_kept_as_one_sum(arrivals: list[tuple[int, int]], at: int) -> None:
-    apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, together=at)
-    for before in (at, at + 3, 100):
+cutoffs_in_order = st.lists(st.integers(0, 14), unique=True, max_size=4).map(sorted)
+
+
+@given(keys, cutoffs_in_order, st.randoms(use_true_random=False))
+def test_steps_that_planned_decisions_use_together_are_kept_as_one_sum(
+    arrivals: list[tuple[int, int]], cutoffs: list[int], random: object
+) -> None:
+    apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, cutoffs=cutoffs)
+    for before in (*cutoffs, 100):
         (mine, theirs) = (inbox.ready(before) for inbox in (joined, apart))
         for name in ("rows", "loss_sums"):
             assert sum(getattr(each.losses, name).sum() for each in mine) == sum(
                 getattr(each.losses, name).sum() for each in theirs
             )
         assert sum(each.reports for each in mine) == sum(each.reports for each in theirs)
-    assert len(joined.ready(at)) <= 1
-    assert [row for row in told(joined.ready(100)) if row[0] >= at] == [
-        row for row in told(apart.ready(100)) if row[0] >= at
-    ]
+        assert len(mine) <= 1 + (cutoffs.index(before) if before in cutoffs else len(cutoffs))
+    shuffled = sorted(arrivals, key=lambda _: random.random())  # type: ignore[attr-defined]
+    assert filled(shuffled, is_by_step=False, cutoffs=cutoffs).state_dict() == joined.state_dict()
+
+
+def test_a_decision_sooner_than_planned_leaves_a_sum_with_newer_reports_in_it() -> None:
+    inbox = filled([(3, 0), (5, 0), (9, 0)], is_by_step=False, cutoffs=[7])
+    assert inbox.ready(5) == []
+    assert [(each.first_step, each.last_step) for each in inbox.ready(6)] == [(3, 5)]
+    inbox.add(4, report(4, 0), cutoffs=[7])
+    assert [(each.first_step, each.last_step, each.reports) for each in inbox.ready(6)] == [(3, 5, 3)]
 
 
 @given(st.sets(st.integers(0, 30)))

@@ -36,6 +36,7 @@ from mixer.types import IntArray
 from mixer.walk import Walk
 from tests.curricula import (
     MAX_LATE,
+    POLICIES,
     batch_counts,
     curricula,
     curriculum,
@@ -247,6 +248,15 @@ def _decision(walk: Walk) -> dict[str, list[float]]:
     """Decide one more phase and return what the policy knew then."""
     walk.phase_at(walk.frontier)
     return {name: unpack(values).tolist() for name, values in walk.state_dict()["policy"].items()}
+
+
+@given(curricula(policies=tuple(p for p in POLICIES if p["name"] not in ("andrea", "odm"))), st.booleans())
+@settings(max_examples=40)
+def test_summing_the_reports_that_wait_changes_no_decision(run: Curriculum, is_late: bool) -> None:
+    policy, late = make_policy(run), ragged if is_late else on_time
+    policy.is_by_step = True  # so that every step is kept apart
+    phases = [drive(walk, 120, late=late) for walk in (Walk(run), Walk(run, policy=policy))]
+    assert same_phases(*phases)
 
 
 AHEAD: tuple[dict[str, Any], ...] = ({"name": "andrea"}, {"name": "odm"})  # policies that learn ahead
