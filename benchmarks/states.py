@@ -39,9 +39,9 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "random": {"name": "random"},
 }
 LAGS = (0, 4, 8, 16, 42)
-SHELL = {  # what a data set of prepared rows has beside its walk
-    "version": 2, "fingerprint": "0" * 64 + "/" + "0" * 16, "step": 0, "row": 0, "world_size": None, "readers": [],
-}  # fmt: skip
+# what a data set of prepared rows has beside its walk
+FINGERPRINT = f"{'0' * 32} with rows {'0' * 32}"
+SHELL = {"version": 2, "fingerprint": FINGERPRINT, "step": 0, "row": 0, "world_size": None, "readers": []}
 
 
 def a_run(policy: str, *, lag: int, guard: bool) -> Curriculum:

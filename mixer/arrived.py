@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer.errors import StateMismatchError
-from mixer.packed import as_bytes, as_text
+from mixer.packed import as_bytes, as_text, squeezed, unsqueezed
 from mixer.rewards import SQUARE_GRID, SUM_GRID, SourceLosses, add_losses
 from mixer.types import Array, BoolArray, IntArray
 
@@ -209,9 +209,9 @@ class _Writer:
         """Return all of it."""
         plain, noise = (_signless(np.concatenate(parts)) for parts in (self._plain, self._noise))
         low, high = _planes(noise), _planes(plain)
-        squeezed = zlib.compress(low[NOISY_BYTES:].tobytes() + high.tobytes(), 6)
+        planes = squeezed(low[NOISY_BYTES:].tobytes() + high.tobytes())
         sizes = _SIZES.pack(plain.size, len(high), noise.size, len(low))
-        return as_text(sizes + low[:NOISY_BYTES].tobytes() + squeezed)
+        return as_text(sizes + low[:NOISY_BYTES].tobytes() + planes)
 
 
 class _Reader:
@@ -222,7 +222,7 @@ class _Reader:
         num_plain, num_high, num_noise, num_low = _SIZES.unpack_from(data)
         at = _SIZES.size + NOISY_BYTES * num_noise
         low = data[_SIZES.size : at]
-        planes = zlib.decompress(data[at:])
+        planes = unsqueezed(data[at:])
         at = (num_low - NOISY_BYTES) * num_noise
         self._noise = _numbers(low + planes[:at], num_low, num_noise)
         self._plain = _numbers(planes[at:], num_high, num_plain)

@@ -71,13 +71,7 @@ class Inbox:
             self._pending.insert(i, new)
         if not self._is_by_step:
             self._join(cutoffs)
-        intervals = self._had.setdefault(losses.rank, [])
-        i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0])
-        intervals.insert(i, [step, step])
-        if i + 1 < len(intervals) and intervals[i + 1][0] == step + 1:
-            intervals[i][1] = intervals.pop(i + 1)[1]
-        if i > 0 and intervals[i - 1][1] == step - 1:
-            intervals[i - 1][1] = intervals.pop(i)[1]
+        _note(self._had.setdefault(losses.rank, []), step)
 
     def _join(self, cutoffs: Sequence[int]) -> None:
         """Make one of those that no cutoff parts."""
@@ -141,14 +135,38 @@ class Inbox:
         return {
             "pending": reports_to_state(self._pending),
             "learned_until": self.learned_until,
-            "had": {str(rank): [[*pair] for pair in self._had[rank]] for rank in sorted(self._had)},
+            "had": _alike(self._had),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the inbox that gave ``state``."""
-        self._had = {int(rank): [list(map(int, pair)) for pair in pairs] for rank, pairs in state["had"].items()}
+        self._had = {
+            rank: [[*pair] for pair in intervals]
+            for ranks, intervals in state["had"]
+            for first, last in ranks
+            for rank in range(first, last + 1)
+        }
         self.learned_until = state["learned_until"]
         self._pending = state_to_reports(state["pending"], self._num_sources)
+
+
+def _note(intervals: list[list[int]], number: int) -> None:
+    """Add a number to closed intervals in order that do not have it."""
+    i = bisect.bisect_right(intervals, number, key=operator.itemgetter(0))
+    intervals.insert(i, [number, number])
+    if i + 1 < len(intervals) and intervals[i + 1][0] == number + 1:
+        intervals[i][1] = intervals.pop(i + 1)[1]
+    if i > 0 and intervals[i - 1][1] == number - 1:
+        intervals[i - 1][1] = intervals.pop(i)[1]
+
+
+def _alike(had: dict[int, list[list[int]]]) -> list[list[list[list[int]]]]:
+    """Return intervals of ranks, each with those of the steps that they had: nearly all ranks had the same."""
+    alike: dict[str, list[list[list[int]]]] = {}
+    for rank in sorted(had):
+        ranks, _ = alike.setdefault(repr(had[rank]), [[], [[*pair] for pair in had[rank]]])
+        _note(ranks, rank)
+    return list(alike.values())
 
 
 def losses_to_record(losses: SourceLosses) -> dict[str, Any]:

@@ -55,7 +55,7 @@ from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 

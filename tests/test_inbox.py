@@ -107,7 +107,7 @@ def test_a_decision_sooner_than_planned_leaves_a_sum_with_newer_reports_in_it() 
 
 @given(st.sets(st.integers(0, 30)))
 def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
-    intervals = filled([(step, 0) for step in steps]).state_dict()["had"].get("0", [])
+    intervals = filled([(step, 0) for step in steps]).had.get(0, [])
     assert [step for first, last in intervals for step in range(first, last + 1)] == sorted(steps)
     assert all(later[0] > earlier[1] + 1 for earlier, later in zip(intervals, intervals[1:], strict=False))
 
@@ -115,7 +115,12 @@ def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
 def test_a_run_of_any_length_is_remembered_in_one_interval() -> None:
     inbox = filled([(step, 0) for step in range(5000)])
     inbox.drop(inbox.ready(5000))
-    assert inbox.state_dict() == {"pending": "", "learned_until": 0, "had": {"0": [[0, 4999]]}}
+    assert inbox.state_dict() == {"pending": "", "learned_until": 0, "had": [[[[0, 0]], [[0, 4999]]]]}
+
+
+def test_ranks_that_had_the_same_steps_are_named_together() -> None:
+    inbox = filled([(step, rank) for step in range(30) for rank in range(64) if (step, rank) != (29, 5)])
+    assert inbox.state_dict()["had"] == [[[[0, 4], [6, 63]], [[0, 29]]], [[[5, 5]], [[0, 28]]]]
 
 
 @given(keys, keys)

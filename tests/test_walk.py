@@ -193,8 +193,8 @@ def test_a_state_of_another_curriculum_or_version_is_refused_naming_both() -> No
     walk = Walk(other)
     with pytest.raises(StateMismatchError, match=f"{run.fingerprint}, but this one is {other.fingerprint}"):
         walk.load_state_dict(state)
-    with pytest.raises(StateMismatchError, match=r"walk state has version 4, .* reads version 5"):
-        Walk(run).load_state_dict({**state, "version": 4})
+    with pytest.raises(StateMismatchError, match=r"walk state has version 5, .* reads version 6"):
+        Walk(run).load_state_dict({**state, "version": 5})
     assert walk.state_dict() == Walk(other).state_dict()
 
 
@@ -321,12 +321,12 @@ def test_the_state_of_a_fork_in_a_journal_of_an_older_release_is_refused_naming_
     fork(tmp_path / "run.jsonl", start, run, tmp_path / "fork.jsonl")
 
     def aged(record: dict[str, Any]) -> dict[str, Any]:
-        return {**record, "state": {**record["state"], "version": 4}} if record["type"] == "fork" else record
+        return {**record, "state": {**record["state"], "version": 5}} if record["type"] == "fork" else record
 
     rewrite(tmp_path / "fork.jsonl", aged)
     with (
         Journal.open(tmp_path / "fork.jsonl") as journal,
-        pytest.raises(StateMismatchError, match=r"the state at line \d+ has version 4, .* reads version 5"),
+        pytest.raises(StateMismatchError, match=r"the state at line \d+ has version 5, .* reads version 6"),
     ):
         Walk(run, journal=journal)
 

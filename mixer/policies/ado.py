@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from mixer.packed import rounded
 from mixer.policies.base import Choice, silenced, silenced_point
 from mixer.policies.power_law import fit_power_law
 from mixer.policy_config import AdoConfig
@@ -14,7 +15,7 @@ from mixer.region import Region
 from mixer.rewards import SourceLosses, State, add_losses
 from mixer.types import Array, BoolArray
 
-NUM_BINS, BIN_RATIO = 32, 1.25  # of the loss curve of each source: bins of n, each ends 1.25 times as far as the last
+NUM_BINS, BIN_RATIO = 24, 1.35  # of the loss curve of each source: bins of n, each ends 1.35 times as far as the last
 MIN_POINTS = 4  # a curve with three parameters, and one to be wrong by
 MIN_ALPHA, HISTORY_POWER, SHARE_MEMORY, LEAST_SHARE, TRACK = 0.05, 0.5, 0.9, 0.01, 0.9  # as released
 
@@ -32,8 +33,8 @@ class AdoPolicy:
     Until the first fit, mu is played. A source with too few losses to fit falls as fast as the mean of the others.
 
     Three things differ from the released code. Its curve is of every step's loss, smoothed by a Savitzky-Golay filter;
-    ours is of the mean losses in the newest 32 bins of n, whose ends lie 1.25 times as far apart from bin to bin: a
-    power law is a matter of log n. Its fit is the best of 512 starts of L-BFGS; ours (``power_law.py``) looks for the
+    ours is of the mean losses in the newest 24 bins of n, each 1.35 times as wide as the one before: a power law is a
+    matter of log n. Its fit is the best of 512 starts of L-BFGS; ours (``power_law.py``) looks for the
     same minimum from a grid of the same size. The steps that a decision learns from count as alike, as they had one
     mixture. The hard bounds are ours too. Source: Jiang et al., ICLR 2025, arXiv 2410.11820.
     """
@@ -74,10 +75,11 @@ class AdoPolicy:
             rows = state["rows"] + losses.rows * (number / num_steps)
             kept = SHARE_MEMORY**number
             shares = kept * state["shares"] + (1 - kept) * (losses.rows / losses.rows.sum())
-            new["shares"] = _single(shares[-1])
+            new["shares"] = rounded(shares[-1], 21)
             if updates:
                 scores = self._scores(new, rows, shares)
-                new["track"] = _single((updates * state["track"] + scores.sum(axis=0)) / (updates + num_steps))
+                track = (updates * state["track"] + scores.sum(axis=0)) / (updates + num_steps)
+                new["track"] = rounded(track, 29)
                 updates += num_steps
         new["fits"] = np.array([last_fit, updates])
         return new
@@ -128,7 +130,7 @@ class AdoPolicy:
         middle = np.maximum(self._count(state["rows"] + losses.rows / 2), 1.0)
         newest = np.where(seen, np.floor(np.log(middle) / np.log(BIN_RATIO)), old)
         held, curve = _bins_held(newest), state["curve"].reshape(NUM_BINS, -1)
-        curve = np.where(held == old, _half(_means(state)), np.where(held > old, 0.0, curve))
+        curve = np.where(held == old, rounded(_means(state), 11), np.where(held > old, 0.0, curve))
         goes_on = newest == old
         return {
             "tokens": state["tokens"] + losses.tokens,
@@ -155,7 +157,7 @@ class AdoPolicy:
                 law = fit_power_law(n[known, k], losses[known, k])
                 fit["alpha"][k], fit["log_beta"][k], fit["eps"][k] = law.alpha, law.log_beta, law.eps
                 fit["is_fitted"][k] = 1.0
-        return {name: _single(values) for name, values in fit.items()}
+        return {name: rounded(values, 21) for name, values in fit.items()}
 
 
 def _bins_held(newest: Array) -> Array:
@@ -168,13 +170,3 @@ def _means(state: State) -> Array:
     """Return the mean losses of the newest bins, [K]; 0 where there are none."""
     tokens = state["bin_tokens"]
     return np.divide(state["bin_loss"], tokens, out=np.zeros_like(tokens), where=tokens > 0)
-
-
-def _half(losses: Array) -> Array:
-    """Return losses with 11 bits, off by half of the Huber loss's delta at most; and a sixth of a save."""
-    return np.minimum(losses, np.finfo(np.float16).max).astype(np.float16).astype(np.float64)
-
-
-def _single(values: Array) -> Array:
-    """Return values with 24 bits, which is half of a save."""
-    return values.astype(np.float32).astype(np.float64)
