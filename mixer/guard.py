@@ -20,7 +20,7 @@ import numpy as np
 from mixer.arrived import Arrived, lowest, lows_of
 from mixer.config import ScheduledPivot
 from mixer.errors import MixerError, PivotError
-from mixer.packed import pack, rounded
+from mixer.packed import rounded
 from mixer.plan import Plan
 from mixer.policy_config import GuardConfig
 from mixer.regimes import OUT_OF_REACH, Regime, regime_at
@@ -112,7 +112,7 @@ class Guard:
 
     def initial(self, num_sources: int) -> State:
         """Return no observations."""
-        return parted(np.zeros(len(NAMES) * num_sources + 1))
+        return parted(initial_guard_state(num_sources))
 
     @staticmethod
     def in_alarm(state: State) -> BoolArray:
@@ -247,9 +247,9 @@ def _lows(used: Sequence[Arrived]) -> Array:
     return functools.reduce(lowest, noted)
 
 
-def initial_guard_state(num_sources: int) -> str:
-    """Return what a saved state has of a guard that has seen nothing."""
-    return pack(np.zeros(len(NAMES) * num_sources + 1))
+def initial_guard_state(num_sources: int) -> Array:
+    """Return what ``joined`` gives of a guard that has seen nothing."""
+    return np.zeros(len(NAMES) * num_sources + 1)
 
 
 def joined(state: State) -> Array:

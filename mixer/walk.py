@@ -35,15 +35,17 @@ from mixer.errors import (
 from mixer.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
 from mixer.inbox import Inbox, losses_to_record
 from mixer.journal import JOURNAL_VERSION, Journal
-from mixer.packed import pack, pack_lines, unpack, unpack_lines
+from mixer.packed import pack_lines, unpack_lines
 from mixer.phases import Kind, Phase
 from mixer.plan import Plan
 from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import passing_generator
 from mixer.records import (
     check_state,
+    closed,
     decision_record,
     header_record,
+    opened,
     phase_to_state,
     state_to_phase,
 )
@@ -365,26 +367,27 @@ class Walk:
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         unsynced = self._journal.unsynced() if self._journal is not None and self._resume_at is None else []
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
-        return {
+        state = {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
             "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
-            "policy": _packed(self._policy_state),
+            "policy": self._policy_state,
             "inbox": self._inbox.state_dict(),
             "before": None
             if self._before is None or not can_undo
             else {
-                "policy": _packed(self._before.policy_state),
+                "policy": self._before.policy_state,
                 "used": reports_to_state(self._before.used),
                 **self._guard_to_state(self._before.guard_state),
             },
             **self._guard_to_state(self._guard_state),
-            "unique_tokens": pack(self._unique_tokens),
+            "unique_tokens": self._unique_tokens,
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
             **({"unsynced": pack_lines(unsynced)} if unsynced else {}),  # which a power cut may take from the journal
         }
+        return closed(state)
 
     @_one_at_a_time
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -416,30 +419,31 @@ class Walk:
         return self._journal.position_of(position.line) == position
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
+        state = opened(state)
         self.forked_at = state.get("forked_at")
         self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
-        self._policy_state = _unpacked(state["policy"])
+        self._policy_state = state["policy"]
         self._follow_guard(state.get("guard"), "saved state")
         self._guard_state = self._state_to_guard(state)
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
         self._before = before and _Before(
-            _unpacked(before["policy"]),
+            before["policy"],
             self._state_to_guard(before),
             state_to_reports(before["used"], len(self.names)),
         )
         self._begun = None
-        self._unique_tokens = unpack(state["unique_tokens"])
+        self._unique_tokens = state["unique_tokens"]
         self._phases.clear()
         self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
         for record in state["phases"]:
             self._keep(state_to_phase(record, self.names, self._drawn, self._owed))
 
-    def _guard_to_state(self, state: State) -> dict[str, str]:
-        return {"guard": pack(joined(state))} if self._guard else {}
+    def _guard_to_state(self, state: State) -> dict[str, Array]:
+        return {"guard": joined(state)} if self._guard else {}
 
     def _state_to_guard(self, state: Mapping[str, Any]) -> State:
-        return parted(unpack(state["guard"])) if self._guard else {}
+        return parted(state["guard"]) if self._guard else {}
 
     def _follow_guard(self, guard: object, what: str) -> None:
         """Go on as the run began; without a guard if there was none, as before there were any."""
@@ -580,11 +584,3 @@ class Walk:
 
 def _is_inside(weights: Array, region: Region) -> bool:
     return bool(((weights >= region.lower) & (weights <= region.upper)).all())
-
-
-def _packed(state: State) -> dict[str, str]:
-    return {name: pack(values) for name, values in state.items()}
-
-
-def _unpacked(record: Mapping[str, str]) -> State:
-    return {name: unpack(values) for name, values in record.items()}

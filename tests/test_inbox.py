@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import itertools
 import json
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
 from mixer.errors import StateMismatchError
 from mixer.inbox import Inbox, losses_to_record, record_to_losses
-from mixer.packed import as_bytes, as_text
 from mixer.rewards import SourceLosses
 from tests.test_rewards import losses_of, reports
 
@@ -171,22 +169,10 @@ def test_reports_come_back_from_a_state_to_the_last_bit(before: list[Arrived]) -
             assert one.lows.tolist() == other.lows.tolist()
 
 
-@pytest.mark.parametrize("text", ["x", "not base85: \u00e9", "0000000000", 3, ["a list, as versions before 5 had it"]])
+@pytest.mark.parametrize("text", ["x", "not base64: \u00e9", "0000000000", 3, ["a list, as versions before 5 had it"]])
 def test_packed_reports_that_were_changed_are_refused(text: Any) -> None:
     with pytest.raises(StateMismatchError, match="no packed reports: it was changed"):
         state_to_reports(text, 3)
-
-
-@given(st.binary(max_size=200))
-def test_bytes_as_text_are_base85(data: bytes) -> None:
-    assert as_text(data) == base64.b85encode(data).decode()
-    assert as_bytes(as_text(data)) == data
-
-
-@pytest.mark.parametrize("text", ["abc d", "~~~~~", "\u00e9bcde"])
-def test_text_that_is_no_base85_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="base85|ascii"):
-        as_bytes(text)
 
 
 @given(st.sets(st.integers(0, 12)), st.integers(0, 14))
