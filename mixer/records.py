@@ -19,7 +19,7 @@ from mixer.packed import pack, unpack
 from mixer.phases import Phase
 from mixer.policies import Choice
 from mixer.regimes import Regime
-from mixer.rewards import add_losses
+from mixer.rewards import State, add_losses
 from mixer.types import Array, IntArray
 
 PACKAGES = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")  # those that decide and read
@@ -119,7 +119,14 @@ def closed(state: Mapping[str, Any]) -> dict[str, Any]:
         arrays.append(values)
         return int(values.size)
 
-    return {**_each_array(state, size_of), "arrays": pack(np.concatenate(arrays, dtype=np.float64))}
+    def names_by_size(policy: State) -> list[Any]:
+        sizes = sorted({values.size for values in policy.values()})
+        names = [sorted(name for name, values in policy.items() if values.size == size) for size in sizes]
+        arrays.extend(policy[name] for alike in names for name in alike)
+        return [[int(size), alike] for size, alike in zip(sizes, names, strict=True)]
+
+    tree = _each_array(state, size_of, names_by_size)
+    return {**tree, "arrays": pack(np.concatenate(arrays, dtype=np.float64))}
 
 
 def opened(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,24 +138,29 @@ def opened(state: Mapping[str, Any]) -> dict[str, Any]:
         at += size
         return values[at - size : at]
 
-    tree = _each_array({name: part for name, part in state.items() if name != "arrays"}, taken)
+    def policy_of(names_by_size: list[Any]) -> State:
+        return {name: taken(size) for size, names in names_by_size for name in names}
+
+    tree = _each_array({name: part for name, part in state.items() if name != "arrays"}, taken, policy_of)
     if at != values.size:
         raise StateMismatchError(f"the saved state has {values.size} numbers where it names {at}: it was changed")
     return tree
 
 
-def _each_array(state: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a state with the result of ``function`` for each array, in an order that does not hang on that of keys."""
+def _each_array(
+    state: Mapping[str, Any], of_array: Callable[[Any], Any], of_policy: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """Return a state with other things in place of its arrays, in an order that does not hang on that of its keys."""
     new = dict(state)
     for name in ("drawn", "guard", "owed", "unique_tokens", "weights"):
         if name in state:
-            new[name] = function(state[name])
+            new[name] = of_array(state[name])
     if "policy" in state:
-        new["policy"] = {name: function(state["policy"][name]) for name in sorted(state["policy"])}
+        new["policy"] = of_policy(state["policy"])
     if state.get("before") is not None:
-        new["before"] = _each_array(state["before"], function)
+        new["before"] = _each_array(state["before"], of_array, of_policy)
     if "phases" in state:
-        new["phases"] = [_each_array(phase, function) for phase in state["phases"]]
+        new["phases"] = [_each_array(phase, of_array, of_policy) for phase in state["phases"]]
     return new
 
 

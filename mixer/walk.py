@@ -154,6 +154,7 @@ class Walk:
         )  # frontier, plan: starts of phases to come
         self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._journal = journal
+        self._looks_at_squares = journal is not None or getattr(self._policy, "looks_at_squares", True)
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
             self._open_journal(journal, sources or {})
@@ -246,7 +247,7 @@ class Walk:
                 f"step {step} reports {losses.rows.sum()} rows more, but all {self.curriculum.batch_rows} rows of its "
                 "batch were reported before; report each row once"
             )
-        losses = losses.on_grid()
+        losses = losses.on_grid(with_squares=self._looks_at_squares)
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
         self._inbox.add(step, losses, cutoffs=self._cutoffs(max(step, self._inbox.last_step or 0)))
         newest = self._inbox.last_step or 0

@@ -292,7 +292,7 @@ FULL_DISK = """
         if step % 10 == 0:
             refuses(lambda: walk.report(step, losses), room)
         assert walk.report(step, losses)
-    print(repr(walk.state_dict()["phases"]), repr(walk.state_dict()["policy"]))
+    print(repr(walk.state_dict()["phases"]), repr(walk.state_dict()["arrays"]))
 """
 
 

@@ -15,7 +15,7 @@ from mixer.region import Region
 from mixer.rewards import SourceLosses, State, add_losses
 from mixer.types import Array, BoolArray
 
-NUM_BINS, BIN_RATIO = 24, 1.35  # of the loss curve of each source: bins of n, each ends 1.35 times as far as the last
+NUM_BINS, BIN_RATIO = 16, 1.5  # of the loss curve of each source: bins of n, each ends 1.5 times as far as the last
 MIN_POINTS = 4  # a curve with three parameters, and one to be wrong by
 MIN_ALPHA, HISTORY_POWER, SHARE_MEMORY, LEAST_SHARE, TRACK = 0.05, 0.5, 0.9, 0.01, 0.9  # as released
 
@@ -33,7 +33,7 @@ class AdoPolicy:
     Until the first fit, mu is played. A source with too few losses to fit falls as fast as the mean of the others.
 
     Three things differ from the released code. Its curve is of every step's loss, smoothed by a Savitzky-Golay filter;
-    ours is of the mean losses in the newest 24 bins of n, each 1.35 times as wide as the one before: a power law is a
+    ours is of the mean losses in the newest 16 bins of n, each 1.5 times as wide as the one before: a power law is a
     matter of log n. Its fit is the best of 512 starts of L-BFGS; ours (``power_law.py``) looks for the
     same minimum from a grid of the same size. The steps that a decision learns from count as alike, as they had one
     mixture. The hard bounds are ours too. Source: Jiang et al., ICLR 2025, arXiv 2410.11820.
@@ -41,7 +41,7 @@ class AdoPolicy:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "never"
-    is_by_step = False
+    is_by_step = looks_at_squares = False
 
     def __init__(self, config: AdoConfig, *, prior: Array, batch_rows: int) -> None:
         self._config = config
@@ -130,7 +130,7 @@ class AdoPolicy:
         middle = np.maximum(self._count(state["rows"] + losses.rows / 2), 1.0)
         newest = np.where(seen, np.floor(np.log(middle) / np.log(BIN_RATIO)), old)
         held, curve = _bins_held(newest), state["curve"].reshape(NUM_BINS, -1)
-        curve = np.where(held == old, rounded(_means(state), 11), np.where(held > old, 0.0, curve))
+        curve = np.where(held == old, rounded(_means(state), 10), np.where(held > old, 0.0, curve))
         goes_on = newest == old
         return {
             "tokens": state["tokens"] + losses.tokens,

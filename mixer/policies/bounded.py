@@ -11,11 +11,11 @@ from mixer.packed import rounded
 from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
 from mixer.policy_config import UcbConfig
 from mixer.region import Region
-from mixer.rewards import Reward, SourceLosses, State, add_losses
+from mixer.rewards import CallableReward, Reward, SourceLosses, State, add_losses
 from mixer.types import Array, BoolArray
 
 _SUMS = ("rows", "sums", "squares")  # what forgetting shrinks
-RING_BITS, SUM_BITS = 13, 29  # significant bits, 4 and 9 digits: more say nothing, and are a third of a state
+RING_BITS, SUM_BITS = 11, 29  # significant bits, 3 and 9 digits: more say nothing, and are a third of a state
 
 
 class BoundedUcb:
@@ -36,6 +36,7 @@ class BoundedUcb:
     def __init__(self, config: UcbConfig, *, reward: Reward, rows_per_phase: float) -> None:
         self._config = config
         self._reward = reward
+        self.looks_at_squares = isinstance(reward, CallableReward)
         self._m_ref = rows_per_phase
 
     def initial(self, num_sources: int) -> State:
