@@ -95,6 +95,7 @@ class _Together:
         self._policies = policies
         self.kind: Literal["bandit", "fixed"] = policies[0].kind
         self.teleports: Literal["by chance", "always", "never"] = policies[0].teleports
+        self.in_sums = not policies[0].is_by_step  # its decisions learn from what it would have kept as one sum
         self.is_by_step = True  # whatever follows: a fork's state must not depend on forks of the fork; sums are exact
 
     def initial(self, num_sources: int) -> State:

@@ -28,6 +28,7 @@ class Inbox:
     Args:
         num_sources: K.
         is_by_step: keep every step apart, for a policy that learns from one step after the other.
+        in_sums: a decision uses what is kept as one sum, or would be if steps were not kept apart, whole or not at all.
         is_guarded: note each source's lowest report too.
         whole_rows: rows of a step, if the policy may learn from a step once all of them were reported.
     """
@@ -37,11 +38,13 @@ class Inbox:
         num_sources: int,
         *,
         is_by_step: bool = False,
+        in_sums: bool | None = None,
         is_guarded: bool = False,
         whole_rows: int | None = None,
     ) -> None:
         self._num_sources = num_sources
         self._is_by_step = is_by_step
+        self._in_sums = not is_by_step if in_sums is None else in_sums
         self._whole_rows = whole_rows
         self.learned_until = 0  # the first step that the policy has not learned from ahead of a decision
         self.is_guarded = is_guarded
@@ -60,28 +63,25 @@ class Inbox:
         Args:
             step: its step.
             losses: on the grid.
-            cutoffs: in order, the steps below which the decisions to come will use what there is.
+            cutoffs: in order, the steps below which the decisions planned will use what there is; none if the next
+                decision, planned or not, will use all that there is.
         """
         lows = lows_of(step, losses) if self.is_guarded else None
-        new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0), lows)
-        i = bisect.bisect_right(self._pending, step, key=_first_step)
-        if i > 0 and step <= self._pending[i - 1].last_step:
-            self._pending[i - 1] = self._pending[i - 1].joined(new)
-        else:
-            self._pending.insert(i, new)
-        if not self._is_by_step:
-            self._join(cutoffs)
+        due = next((cutoff for cutoff in cutoffs if cutoff > step), step + 1) if self._in_sums else step + 1
+        new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0), lows, due=due)
+        i = next((i for i, arrived in enumerate(self._pending) if self._is_kept_with(arrived, new, cutoffs)), None)
+        if i is not None:
+            new = self._pending.pop(i).joined(new)
+        bisect.insort(self._pending, new, key=_first_step)
         _note(self._had.setdefault(losses.rank, []), step)
 
-    def _join(self, cutoffs: Sequence[int]) -> None:
-        """Make one of those that no cutoff parts."""
-        joined = self._pending[:1]
-        for arrived in self._pending[1:]:
-            if bisect.bisect(cutoffs, joined[-1].first_step) == bisect.bisect(cutoffs, arrived.last_step):
-                joined[-1] = joined[-1].joined(arrived)
-            else:
-                joined.append(arrived)
-        self._pending = joined
+    def _is_kept_with(self, arrived: Arrived, new: Arrived, cutoffs: Sequence[int]) -> bool:
+        """Whether a new report becomes part of what is pending."""
+        if self._is_by_step:  # a step learned from has no rows to come
+            return arrived.first_step <= new.first_step <= arrived.last_step and (
+                arrived.due == new.due or arrived.is_learned
+            )
+        return not cutoffs or arrived.due == new.due
 
     def next_whole(self, before: int) -> Arrived | None:
         """Return the reports of the next step to learn from, if it is below ``before`` and all its rows are there."""
@@ -109,7 +109,7 @@ class Inbox:
 
     def ready(self, before: int) -> list[Arrived]:
         """Return what is pending of steps below ``before`` alone, in order."""
-        return [arrived for arrived in self._pending if arrived.last_step < before]
+        return [arrived for arrived in self._pending if max(arrived.due, arrived.last_step + 1) <= before]
 
     def drop(self, used: Sequence[Arrived]) -> None:
         """Forget the content of what a decision has used."""
@@ -118,7 +118,7 @@ class Inbox:
 
     def put_back(self, used: Sequence[Arrived]) -> None:
         """Take back what ``drop`` forgot: the decision that used it is undone."""
-        self._pending = sorted([*used, *self._pending], key=lambda arrived: arrived.first_step)
+        self._pending = sorted([*used, *self._pending], key=_first_step)
 
     @property
     def had(self) -> dict[int, list[list[int]]]:

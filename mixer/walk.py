@@ -141,6 +141,7 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             is_by_step=self._policy.is_by_step,
+            in_sums=getattr(self._policy, "in_sums", None),
             is_guarded=self._guard is not None,
             whole_rows=curriculum.batch_rows if getattr(self._policy, "learns_ahead", False) else None,
         )
@@ -256,8 +257,13 @@ class Walk:
         return True
 
     def _cutoffs(self, step: int) -> list[int]:
-        """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``."""
+        """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``.
+
+        Without a lag there are none: the next decision, planned or not, uses all that there is.
+        """
         law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        if lag == 0:
+            return []
         if self._planned[:2] != (self.frontier, self._plan.regimes):
             self._planned = (self.frontier, self._plan.regimes, [self.frontier])
         starts = self._planned[2]

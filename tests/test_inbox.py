@@ -29,8 +29,14 @@ def report(step: int, rank: int) -> SourceLosses:
     return SourceLosses(rows=rows, tokens=rows, loss_sums=np.array([step + rank / 8]), rank=rank)
 
 
-def filled(arrivals: list[tuple[int, int]], *, is_by_step: bool = True, cutoffs: Sequence[int] = ()) -> Inbox:
-    inbox = Inbox(1, is_by_step=is_by_step)
+def filled(
+    arrivals: list[tuple[int, int]],
+    *,
+    is_by_step: bool = True,
+    in_sums: bool | None = None,
+    cutoffs: Sequence[int] = (),
+) -> Inbox:
+    inbox = Inbox(1, is_by_step=is_by_step, in_sums=in_sums)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
             inbox.add(step, report(step, rank), cutoffs=cutoffs)
@@ -82,25 +88,35 @@ cutoffs_in_order = st.lists(st.integers(0, 14), unique=True, max_size=4).map(sor
 def test_steps_that_planned_decisions_use_together_are_kept_as_one_sum(
     arrivals: list[tuple[int, int]], cutoffs: list[int], random: object
 ) -> None:
+    cutoffs = [*cutoffs, 20]
     apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, cutoffs=cutoffs)
-    for before in (*cutoffs, 100):
-        (mine, theirs) = (inbox.ready(before) for inbox in (joined, apart))
+    tied = filled(arrivals, in_sums=True, cutoffs=cutoffs)
+    for before in cutoffs:
+        (mine, tied_too, theirs) = (inbox.ready(before) for inbox in (joined, tied, apart))
         for name in ("rows", "loss_sums"):
-            assert sum(getattr(each.losses, name).sum() for each in mine) == sum(
-                getattr(each.losses, name).sum() for each in theirs
-            )
+            for ready in (mine, tied_too):
+                assert sum(getattr(each.losses, name).sum() for each in ready) == sum(
+                    getattr(each.losses, name).sum() for each in theirs
+                )
         assert sum(each.reports for each in mine) == sum(each.reports for each in theirs)
-        assert len(mine) <= 1 + (cutoffs.index(before) if before in cutoffs else len(cutoffs))
+        assert told(tied_too) == told(theirs)
+        assert len(mine) <= 1 + cutoffs.index(before)
     shuffled = sorted(arrivals, key=lambda _: random.random())  # type: ignore[attr-defined]
     assert filled(shuffled, is_by_step=False, cutoffs=cutoffs).state_dict() == joined.state_dict()
 
 
-def test_a_decision_sooner_than_planned_leaves_a_sum_with_newer_reports_in_it() -> None:
-    inbox = filled([(3, 0), (5, 0), (9, 0)], is_by_step=False, cutoffs=[7])
-    assert inbox.ready(5) == []
-    assert [(each.first_step, each.last_step) for each in inbox.ready(6)] == [(3, 5)]
-    inbox.add(4, report(4, 0), cutoffs=[7])
-    assert [(each.first_step, each.last_step, each.reports) for each in inbox.ready(6)] == [(3, 5, 3)]
+@pytest.mark.parametrize("is_by_step", [True, False])
+def test_a_decision_sooner_than_planned_leaves_what_is_due_later(is_by_step: bool) -> None:
+    inbox = filled([(3, 0), (5, 0), (9, 0)], is_by_step=is_by_step, in_sums=True, cutoffs=[7, 12])
+    assert inbox.ready(6) == []
+    inbox.add(4, report(4, 0), cutoffs=[6, 12])  # since then it was planned anew
+    assert [(each.first_step, each.last_step) for each in inbox.ready(6)] == [(4, 4)]
+    assert sum(each.reports for each in inbox.ready(7)) == 3
+    restored = Inbox(1, is_by_step=is_by_step, in_sums=True)
+    restored.load_state_dict(json.loads(json.dumps(inbox.state_dict())))
+    assert [told(restored.ready(before)) for before in (6, 7, 12)] == [
+        told(inbox.ready(before)) for before in (6, 7, 12)
+    ]
 
 
 @given(st.sets(st.integers(0, 30)))

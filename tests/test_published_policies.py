@@ -202,7 +202,7 @@ def test_ado_finds_the_law_from_its_bins_as_from_256_points(num_steps: int, nois
     of_points = np.log([max(f.alpha, MIN_ALPHA) * (f.loss(np.array([rows])).item() - f.eps) for f in theirs])
     of_bins = np.log(np.maximum(state["alpha"], MIN_ALPHA)) + state["log_beta"] - state["alpha"] * np.log(rows)
     ours, others = np.abs(of_bins - truth).mean(), np.abs(of_points - truth).mean()
-    assert ours < max(0.05, 1.5 * others)
+    assert ours < max(0.1, 1.5 * others)
 
 
 def test_a_source_never_drawn_does_not_stop_ado() -> None:
