@@ -130,7 +130,7 @@ class _Adviser:
         if phase["region"] is not None:
             self._region = _region(self._curriculum.names, phase["region"])
         assert self._region is not None, "the first phase has a region"
-        used = self._inbox.ready(start - self._curriculum.feedback_lag)
+        used = self._inbox.ready(phase["feedback"]["last_step"] + 1 if phase["feedback"] else 0)
         by_step = [arrived.losses for arrived in used]
         self._before = (self._state, self._since, used)
         self._state = self._policy.absorb(self._state, by_step, since=self._since, until=start)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer.errors import StateMismatchError
-from mixer.packed import as_bytes, as_text
+from mixer.packed import as_bytes, as_text, squeezed, unsqueezed
 from mixer.rewards import SQUARE_GRID, SUM_GRID, SourceLosses, add_losses
 from mixer.types import Array, BoolArray, IntArray
 
@@ -30,7 +30,8 @@ class Arrived:
 
     ``lows``, for a guard, is the report with the lowest mean loss of each source, which a sum would hide: its loss sum,
     tokens, rows and step, [4, K]; zeros for a source without rows. ``is_learned`` says that the policy has learned from
-    them already, ahead of the decision.
+    them already, ahead of the decision. ``due`` is the step below which the decision learns from
+    all there is that they are kept for.
     """
 
     first_step: int
@@ -39,6 +40,7 @@ class Arrived:
     losses: SourceLosses
     lows: Array | None = None
     is_learned: bool = False
+    due: int = 0
 
     def joined(self, other: Arrived) -> Arrived:
         """Return both as one; losses lie on a grid, so the sum is exact in any order."""
@@ -49,6 +51,7 @@ class Arrived:
             add_losses([self.losses, other.losses]),
             None if self.lows is None or other.lows is None else lowest(self.lows, other.lows),
             self.is_learned,
+            max(self.due, other.due),
         )
 
 
@@ -77,7 +80,11 @@ def reports_to_state(reports: Sequence[Arrived]) -> str:
         return ""
     text = _Writer()
     head = np.array(
-        [[r.first_step, r.last_step, r.reports, r.lows is not None, r.is_learned] for r in reports], dtype=np.int64
+        [
+            [r.first_step, r.last_step, r.reports, r.lows is not None, r.is_learned, max(r.due, r.last_step + 1)]
+            for r in reports
+        ],
+        dtype=np.int64,
     )
     rows, tokens = (np.array([getattr(r.losses, name) for r in reports]) for name in ("rows", "tokens"))
     losses = _multiples([r.losses.loss_sums for r in reports], SUM_GRID)
@@ -121,7 +128,7 @@ def state_to_reports(text: str, num_sources: int) -> list[Arrived]:
 def _read(text: _Reader, num_sources: int) -> list[Arrived]:
     num_reports, row_tokens = text.take((2,)).tolist()
     shape = (num_reports, num_sources)
-    head = _sums(text.take((num_reports, 5)))
+    head = _sums(text.take((num_reports, 6)))
     rows = text.take(shape)
     tokens = text.take(shape) + rows * row_tokens
     losses = tokens * text.take((num_sources,)) + text.take_noise(shape, rows > 0)
@@ -147,6 +154,7 @@ def _read(text: _Reader, num_sources: int) -> list[Arrived]:
             ),
             lows.get(i),
             bool(head[i, 4]),
+            int(head[i, 5]),
         )
         for i in range(num_reports)
     ]
@@ -157,14 +165,15 @@ def _multiples(values: Sequence[Array] | Array, grid: float) -> IntArray:
 
 
 def _differences(head: IntArray) -> IntArray:
-    """Return first steps as what they are above the one before, last steps as what they are above their first."""
-    first = head[:, 0]
-    return np.column_stack([np.diff(first, prepend=0), head[:, 1] - first, head[:, 2:]])
+    """Return first steps as what they are above the one before, last steps and dues as what they are above others."""
+    first, last = head[:, 0], head[:, 1]
+    return np.column_stack([np.diff(first, prepend=0), last - first, head[:, 2:5], head[:, 5] - last - 1])
 
 
 def _sums(differences: IntArray) -> IntArray:
     first = differences[:, 0].cumsum()
-    return np.column_stack([first, differences[:, 1] + first, differences[:, 2:]])
+    last = differences[:, 1] + first
+    return np.column_stack([first, last, differences[:, 2:5], differences[:, 5] + last + 1])
 
 
 def _means(tokens: IntArray, losses: IntArray) -> IntArray:
@@ -209,9 +218,9 @@ class _Writer:
         """Return all of it."""
         plain, noise = (_signless(np.concatenate(parts)) for parts in (self._plain, self._noise))
         low, high = _planes(noise), _planes(plain)
-        squeezed = zlib.compress(low[NOISY_BYTES:].tobytes() + high.tobytes(), 6)
+        planes = squeezed(low[NOISY_BYTES:].tobytes() + high.tobytes())
         sizes = _SIZES.pack(plain.size, len(high), noise.size, len(low))
-        return as_text(sizes + low[:NOISY_BYTES].tobytes() + squeezed)
+        return as_text(sizes + low[:NOISY_BYTES].tobytes() + planes)
 
 
 class _Reader:
@@ -222,7 +231,7 @@ class _Reader:
         num_plain, num_high, num_noise, num_low = _SIZES.unpack_from(data)
         at = _SIZES.size + NOISY_BYTES * num_noise
         low = data[_SIZES.size : at]
-        planes = zlib.decompress(data[at:])
+        planes = unsqueezed(data[at:])
         at = (num_low - NOISY_BYTES) * num_noise
         self._noise = _numbers(low + planes[:at], num_low, num_noise)
         self._plain = _numbers(planes[at:], num_high, num_plain)

@@ -23,7 +23,7 @@ from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
 from mixer.policies import Choice, Policy, make_policy
-from mixer.records import conditions
+from mixer.records import closed, conditions, opened
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.scan import FIRST, Line, Position, last_lines, scan
@@ -95,6 +95,7 @@ class _Together:
         self._policies = policies
         self.kind: Literal["bandit", "fixed"] = policies[0].kind
         self.teleports: Literal["by chance", "always", "never"] = policies[0].teleports
+        self.in_sums = not policies[0].is_by_step  # its decisions learn from what it would have kept as one sum
         self.is_by_step = True  # whatever follows: a fork's state must not depend on forks of the fork; sums are exact
 
     def initial(self, num_sources: int) -> State:
@@ -157,19 +158,20 @@ class Redrive:
 
     def forked(self, curriculum: Curriculum) -> dict[str, Any]:
         """Return the state of a walk that goes on from here under ``curriculum``, the next of the curricula."""
-        state = self.walk.state_dict()
-        learned = _part(state["policy"], 1)
-        guard = state.pop("guard", None) or initial_guard_state(len(self.walk.names))
-        return {
+        state = opened(self.walk.state_dict())
+        guard = state.pop("guard", None)
+        forked = {
             **state,
             "fingerprint": curriculum.fingerprint,
-            "policy": learned,
+            "policy": _part(state["policy"], 1),
             "before": None,
-            **({} if curriculum.guard is None else {"guard": guard}),
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
         }
+        if curriculum.guard is not None:
+            forked["guard"] = initial_guard_state(len(self.walk.names)) if guard is None else guard
+        return closed(forked)
 
     def fork_record(self, curriculum: Curriculum) -> dict[str, Any]:
         """Return the line that begins what ``curriculum``, the next of the curricula, decides from here on."""
@@ -237,13 +239,13 @@ class Redrive:
         state = written["state"]
         is_own = not (self._is_supposed and self._generation + 2 == len(self._curricula))
         difference = _first_difference(line, orjson.loads(orjson.dumps(written))) if is_own else None
-        joined = self.walk.state_dict()["policy"]
+        joined = opened(self.walk.state_dict())["policy"]
         shifted = {
             f"{i}.{name}": values
             for i in range(len(self._curricula) - self._generation - 1)
             for name, values in _part(joined, i + 1).items()
         }
-        self.restore((self._generation + 1, {**state, "policy": shifted, "journal": [1, FIRST]}))
+        self.restore((self._generation + 1, closed({**opened(state), "policy": shifted, "journal": [1, FIRST]})))
         return difference
 
 

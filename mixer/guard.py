@@ -20,7 +20,7 @@ import numpy as np
 from mixer.arrived import Arrived, lowest, lows_of
 from mixer.config import ScheduledPivot
 from mixer.errors import MixerError, PivotError
-from mixer.packed import pack
+from mixer.packed import rounded
 from mixer.plan import Plan
 from mixer.policy_config import GuardConfig
 from mixer.regimes import OUT_OF_REACH, Regime, regime_at
@@ -112,7 +112,7 @@ class Guard:
 
     def initial(self, num_sources: int) -> State:
         """Return no observations."""
-        return parted(np.zeros(len(NAMES) * num_sources + 1))
+        return parted(initial_guard_state(num_sources))
 
     @staticmethod
     def in_alarm(state: State) -> BoolArray:
@@ -247,9 +247,9 @@ def _lows(used: Sequence[Arrived]) -> Array:
     return functools.reduce(lowest, noted)
 
 
-def initial_guard_state(num_sources: int) -> str:
-    """Return what a saved state has of a guard that has seen nothing."""
-    return pack(np.zeros(len(NAMES) * num_sources + 1))
+def initial_guard_state(num_sources: int) -> Array:
+    """Return what ``joined`` gives of a guard that has seen nothing."""
+    return np.zeros(len(NAMES) * num_sources + 1)
 
 
 def joined(state: State) -> Array:
@@ -340,9 +340,8 @@ class Seen:
 
 def _coarse(state: State) -> State:
     """Return the state with all but counts rounded to 11 digits: more say nothing here, and are a fifth of a save."""
-    bits = np.concatenate([state[name] for name in COARSE]).view(np.int64)
-    rounded = ((bits + (1 << 15)) & ~0xFFFF).view(np.float64).reshape(len(COARSE), -1)
-    return {**state, **dict(zip(COARSE, rounded, strict=True))}
+    coarse = rounded(np.stack([state[name] for name in COARSE]), 37)
+    return {**state, **dict(zip(COARSE, coarse, strict=True))}
 
 
 def warn(alarm: dict[str, Any]) -> None:

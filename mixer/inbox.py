@@ -22,11 +22,13 @@ _first_step = operator.attrgetter("first_step")
 class Inbox:
     """Reports that no decision has used; remembers for ever which it has had, as intervals of steps per rank.
 
-    Reports that every decision to come uses together are kept as one sum, so that the state stays small.
+    Reports that a decision to come will use together, as far as decisions are planned, are kept as one sum, so that the
+    state stays small whatever the lag.
 
     Args:
         num_sources: K.
         is_by_step: keep every step apart, for a policy that learns from one step after the other.
+        in_sums: a decision uses what is kept as one sum, or would be if steps were not kept apart, whole or not at all.
         is_guarded: note each source's lowest report too.
         whole_rows: rows of a step, if the policy may learn from a step once all of them were reported.
     """
@@ -36,11 +38,13 @@ class Inbox:
         num_sources: int,
         *,
         is_by_step: bool = False,
+        in_sums: bool | None = None,
         is_guarded: bool = False,
         whole_rows: int | None = None,
     ) -> None:
         self._num_sources = num_sources
         self._is_by_step = is_by_step
+        self._in_sums = not is_by_step if in_sums is None else in_sums
         self._whole_rows = whole_rows
         self.learned_until = 0  # the first step that the policy has not learned from ahead of a decision
         self.is_guarded = is_guarded
@@ -53,43 +57,31 @@ class Inbox:
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
         return i >= 0 and step <= intervals[i][1]
 
-    def add(self, step: int, losses: SourceLosses, *, together: int = 0) -> None:
+    def add(self, step: int, losses: SourceLosses, *, cutoffs: Sequence[int] = ()) -> None:
         """Accept a report that ``has`` does not know.
 
         Args:
             step: its step.
             losses: on the grid.
-            together: steps below this one are all used by a decision to come, or none is.
+            cutoffs: in order, the steps below which the decisions planned will use what there is; none if the next
+                decision, planned or not, will use all that there is.
         """
         lows = lows_of(step, losses) if self.is_guarded else None
-        new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0), lows)
-        i = bisect.bisect_left(self._pending, step, key=_first_step)
-        learned = self._learned()
-        if learned is not None and self._pending[learned].first_step <= step <= self._pending[learned].last_step:
-            self._pending[learned] = self._pending[learned].joined(new)  # without rows, or it would be refused
-        elif i < len(self._pending) and self._pending[i].first_step == step:
-            self._pending[i] = self._pending[i].joined(new)
-        else:
-            self._pending.insert(i, new)
-        if not self._is_by_step:
-            self._join(together)
-        intervals = self._had.setdefault(losses.rank, [])
-        i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0])
-        intervals.insert(i, [step, step])
-        if i + 1 < len(intervals) and intervals[i + 1][0] == step + 1:
-            intervals[i][1] = intervals.pop(i + 1)[1]
-        if i > 0 and intervals[i - 1][1] == step - 1:
-            intervals[i - 1][1] = intervals.pop(i)[1]
+        due = next((cutoff for cutoff in cutoffs if cutoff > step), step + 1) if self._in_sums else step + 1
+        new = Arrived(step, step, 1, losses if losses.rank == 0 else replace(losses, rank=0), lows, due=due)
+        i = next((i for i, arrived in enumerate(self._pending) if self._is_kept_with(arrived, new, cutoffs)), None)
+        if i is not None:
+            new = self._pending.pop(i).joined(new)
+        bisect.insort(self._pending, new, key=_first_step)
+        _note(self._had.setdefault(losses.rank, []), step)
 
-    def _join(self, together: int) -> None:
-        """Make one of those next to each other that lie below ``together``."""
-        joined = self._pending[:1]
-        for arrived in self._pending[1:]:
-            if joined[-1].first_step < together and arrived.last_step < together:
-                joined[-1] = joined[-1].joined(arrived)
-            else:
-                joined.append(arrived)
-        self._pending = joined
+    def _is_kept_with(self, arrived: Arrived, new: Arrived, cutoffs: Sequence[int]) -> bool:
+        """Whether a new report becomes part of what is pending."""
+        if self._is_by_step:  # a step learned from has no rows to come
+            return arrived.first_step <= new.first_step <= arrived.last_step and (
+                arrived.due == new.due or arrived.is_learned
+            )
+        return not cutoffs or arrived.due == new.due
 
     def next_whole(self, before: int) -> Arrived | None:
         """Return the reports of the next step to learn from, if it is below ``before`` and all its rows are there."""
@@ -116,12 +108,8 @@ class Inbox:
         return next((i for i, arrived in enumerate(self._pending) if arrived.is_learned), None)
 
     def ready(self, before: int) -> list[Arrived]:
-        """Return what is pending of steps below ``before``, in order."""
-        return [arrived for arrived in self._pending if arrived.first_step < before]
-
-    def across(self, before: int) -> Arrived | None:
-        """Return reports kept as one sum of which some are of steps below ``before`` and some are not."""
-        return next((arrived for arrived in self._pending if arrived.first_step < before <= arrived.last_step), None)
+        """Return what is pending of steps below ``before`` alone, in order."""
+        return [arrived for arrived in self._pending if max(arrived.due, arrived.last_step + 1) <= before]
 
     def drop(self, used: Sequence[Arrived]) -> None:
         """Forget the content of what a decision has used."""
@@ -130,7 +118,7 @@ class Inbox:
 
     def put_back(self, used: Sequence[Arrived]) -> None:
         """Take back what ``drop`` forgot: the decision that used it is undone."""
-        self._pending = sorted([*used, *self._pending], key=lambda arrived: arrived.first_step)
+        self._pending = sorted([*used, *self._pending], key=_first_step)
 
     @property
     def had(self) -> dict[int, list[list[int]]]:
@@ -147,14 +135,38 @@ class Inbox:
         return {
             "pending": reports_to_state(self._pending),
             "learned_until": self.learned_until,
-            "had": {str(rank): [[*pair] for pair in self._had[rank]] for rank in sorted(self._had)},
+            "had": _alike(self._had),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the inbox that gave ``state``."""
-        self._had = {int(rank): [list(map(int, pair)) for pair in pairs] for rank, pairs in state["had"].items()}
+        self._had = {
+            rank: [[*pair] for pair in intervals]
+            for ranks, intervals in state["had"]
+            for first, last in ranks
+            for rank in range(first, last + 1)
+        }
         self.learned_until = state["learned_until"]
         self._pending = state_to_reports(state["pending"], self._num_sources)
+
+
+def _note(intervals: list[list[int]], number: int) -> None:
+    """Add a number to closed intervals in order that do not have it."""
+    i = bisect.bisect_right(intervals, number, key=operator.itemgetter(0))
+    intervals.insert(i, [number, number])
+    if i + 1 < len(intervals) and intervals[i + 1][0] == number + 1:
+        intervals[i][1] = intervals.pop(i + 1)[1]
+    if i > 0 and intervals[i - 1][1] == number - 1:
+        intervals[i - 1][1] = intervals.pop(i)[1]
+
+
+def _alike(had: dict[int, list[list[int]]]) -> list[list[list[list[int]]]]:
+    """Return intervals of ranks, each with those of the steps that they had: nearly all ranks had the same."""
+    alike: dict[str, list[list[list[int]]]] = {}
+    for rank in sorted(had):
+        ranks, _ = alike.setdefault(repr(had[rank]), [[], [[*pair] for pair in had[rank]]])
+        _note(ranks, rank)
+    return list(alike.values())
 
 
 def losses_to_record(losses: SourceLosses) -> dict[str, Any]:

@@ -52,13 +52,15 @@ class SourceLosses:
         squares = np.asarray(self.square_sums, dtype=np.float64)
         object.__setattr__(self, "square_sums", squares if squares.size else np.zeros(self.rows.shape))
 
-    def on_grid(self) -> Self:
-        """Return the same with its sums brought to the grids on which adding is exact."""
+    def on_grid(self, *, with_squares: bool = True) -> Self:
+        """Return the same with its sums brought to the grids on which adding is exact, the squares left out or not."""
         new = object.__new__(type(self))  # the rest is sound already; once per report
         new.__dict__.update(
             self.__dict__,
             loss_sums=np.rint(self.loss_sums / SUM_GRID) * SUM_GRID,
-            square_sums=np.rint(self.square_sums / SQUARE_GRID) * SQUARE_GRID,
+            square_sums=np.rint(self.square_sums / SQUARE_GRID) * SQUARE_GRID
+            if with_squares
+            else np.zeros(self.rows.size),
         )
         return new
 

@@ -3,7 +3,8 @@
 ``phase_at(step)`` decides phases one after the other up to the one that covers ``step``. A phase that starts at step s
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
 first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
-short, or undo its decision: what it had learned from is kept until the next one.
+short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag were summed by
+the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ from mixer.errors import (
 from mixer.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
 from mixer.inbox import Inbox, losses_to_record
 from mixer.journal import JOURNAL_VERSION, Journal
-from mixer.packed import pack, pack_lines, unpack, unpack_lines
+from mixer.packed import pack_lines, unpack_lines
 from mixer.phases import Kind, Phase
 from mixer.plan import Plan
 from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import passing_generator
 from mixer.records import (
     check_state,
+    closed,
     decision_record,
     header_record,
+    opened,
     phase_to_state,
     state_to_phase,
 )
@@ -54,7 +57,7 @@ from mixer.types import Array, IntArray
 
 __all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
 
 
@@ -138,14 +141,21 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             is_by_step=self._policy.is_by_step,
+            in_sums=getattr(self._policy, "in_sums", None),
             is_guarded=self._guard is not None,
             whole_rows=curriculum.batch_rows if getattr(self._policy, "learns_ahead", False) else None,
         )
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
+        self._planned: tuple[int, tuple[Regime, ...], list[int]] = (
+            0,
+            (),
+            [0],
+        )  # frontier, plan: starts of phases to come
         self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._journal = journal
+        self._looks_at_squares = journal is not None or getattr(self._policy, "looks_at_squares", True)
         self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
         if journal is not None:
             self._open_journal(journal, sources or {})
@@ -198,10 +208,10 @@ class Walk:
         """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
         reported = self._inbox.last_step
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
-        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        law = self.curriculum.phase_law
         for step in range(earliest, self.frontier):
             boundary = self._plan.boundary_after(step)
-            if (boundary is None or law.fits(boundary - step)) and self._inbox.across(step - lag) is None:
+            if boundary is None or law.fits(boundary - step):
                 return step
         return self.frontier
 
@@ -238,14 +248,30 @@ class Walk:
                 f"step {step} reports {losses.rows.sum()} rows more, but all {self.curriculum.batch_rows} rows of its "
                 "batch were reported before; report each row once"
             )
-        losses = losses.on_grid()
+        losses = losses.on_grid(with_squares=self._looks_at_squares)
         self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
-        next_decision = max(self._phases[-1].start, step + 1, (self._inbox.last_step or 0) + 1)  # or later: see `_cut`
-        together = next_decision - self.curriculum.feedback_lag
-        self._inbox.add(step, losses, together=together)
-        if (self._inbox.last_step or 0) >= self._phases[-1].start:  # else its decision may still be undone
-            self._learn_ahead(together)
+        self._inbox.add(step, losses, cutoffs=self._cutoffs(max(step, self._inbox.last_step or 0)))
+        newest = self._inbox.last_step or 0
+        if newest >= self._phases[-1].start:  # else its decision may still be undone
+            self._learn_ahead(newest + 1 - self.curriculum.feedback_lag)
         return True
+
+    def _cutoffs(self, step: int) -> list[int]:
+        """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``.
+
+        Without a lag there are none: the next decision, planned or not, uses all that there is.
+        """
+        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        if lag == 0:
+            return []
+        if self._planned[:2] != (self.frontier, self._plan.regimes):
+            self._planned = (self.frontier, self._plan.regimes, [self.frontier])
+        starts = self._planned[2]
+        while starts[-1] - lag <= step:
+            boundary = self._plan.boundary_after(starts[-1])
+            remaining = None if boundary is None else boundary - starts[-1]
+            starts.append(starts[-1] + law.length(self._phases[-1].index + len(starts), remaining))
+        return [start - lag for start in starts]
 
     def _learn_ahead(self, before: int) -> None:
         """Let the policy learn from whole steps that the next decision uses in any case: a state then has one sum."""
@@ -265,8 +291,8 @@ class Walk:
                 ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
 
         Raises:
-            PivotError: the step is decided already (with ``cut``: before the newest phase, reported on, or so early
-                that reports within the lag are summed already), no whole phases reach it, or the name is taken.
+            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
+                phases reach it, or the name is taken.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
         """
         step = self.frontier if at_step is None else operator.index(at_step)
@@ -298,14 +324,6 @@ class Walk:
                 raise PivotError(
                     f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
                     f"was; ask for step {reported + 1} or later"
-                )
-            summed = self._inbox.across(step - self.curriculum.feedback_lag) if step < self.frontier else None
-            if summed is not None and earliest <= step:
-                lag = self.curriculum.feedback_lag
-                raise PivotError(
-                    f"pivot {name} at step {step}: reports of steps {summed.first_step} to {summed.last_step} were "
-                    f"summed for a later decision, and a phase from step {step} may learn only from those before step "
-                    f"{step - lag} (feedback_lag is {lag}); ask for step {summed.last_step + lag + 1} or later"
                 )
         if step < earliest:
             decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
@@ -356,26 +374,27 @@ class Walk:
         kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
         unsynced = self._journal.unsynced() if self._journal is not None and self._resume_at is None else []
         position = self._resume_at or (self._journal.position if self._journal is not None else None)
-        return {
+        state = {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
             "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
-            "policy": _packed(self._policy_state),
+            "policy": self._policy_state,
             "inbox": self._inbox.state_dict(),
             "before": None
             if self._before is None or not can_undo
             else {
-                "policy": _packed(self._before.policy_state),
+                "policy": self._before.policy_state,
                 "used": reports_to_state(self._before.used),
                 **self._guard_to_state(self._before.guard_state),
             },
             **self._guard_to_state(self._guard_state),
-            "unique_tokens": pack(self._unique_tokens),
+            "unique_tokens": self._unique_tokens,
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
             "journal": None if position is None else list(position),
             **({"unsynced": pack_lines(unsynced)} if unsynced else {}),  # which a power cut may take from the journal
         }
+        return closed(state)
 
     @_one_at_a_time
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -407,30 +426,31 @@ class Walk:
         return self._journal.position_of(position.line) == position
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
+        state = opened(state)
         self.forked_at = state.get("forked_at")
         self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
-        self._policy_state = _unpacked(state["policy"])
+        self._policy_state = state["policy"]
         self._follow_guard(state.get("guard"), "saved state")
         self._guard_state = self._state_to_guard(state)
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
         self._before = before and _Before(
-            _unpacked(before["policy"]),
+            before["policy"],
             self._state_to_guard(before),
             state_to_reports(before["used"], len(self.names)),
         )
         self._begun = None
-        self._unique_tokens = unpack(state["unique_tokens"])
+        self._unique_tokens = state["unique_tokens"]
         self._phases.clear()
         self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
         for record in state["phases"]:
             self._keep(state_to_phase(record, self.names, self._drawn, self._owed))
 
-    def _guard_to_state(self, state: State) -> dict[str, str]:
-        return {"guard": pack(joined(state))} if self._guard else {}
+    def _guard_to_state(self, state: State) -> dict[str, Array]:
+        return {"guard": joined(state)} if self._guard else {}
 
     def _state_to_guard(self, state: Mapping[str, Any]) -> State:
-        return parted(unpack(state["guard"])) if self._guard else {}
+        return parted(state["guard"]) if self._guard else {}
 
     def _follow_guard(self, guard: object, what: str) -> None:
         """Go on as the run began; without a guard if there was none, as before there were any."""
@@ -571,11 +591,3 @@ class Walk:
 
 def _is_inside(weights: Array, region: Region) -> bool:
     return bool(((weights >= region.lower) & (weights <= region.upper)).all())
-
-
-def _packed(state: State) -> dict[str, str]:
-    return {name: pack(values) for name, values in state.items()}
-
-
-def _unpacked(record: Mapping[str, str]) -> State:
-    return {name: unpack(values) for name, values in record.items()}

@@ -29,7 +29,7 @@ from mixer.errors import (
 )
 from mixer.fork import fork
 from mixer.journal import read_journal
-from mixer.packed import unpack
+from mixer.records import opened
 from mixer.replay import Replay
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
@@ -210,7 +210,7 @@ def test_a_source_read_through_tells_the_walk_its_size(folder: Path) -> None:
         del batch
     progress = dataset.progress()
     assert progress["s0"].unique_tokens is not None
-    known = dict(zip(dataset.curriculum.names, unpack(dataset.walk.state_dict()["unique_tokens"]), strict=True))
+    known = dict(zip(dataset.curriculum.names, opened(dataset.walk.state_dict())["unique_tokens"], strict=True))
     assert known["s0"] == progress["s0"].unique_tokens
 
 

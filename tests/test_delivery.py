@@ -386,32 +386,6 @@ def test_a_state_of_16_sources_stays_below_4_kb_at_default_settings_with_a_journ
             assert len(json.dumps(walk.state_dict(from_step=step + 1))) < 3900  # and a little of where the data stand
 
 
-@pytest.mark.parametrize(
-    ("policy", "feedback_lag"), [("ucb", 0), ("ucb", 6), ("andrea", 0), ("andrea", 16), ("odm", 0), ("odm", 16)]
-)
-def test_a_state_of_16_sources_stays_below_4_kb_while_reports_wait(policy: str, feedback_lag: int) -> None:
-    names = [f"s{k:02d}" for k in range(16)]
-    run = Curriculum(
-        total_steps=200_000,
-        batch_rows=16,
-        sequence_length=1024,
-        sources=[{"name": name} for name in names],
-        policy={"name": policy},
-        feedback_lag=feedback_lag,
-    )
-    rng = np.random.default_rng(0)
-    walk = Walk(run)
-    for step in range(120):
-        phase = walk.phase_at(step)
-        counts, _ = phase_counts(phase, seed=run.seed, method=run.draws, batch_rows=16)
-        rows = counts[step - phase.start]
-        means = 3.0 + np.arange(16)[:, None] / 16 + 0.3 * rng.standard_normal((16, 16))  # of the rows of each source
-        is_there = np.arange(16) < rows[:, None]
-        squares = (means**2 * is_there).sum(axis=1)
-        walk.report(step, SourceLosses(rows, rows * 1024, (means * is_there).sum(axis=1) * 1024, squares))
-        assert len(json.dumps(walk.state_dict(from_step=step + 1))) < 3900  # and a little of where the data stand
-
-
 def test_a_stateful_loader_that_lost_the_walk_is_refused(folder: Path) -> None:
     """torchdata saves what the workers say; the walk lives in the training process."""
     curriculum = a_curriculum(folder)

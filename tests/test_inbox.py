@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
 from mixer.errors import StateMismatchError
 from mixer.inbox import Inbox, losses_to_record, record_to_losses
-from mixer.packed import as_bytes, as_text
 from mixer.rewards import SourceLosses
 from tests.test_rewards import losses_of, reports
 
@@ -30,11 +29,17 @@ def report(step: int, rank: int) -> SourceLosses:
     return SourceLosses(rows=rows, tokens=rows, loss_sums=np.array([step + rank / 8]), rank=rank)
 
 
-def filled(arrivals: list[tuple[int, int]], *, is_by_step: bool = True, together: int = 0) -> Inbox:
-    inbox = Inbox(1, is_by_step=is_by_step)
+def filled(
+    arrivals: list[tuple[int, int]],
+    *,
+    is_by_step: bool = True,
+    in_sums: bool | None = None,
+    cutoffs: Sequence[int] = (),
+) -> Inbox:
+    inbox = Inbox(1, is_by_step=is_by_step, in_sums=in_sums)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
-            inbox.add(step, report(step, rank), together=together)
+            inbox.add(step, report(step, rank), cutoffs=cutoffs)
     return inbox
 
 
@@ -76,25 +81,47 @@ def test_what_is_ready_is_in_order_and_summed_over_ranks(arrivals: list[tuple[in
     assert all(inbox.has(*key) for key in arrivals)  # what was used is remembered all the same
 
 
-@given(keys, st.integers(0, 14))
-def test_steps_that_decisions_cannot_tell_apart_are_kept_as_one_sum(arrivals: list[tuple[int, int]], at: int) -> None:
-    apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, together=at)
-    for before in (at, at + 3, 100):
-        (mine, theirs) = (inbox.ready(before) for inbox in (joined, apart))
+cutoffs_in_order = st.lists(st.integers(0, 14), unique=True, max_size=4).map(sorted)
+
+
+@given(keys, cutoffs_in_order, st.randoms(use_true_random=False))
+def test_steps_that_planned_decisions_use_together_are_kept_as_one_sum(
+    arrivals: list[tuple[int, int]], cutoffs: list[int], random: object
+) -> None:
+    cutoffs = [*cutoffs, 20]
+    apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, cutoffs=cutoffs)
+    tied = filled(arrivals, in_sums=True, cutoffs=cutoffs)
+    for before in cutoffs:
+        (mine, tied_too, theirs) = (inbox.ready(before) for inbox in (joined, tied, apart))
         for name in ("rows", "loss_sums"):
-            assert sum(getattr(each.losses, name).sum() for each in mine) == sum(
-                getattr(each.losses, name).sum() for each in theirs
-            )
+            for ready in (mine, tied_too):
+                assert sum(getattr(each.losses, name).sum() for each in ready) == sum(
+                    getattr(each.losses, name).sum() for each in theirs
+                )
         assert sum(each.reports for each in mine) == sum(each.reports for each in theirs)
-    assert len(joined.ready(at)) <= 1
-    assert [row for row in told(joined.ready(100)) if row[0] >= at] == [
-        row for row in told(apart.ready(100)) if row[0] >= at
+        assert told(tied_too) == told(theirs)
+        assert len(mine) <= 1 + cutoffs.index(before)
+    shuffled = sorted(arrivals, key=lambda _: random.random())  # type: ignore[attr-defined]
+    assert filled(shuffled, is_by_step=False, cutoffs=cutoffs).state_dict() == joined.state_dict()
+
+
+@pytest.mark.parametrize("is_by_step", [True, False])
+def test_a_decision_sooner_than_planned_leaves_what_is_due_later(is_by_step: bool) -> None:
+    inbox = filled([(3, 0), (5, 0), (9, 0)], is_by_step=is_by_step, in_sums=True, cutoffs=[7, 12])
+    assert inbox.ready(6) == []
+    inbox.add(4, report(4, 0), cutoffs=[6, 12])  # since then it was planned anew
+    assert [(each.first_step, each.last_step) for each in inbox.ready(6)] == [(4, 4)]
+    assert sum(each.reports for each in inbox.ready(7)) == 3
+    restored = Inbox(1, is_by_step=is_by_step, in_sums=True)
+    restored.load_state_dict(json.loads(json.dumps(inbox.state_dict())))
+    assert [told(restored.ready(before)) for before in (6, 7, 12)] == [
+        told(inbox.ready(before)) for before in (6, 7, 12)
     ]
 
 
 @given(st.sets(st.integers(0, 30)))
 def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
-    intervals = filled([(step, 0) for step in steps]).state_dict()["had"].get("0", [])
+    intervals = filled([(step, 0) for step in steps]).had.get(0, [])
     assert [step for first, last in intervals for step in range(first, last + 1)] == sorted(steps)
     assert all(later[0] > earlier[1] + 1 for earlier, later in zip(intervals, intervals[1:], strict=False))
 
@@ -102,7 +129,12 @@ def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
 def test_a_run_of_any_length_is_remembered_in_one_interval() -> None:
     inbox = filled([(step, 0) for step in range(5000)])
     inbox.drop(inbox.ready(5000))
-    assert inbox.state_dict() == {"pending": "", "learned_until": 0, "had": {"0": [[0, 4999]]}}
+    assert inbox.state_dict() == {"pending": "", "learned_until": 0, "had": [[[[0, 0]], [[0, 4999]]]]}
+
+
+def test_ranks_that_had_the_same_steps_are_named_together() -> None:
+    inbox = filled([(step, rank) for step in range(30) for rank in range(64) if (step, rank) != (29, 5)])
+    assert inbox.state_dict()["had"] == [[[[0, 4], [6, 63]], [[0, 29]]], [[[5, 5]], [[0, 28]]]]
 
 
 @given(keys, keys)
@@ -153,22 +185,10 @@ def test_reports_come_back_from_a_state_to_the_last_bit(before: list[Arrived]) -
             assert one.lows.tolist() == other.lows.tolist()
 
 
-@pytest.mark.parametrize("text", ["x", "not base85: \u00e9", "0000000000", 3, ["a list, as versions before 5 had it"]])
+@pytest.mark.parametrize("text", ["x", "not base64: \u00e9", "0000000000", 3, ["a list, as versions before 5 had it"]])
 def test_packed_reports_that_were_changed_are_refused(text: Any) -> None:
     with pytest.raises(StateMismatchError, match="no packed reports: it was changed"):
         state_to_reports(text, 3)
-
-
-@given(st.binary(max_size=200))
-def test_bytes_as_text_are_base85(data: bytes) -> None:
-    assert as_text(data) == base64.b85encode(data).decode()
-    assert as_bytes(as_text(data)) == data
-
-
-@pytest.mark.parametrize("text", ["abc d", "~~~~~", "\u00e9bcde"])
-def test_text_that_is_no_base85_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="base85|ascii"):
-        as_bytes(text)
 
 
 @given(st.sets(st.integers(0, 12)), st.integers(0, 14))

@@ -292,7 +292,7 @@ FULL_DISK = """
         if step % 10 == 0:
             refuses(lambda: walk.report(step, losses), room)
         assert walk.report(step, losses)
-    print(repr(walk.state_dict()["phases"]), repr(walk.state_dict()["policy"]))
+    print(repr(walk.state_dict()["phases"]), repr(walk.state_dict()["arrays"]))
 """
 
 
@@ -309,7 +309,7 @@ def test_a_full_disk_decides_nothing_and_after_room_is_made_the_walk_is_the_same
     walk = Walk(curriculum(5, seed=4))
     drive(walk, 150)
     state = walk.state_dict()
-    assert done.stdout.strip() == f"{state['phases']!r} {state['policy']!r}"
+    assert done.stdout.strip() == f"{state['phases']!r} {state['arrays']!r}"
     with Journal.create(tmp_path / "roomy.jsonl") as journal:
         drive(Walk(curriculum(5, seed=4), journal=journal), 150)
     assert path.read_bytes() == (tmp_path / "roomy.jsonl").read_bytes()

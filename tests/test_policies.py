@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, InfeasibleRegionError
+from mixer.packed import rounded
 from mixer.policies import AndreaPolicy, BoundedUcb, FixedPolicy, Learnability, epoch_capped, make_policy
+from mixer.policies.bounded import RING_BITS
 from mixer.policy_config import AndreaConfig, UcbConfig
 from mixer.region import Region
 from mixer.rewards import LossReward, SourceLosses, State
@@ -190,6 +192,17 @@ def test_learning_changes_no_state_that_was_given() -> None:
         assert all((state[name] == before[name]).all() for name in before)
 
 
+def with_bits(value: float, bits: int) -> float:
+    """Return the nearest number with so many significant bits."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.floor(math.ldexp(abs(mantissa), bits) + 0.5), exponent - bits) * (-1 if value < 0 else 1)
+
+
+@given(st.floats(-1e300, 1e300, allow_subnormal=False), st.integers(2, 52))
+def test_rounded_numbers_are_the_nearest_with_so_many_bits(value: float, bits: int) -> None:
+    assert rounded(np.array([value]), bits).tolist() == [with_bits(value, bits)]
+
+
 # The bounded, discounted, count-weighted UCB of algorithms.md, B.2.
 
 
@@ -215,7 +228,7 @@ def test_bounded_ucb_is_the_formula(phases: list[tuple[list[int], list[float], i
         state = policy.absorb(state, [losses_of(means, rows)], since=step, until=step + length)
         step += length
         seen = losses_of(means, rows).means()
-        pool = (pool + [seen[i] for i in range(3) if rows[i]])[-256:]
+        pool = (pool + [with_bits(seen[i], RING_BITS) for i in range(3) if rows[i]])[-256:]
         n, s, q = (gamma**length * total for total in (n, s, q))
         for i in range(3):
             if rows[i]:

@@ -25,6 +25,7 @@ class AndreaPolicy:
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
     is_by_step = learns_ahead = True
+    looks_at_squares = False
     scale = 1000.0
 
     def __init__(self, config: AndreaConfig) -> None:

@@ -31,7 +31,8 @@ class Policy(Protocol):
     teleports: Literal["by chance", "always", "never"]  # whether the phase law's random phases happen
     is_by_step: bool  # whether ``absorb`` looks at the steps one by one; else it may be given their sum
     # ``learns_ahead = True`` may be there too: ``absorb`` of some steps and then of others is that of all, whatever
-    # ``since`` and ``until``, so that a walk need not keep the steps until the decision
+    # ``since`` and ``until``, so that a walk need not keep the steps until the decision; and
+    # ``looks_at_squares = False``: the walk then forgets the ``square_sums`` of reports that go into no journal
 
     def initial(self, num_sources: int) -> State:
         """Return an empty memory."""

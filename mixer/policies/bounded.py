@@ -7,11 +7,15 @@ from typing import Literal
 
 import numpy as np
 
+from mixer.packed import rounded
 from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
 from mixer.policy_config import UcbConfig
 from mixer.region import Region
-from mixer.rewards import Reward, SourceLosses, State, add_losses
+from mixer.rewards import CallableReward, Reward, SourceLosses, State, add_losses
 from mixer.types import Array, BoolArray
+
+_SUMS = ("rows", "sums", "squares")  # what forgetting shrinks
+RING_BITS, SUM_BITS = 11, 29  # significant bits, 3 and 9 digits: more say nothing, and are a third of a state
 
 
 class BoundedUcb:
@@ -32,6 +36,7 @@ class BoundedUcb:
     def __init__(self, config: UcbConfig, *, reward: Reward, rows_per_phase: float) -> None:
         self._config = config
         self._reward = reward
+        self.looks_at_squares = isinstance(reward, CallableReward)
         self._m_ref = rows_per_phase
 
     def initial(self, num_sources: int) -> State:
@@ -43,18 +48,20 @@ class BoundedUcb:
 
     def absorb(self, state: State, steps: Sequence[SourceLosses], *, since: int, until: int) -> State:
         """Return the memory with one more bounded reward per source that has rows."""
-        new = scaled(state, ("rows", "sums", "squares"), self._config.gamma ** (until - since))
+        new = scaled(state, _SUMS, self._config.gamma ** (until - since))
         if not steps:
             return new
         losses = add_losses(steps)
         memory = {key.removeprefix("reward."): value for key, value in state.items() if key.startswith("reward.")}
         memory, rewards = self._reward.update(memory, losses)
-        new |= {f"reward.{key}": value for key, value in memory.items()}
+        new |= {f"reward.{key}": rounded(value, SUM_BITS) for key, value in memory.items()}
         bounded = self._to_unit(new, rewards)
         m = np.where(np.isnan(rewards), 0, losses.rows)
         new["rows"] = new["rows"] + m
         new["sums"] = new["sums"] + m * bounded
         new["squares"] = new["squares"] + m * bounded**2
+        for key in _SUMS:
+            new[key] = rounded(new[key], SUM_BITS)
         new["tokens"] = new["tokens"] + losses.tokens
         return new
 
@@ -64,7 +71,7 @@ class BoundedUcb:
         if not fresh.size:
             return np.zeros(rewards.size)
         seen, ring = int(new["num_rewards"][0]), new["recent"].copy()
-        ring[(seen + np.arange(fresh.size)) % ring.size] = fresh
+        ring[(seen + np.arange(fresh.size)) % ring.size] = rounded(fresh, RING_BITS)
         new["recent"], new["num_rewards"] = ring, np.array([float(seen + fresh.size)])
         low, high = np.quantile(ring[: min(seen + fresh.size, ring.size)], [0.2, 0.8])
         is_spread = high - low > 1e-9 * max(abs(high), 1.0)  # equal rewards may differ by rounding
@@ -73,7 +80,7 @@ class BoundedUcb:
 
     def after_pivot(self, state: State) -> State:
         """Return the memory with a quarter of its weight."""
-        return scaled(state, ("rows", "sums", "squares"), PIVOT_MEMORY)
+        return scaled(state, _SUMS, PIVOT_MEMORY)
 
     def choose(
         self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None

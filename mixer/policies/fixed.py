@@ -21,7 +21,7 @@ class FixedPolicy:
     """
 
     kind: Literal["bandit", "fixed"] = "fixed"
-    is_by_step = False
+    is_by_step = looks_at_squares = False
 
     def __init__(
         self, point: Array, *, caps: Array | None = None, teleports: Literal["always", "never"] = "never"

@@ -37,7 +37,7 @@ class Learnability:
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
-    is_by_step = False
+    is_by_step = looks_at_squares = False
 
     def __init__(self, config: UcbConfig, *, targets: Array, first_tokens: float) -> None:
         self._config = config

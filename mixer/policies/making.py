@@ -47,7 +47,8 @@ def make_policy(curriculum: Curriculum) -> Policy:
         case OdmConfig():
             return OdmPolicy(config)
         case AdoConfig():
-            return AdoPolicy(config, prior=tokens / tokens.sum() if tokens.all() else uniform)
+            prior = tokens / tokens.sum() if tokens.all() else uniform
+            return AdoPolicy(config, prior=prior, batch_rows=curriculum.batch_rows)
         case StaticConfig():
             return FixedPolicy(_by_name(curriculum.names, config.weights) if config.weights else uniform)
         case ProportionalConfig():

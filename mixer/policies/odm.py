@@ -33,6 +33,7 @@ class OdmPolicy:
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "never"
     is_by_step = learns_ahead = True
+    looks_at_squares = False
 
     def __init__(self, config: OdmConfig) -> None:
         self._config = config
