@@ -22,7 +22,7 @@ from tests.curricula import curricula, curriculum, drive, on_time, ragged
 
 
 @given(curricula(), st.booleans())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_a_walks_own_policy_advises_exactly_what_it_did(
     tmp_path_factory: pytest.TempPathFactory, run: Curriculum, is_late: bool
 ) -> None:

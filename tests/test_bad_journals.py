@@ -70,7 +70,7 @@ json_values = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_any_change_under_a_right_chain_is_read_or_refused_with_our_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -130,6 +130,7 @@ def test_the_demo_learns_and_moves_within_its_bounds(finished: Path) -> None:
     assert {row["source"] for row in summary["sources"]} == set(curriculum.names)
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_goes_on_to_the_same_end(finished: Path, tmp_path: Path, cache: dict[str, str]) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(

@@ -87,7 +87,7 @@ def with_pivots(**fields: Any) -> Curriculum:
 
 
 @given(curricula(), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_weights_are_always_inside_the_region_of_their_regime(run: Curriculum, is_late: bool) -> None:
     walk = Walk(run)
     for phase in phases_of(drive(walk, 90, late=ragged if is_late else on_time)):
@@ -264,7 +264,7 @@ AHEAD: tuple[dict[str, Any], ...] = ({"name": "andrea"}, {"name": "odm"})  # pol
 
 
 @given(curricula(policies=AHEAD), st.integers(1, 3), st.randoms(use_true_random=False))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_learning_ahead_of_a_decision_changes_no_decision(run: Curriculum, num_ranks: int, random: Random) -> None:
     ahead, policy = Walk(run), make_policy(run)
     policy.learns_ahead = False  # type: ignore[attr-defined]
