@@ -24,10 +24,11 @@ from mixer.rewards import SourceLosses
 from mixer.sources import Progress
 from mixer.walk import Walk
 from service import views
-from service.building import Builder, Parts, window_bytes
+from service.building import Builder
 from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
+from service.parts import Parts, window_bytes
 from service.patience import Patience
 from service.rebuilding import Back
 from service.record import RunJournal, open_lines, recover

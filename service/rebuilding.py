@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 
 from mixer.batches import BatchReader
-from service.building import Parts
 from service.errors import StepGoneError
+from service.parts import Parts
 from service.window import Built, Window
 
 

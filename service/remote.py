@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 16 << 20
-AHEAD_STEPS = 128  # a server builds half as many ahead of what is asked for
+AHEAD_STEPS = 128  # four times what a server builds ahead of what is asked for, unless it is told otherwise
 CONNECTIONS = 3  # that ask at the same time, each for several batches at once
 
 

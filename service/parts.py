@@ -1,0 +1,106 @@
+"""What one run of a service consists of, shared by those who decide, build, build again and hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixer.batches import BatchReader, PreparedReader, RowBatches
+from mixer.config import Curriculum
+from mixer.delivery import Rows
+from mixer.sources.manifest import smallest_dtype
+from mixer.walk import Walk
+from service.chronicle import Watch
+from service.decisions import Decisions
+from service.patience import Patience
+from service.record import RunJournal
+from service.served import Served
+from service.settings import Settings
+from service.store import Store
+from service.window import Bell, Built, Window
+from service.wire import Room, encode
+
+TOGETHER_BYTES = 1 << 20
+KEPT, KEPT_BYTES = 8, 16 << 20  # times what is built ahead, or so many bytes, are held of batches of prepared rows
+
+
+@dataclass
+class Counters:
+    """What /metrics counts, since the server started."""
+
+    batches_built: int = 0
+    batches_served: int = 0
+    bytes_served: int = 0
+    tokens_served: int = 0
+    reports: int = 0
+    repeated_reports: int = 0
+    rebuilt: int = 0
+    last_asked: dict[int, tuple[int, float]] = field(default_factory=dict)  # rank -> (step, when, monotonic)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What one run consists of, for those who decide, build, build again and hand out."""
+
+    name: str
+    curriculum: Curriculum
+    settings: Settings
+    store: Store
+    journal: RunJournal
+    walk: Walk
+    decisions: Decisions
+    patience: Patience
+    rows: Rows
+    served: Served
+    window: Window
+    watch: Watch
+    on_event: Callable[[str, dict[str, Any]], None]
+    bell: Bell = field(default_factory=Bell)
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def together(self) -> int:
+        """How many global batches are read together at most: of prepared rows some MiB, of streams one."""
+        return -(-TOGETHER_BYTES // batch_bytes(self.curriculum)) if self.rows.is_prepared else 1
+
+    def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> Built:
+        """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
+        if isinstance(reader, PreparedReader):  # whose rows have it already
+            room = Room()
+            batches = reader.read_together(step, num_steps, room)
+            built = Built(batches)
+            if self.patience.world_size in (None, 1):
+                built.hold(encode(batches, 0, 1, room=room))
+            return built
+        batch = reader.read(step)
+        dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
+        return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(dtype, copy=False))))
+
+    def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
+        """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.
+
+        Args:
+            up_to: a step.
+            reader: one to move; by default the sources are opened.
+        """
+        place = None if self.rows.is_prepared else self.store.newest(self.name, "place", up_to=up_to)
+        if reader is None or (place is None and not self.rows.is_prepared):
+            reader = self.rows.open(self.decisions.view(), on_read_through=self.walk.learn_unique_tokens)
+        if self.rows.is_prepared:
+            return reader, up_to
+        if place is None:
+            return reader, 0
+        reader.load_state_dict(place[1])
+        return reader, place[0]
+
+
+def batch_bytes(curriculum: Curriculum) -> int:
+    """Return what the rows of a global batch take, in the dtype that most vocabularies need."""
+    return 2 * curriculum.batch_rows * (curriculum.sequence_length + 1)
+
+
+def window_bytes(curriculum: Curriculum, settings: Settings, *, is_prepared: bool) -> int:
+    """Return how many bytes of batches to hold: prepared rows are built again at once."""
+    of_steps = 2 * KEPT * settings.ahead_steps * batch_bytes(curriculum)  # rows, and as they are sent
+    return min(settings.memory_bytes, max(KEPT_BYTES, of_steps)) if is_prepared else settings.memory_bytes
