@@ -30,8 +30,8 @@ class Arrived:
 
     ``lows``, for a guard, is the report with the lowest mean loss of each source, which a sum would hide: its loss sum,
     tokens, rows and step, [4, K]; zeros for a source without rows. ``is_learned`` says that the policy has learned from
-    them already, ahead of the decision. ``due`` is the step below which the decision learns from
-    all there is that they are kept for.
+    them already, ahead of the decision. ``due`` belongs to the decision that they are kept for, which learns from all
+    there is of steps below it.
     """
 
     first_step: int

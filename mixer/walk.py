@@ -148,11 +148,8 @@ class Walk:
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._drawn = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names))
-        self._planned: tuple[int, tuple[Regime, ...], list[int]] = (
-            0,
-            (),
-            [0],
-        )  # frontier, plan: starts of phases to come
+        # starts of phases to come, after the frontier and regimes that they were planned for
+        self._planned: tuple[int, tuple[Regime, ...], list[int]] = (0, (), [0])
         self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._journal = journal
         self._looks_at_squares = journal is not None or getattr(self._policy, "looks_at_squares", True)

@@ -289,7 +289,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
             was_new = self.walk.report(step, report) or was_new
             if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
-                self._step, self._row = step + 1, 0
+                self._stand_at(step + 1, 0)
         return was_new
 
     def progress(self) -> dict[str, Progress]:

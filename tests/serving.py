@@ -20,18 +20,16 @@ from ruamel.yaml import YAML
 
 from mixer.batches import RowBatch
 from mixer.rewards import SourceLosses
+from tests.curricula import WORDS, write_sources
 
 T, B, STEPS = 16, 8, 70
 _PATIENCE: dict[str, Any] = {"timeout": 100, "trust_env": False}
 _ports = itertools.count(331 * os.getpid())  # those of processes that test at the same time are far apart
-WORDS = ["alpha beta gamma delta", "one two three four five", "red green blue", "north east south west"]
 
 
 def write_run(folder: Path, **changes: Any) -> Path:
     """Write sources and a curriculum over them, and return the curriculum's path."""
-    for k, words in enumerate(WORDS):
-        lines = [json.dumps({"text": f"{words} {n} " * (1 + n % 5)}) for n in range(60)]
-        (folder / f"s{k}.jsonl").write_text("\n".join(lines) + "\n")
+    write_sources(folder)
     fields: dict[str, Any] = {
         "seed": 3,
         "total_steps": STEPS,
