@@ -59,7 +59,7 @@ cdef void _prefetch(const char* row, Py_ssize_t num_bytes) noexcept nogil:
         row += LINE
 
 
-cdef void _split_row(const token_t* row, Py_ssize_t length, int64_t* inputs, int64_t* labels) noexcept nogil:
+cdef void _widen(const token_t* row, Py_ssize_t length, int64_t* inputs, int64_t* labels) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(length):
         inputs[k] = row[k]
@@ -67,14 +67,27 @@ cdef void _split_row(const token_t* row, Py_ssize_t length, int64_t* inputs, int
         labels[k] = row[k + 1]
 
 
-cdef void _split_one(const char* row, Py_ssize_t itemsize, Py_ssize_t length, int64_t* inputs,
-                     int64_t* labels) noexcept nogil:
-    if itemsize == 2:
-        _split_row(<const uint16_t*> row, length, inputs, labels)
+cdef void _split_one(const char* row, Py_ssize_t itemsize, Py_ssize_t length, char* inputs, char* labels,
+                     Py_ssize_t out_itemsize) noexcept nogil:
+    if out_itemsize == itemsize:
+        memcpy(inputs, row, length * itemsize)
+        memcpy(labels, row + itemsize, length * itemsize)
+    elif itemsize == 2:
+        _widen(<const uint16_t*> row, length, <int64_t*> inputs, <int64_t*> labels)
     elif itemsize == 4:
-        _split_row(<const uint32_t*> row, length, inputs, labels)
+        _widen(<const uint32_t*> row, length, <int64_t*> inputs, <int64_t*> labels)
     else:
-        _split_row(<const uint8_t*> row, length, inputs, labels)
+        _widen(<const uint8_t*> row, length, <int64_t*> inputs, <int64_t*> labels)
+
+
+cdef Py_ssize_t _out_itemsize(Py_ssize_t itemsize, cnp.ndarray inputs, cnp.ndarray labels) except -1:
+    """Return the bytes of a token id in ``inputs`` and ``labels``: int64, or unsigned as it is read."""
+    cdef int kind = cnp.NPY_INT64
+    if cnp.PyArray_ITEMSIZE(inputs) == itemsize:
+        kind = cnp.NPY_UINT8 if itemsize == 1 else cnp.NPY_UINT16 if itemsize == 2 else cnp.NPY_UINT32
+    _require(kind, inputs)
+    _require(kind, labels)
+    return cnp.PyArray_ITEMSIZE(inputs)
 
 
 def split(cnp.ndarray rows, cnp.ndarray inputs, cnp.ndarray labels):
@@ -82,19 +95,18 @@ def split(cnp.ndarray rows, cnp.ndarray inputs, cnp.ndarray labels):
 
     Args:
         rows: unsigned of 1, 2 or 4 bytes, [n, T + 1], contiguous.
-        inputs, labels: int64 [n, T], contiguous.
+        inputs, labels: int64 or of the type of ``rows``, [n, T], contiguous.
     """
     cdef Py_ssize_t num_rows = rows.shape[0], length = rows.shape[1] - 1, itemsize = cnp.PyArray_ITEMSIZE(rows), r
     _require(cnp.PyArray_TYPE(rows), rows)
-    _require(cnp.NPY_INT64, inputs)
-    _require(cnp.NPY_INT64, labels)
+    cdef Py_ssize_t out_itemsize = _out_itemsize(itemsize, inputs, labels)
     cdef const char* row = <const char*> cnp.PyArray_DATA(rows)
-    cdef int64_t* to_inputs = <int64_t*> cnp.PyArray_DATA(inputs)
-    cdef int64_t* to_labels = <int64_t*> cnp.PyArray_DATA(labels)
+    cdef char* to_inputs = <char*> cnp.PyArray_DATA(inputs)
+    cdef char* to_labels = <char*> cnp.PyArray_DATA(labels)
     with nogil:
         for r in range(num_rows):
-            _split_one(row + r * (length + 1) * itemsize, itemsize, length, to_inputs + r * length,
-                       to_labels + r * length)
+            _split_one(row + r * (length + 1) * itemsize, itemsize, length, to_inputs + r * length * out_itemsize,
+                       to_labels + r * length * out_itemsize, out_itemsize)
 
 
 cdef class Windows:
@@ -143,21 +155,20 @@ cdef class Windows:
         """Write all but the last token of so many rows to ``inputs``, all but the first to ``labels``.
 
         Args:
-            inputs, labels: int64 [num_rows, T], contiguous.
+            inputs, labels: int64 or unsigned of ``itemsize``, [num_rows, T], contiguous.
         """
         self._check(first, num_rows)
-        _require(cnp.NPY_INT64, inputs)
-        _require(cnp.NPY_INT64, labels)
-        cdef int64_t* to_inputs = <int64_t*> cnp.PyArray_DATA(inputs)
-        cdef int64_t* to_labels = <int64_t*> cnp.PyArray_DATA(labels)
+        cdef Py_ssize_t out_itemsize = _out_itemsize(self._itemsize, inputs, labels)
+        cdef char* to_inputs = <char*> cnp.PyArray_DATA(inputs)
+        cdef char* to_labels = <char*> cnp.PyArray_DATA(labels)
         cdef const int64_t* places = self._first + first
         cdef Py_ssize_t length = self._row_length - 1, r
         with nogil:
             for r in range(num_rows):
                 if first + r + 1 < self._num_rows:  # the first of the next batch, too, which is likely to follow
                     _prefetch(<const char*> <size_t> places[r + 1], self._row_length * self._itemsize)
-                _split_one(<const char*> <size_t> places[r], self._itemsize, length, to_inputs + r * length,
-                           to_labels + r * length)
+                _split_one(<const char*> <size_t> places[r], self._itemsize, length,
+                           to_inputs + r * length * out_itemsize, to_labels + r * length * out_itemsize, out_itemsize)
 
 
 cdef inline bint _is_after(const double* values, int64_t i, int64_t j) noexcept nogil:

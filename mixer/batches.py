@@ -22,12 +22,12 @@ from mixer.config import Curriculum
 from mixer.draws import phase_counts, plan_rows
 from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.kernels import compiled
-from mixer.packing import split
+from mixer.packing import WIDE, split
 from mixer.permutation import ROUND_KEYS, order_key, permuted, sides
 from mixer.phases import Phase
 from mixer.sources import EndOfSource, Progress
 from mixer.sources.prepared import JointRows, PreparedRows, RowsAt
-from mixer.types import IntArray, RowArray
+from mixer.types import AnyTokens, IntArray, RowArray
 
 TOUCHED_ROWS = 16  # that a thread touches at once
 SLOW_BYTES_PER_S = 300e6  # memory gives 3 GB/s and more, a disk read at random a tenth of this
@@ -53,9 +53,9 @@ class RowBatch(NamedTuple):
     source_ids: IntArray
     row_numbers: IntArray
 
-    def split(self) -> TokenBatch:
-        """Return it as it is trained on."""
-        return TokenBatch(self.step, self.phase, *split(self.rows), self.source_ids, self.row_numbers)
+    def split(self, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
+        """Return it as it is trained on, token ids in a type that holds them."""
+        return TokenBatch(self.step, self.phase, *split(self.rows, dtype), self.source_ids, self.row_numbers)
 
 
 class TokenBatch(NamedTuple):
@@ -63,14 +63,14 @@ class TokenBatch(NamedTuple):
 
     Attributes:
         step, phase: which batch of the run, in which phase.
-        inputs, labels: token ids, int64 [b, T] both, memory of their own; ``labels[:, t]`` follows ``inputs[:, t]``.
+        inputs, labels: token ids, [b, T] both, memory of their own; ``labels[:, t]`` follows ``inputs[:, t]``.
         source_ids, row_numbers: as in ``RowBatch``.
     """
 
     step: int
     phase: int
-    inputs: IntArray
-    labels: IntArray
+    inputs: AnyTokens
+    labels: AnyTokens
     source_ids: IntArray
     row_numbers: IntArray
 
@@ -115,8 +115,8 @@ class BatchReader(Protocol):
             SourceError: a source cannot be read on; the same step may be asked for again.
         """
 
-    def read_split(self, step: int) -> TokenBatch:
-        """Return the same as it is trained on."""
+    def read_split(self, step: int, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
+        """Return the same as it is trained on, token ids as int64 or in the smallest type that holds the vocabulary."""
 
     def give_back(self, batch: RowBatch) -> None:
         """Take back the batch that was read last, which nobody trains on; its step may be asked for again."""
@@ -221,13 +221,13 @@ class PreparedReader:
         self._gather(plan, i, rows)
         return RowBatch(step, plan.phase.index, rows[0], plan.source_ids[i], plan.numbers[i])
 
-    def read_split(self, step: int) -> TokenBatch:
-        """Return the rows of a step as they are trained on."""
+    def read_split(self, step: int, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
+        """Return the rows of a step as they are trained on, token ids as int64 or in the type they are stored in."""
         plan, i = self._placed(step)
         begun_s = time.perf_counter()
         if self._touching:
             self._wait_for(plan, i, 1)
-        inputs, labels = plan.rows.split(i * plan.num_rows, plan.num_rows)
+        inputs, labels = plan.rows.split(i * plan.num_rows, plan.num_rows, dtype)
         self._note(plan, 1, time.perf_counter() - begun_s)
         return TokenBatch(step, plan.phase.index, inputs, labels, plan.source_ids[i], plan.numbers[i])
 

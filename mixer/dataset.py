@@ -25,6 +25,7 @@ from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
+from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
@@ -65,6 +66,8 @@ class MixtureDataset(IterableDataset[Batch]):
         tokenizer: instead of the one that the config names.
         batches: yield whole batches; False yields rows (``input_ids`` [T], ...) for trainers that collate.
         provenance: add ``row_numbers`` int64 [b]: the number of each row in its source, over all epochs.
+        compact: leave ``input_ids`` and ``labels`` in the smallest type that holds the vocabulary (uint8, uint16 or
+            uint32), a quarter of the bytes for most: move them to the device, and ``.long()`` there.
 
     Raises:
         ConfigError, SourceError, TokenizerError: what cannot be read, before the first batch.
@@ -84,6 +87,7 @@ class MixtureDataset(IterableDataset[Batch]):
         tokenizer: TextTokenizer | None = None,
         batches: bool = True,
         provenance: bool = False,
+        compact: bool = False,
     ) -> None:
         super().__init__()
         if walk is not None and journal is not None:
@@ -96,6 +100,7 @@ class MixtureDataset(IterableDataset[Batch]):
         self._rows = Rows(curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer)
         self._batches = batches
         self._provenance = provenance
+        self._token_dtype = self._rows.token_dtype if compact else WIDE
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = Reports(curriculum.rows_of_rank(self.world_size))
@@ -161,9 +166,9 @@ class MixtureDataset(IterableDataset[Batch]):
     def _read(self, step: int) -> TokenBatch:
         """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
         if self._suspension is not None and (self._desk is None or can_agree(self.world_size, self._group)):
-            return self._suspension.read(self._reader, step).split()
+            return self._suspension.read(self._reader, step).split(self._token_dtype)
         try:
-            return self._reader.read_split(step)
+            return self._reader.read_split(step, self._token_dtype)
         except SourceUnavailableError as error:
             if error.name not in suspended_if_lost(self.curriculum):
                 raise

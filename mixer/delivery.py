@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from mixer.batches import BatchReader, Planner, PreparedReader
 from mixer.config import Curriculum
 from mixer.errors import StateMismatchError, TopologyError
+from mixer.packing import smallest_dtype
 from mixer.phases import Phase
 from mixer.records import check_state
 from mixer.rewards import SourceLosses
@@ -108,6 +111,11 @@ class Rows:
                 load_tokenizer(self.curriculum, self._streams) if self._prepared is None else self._prepared.tokenizer()
             )
         return self._tokenizer
+
+    @property
+    def token_dtype(self) -> np.dtype[Any]:
+        """The smallest type of token ids that holds the vocabulary, uint8, uint16 or uint32: prepared rows have it."""
+        return smallest_dtype(self.tokenizer.vocab_size) if self._prepared is None else self._prepared.dtype
 
     @cached_property  # every report of a rank proves it
     def fingerprint(self) -> str:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mixer.types import IntArray
+from mixer.types import AnyTokens
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -47,9 +48,9 @@ class Pool:
 _pool = Pool(4)
 
 
-def int64s(num_rows: int, length: int) -> IntArray:
+def new_tokens(num_rows: int, length: int, dtype: np.dtype[Any]) -> AnyTokens:
     """Return a new array, [num_rows, length], undefined; a large one lies in memory that is used again."""
-    num_bytes = 8 * num_rows * length
+    num_bytes = dtype.itemsize * num_rows * length
     if num_bytes < POOLED_BYTES:
-        return np.empty((num_rows, length), dtype=np.int64)
-    return np.frombuffer(_pool.take(num_bytes), dtype=np.int64).reshape(num_rows, length)
+        return np.empty((num_rows, length), dtype=dtype)
+    return np.frombuffer(_pool.take(num_bytes), dtype=dtype).reshape(num_rows, length)

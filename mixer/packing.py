@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 
 from mixer.kernels import compiled
-from mixer.memory import int64s
-from mixer.types import IntArray, RowArray, TokenArray
+from mixer.memory import new_tokens
+from mixer.types import AnyTokens, RowArray, TokenArray
 
+WIDE = np.dtype(np.int64)  # what a model takes
 SMALL = frozenset(map(np.dtype, ("uint8", "uint16", "uint32")))  # token ids that compiled loops read
+
+
+def smallest_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest of uint8, uint16 and uint32 that holds every id below ``vocab_size``."""
+    return np.dtype(np.min_scalar_type(vocab_size - 1) if vocab_size > 1 else np.uint8)
 
 
 def joined(documents: Sequence[TokenArray], separator_id: int) -> TokenArray:
@@ -70,13 +76,18 @@ class Packer:
         self._remainder = np.array(state["remainder"], dtype=np.uint32)
 
 
-def split(rows: RowArray) -> tuple[IntArray, IntArray]:
-    """Return what rows, [n, T + 1], are trained on: inputs and labels as new memory, int64 [n, T] both."""
+def split(rows: RowArray, dtype: np.dtype[Any] = WIDE) -> tuple[AnyTokens, AnyTokens]:
+    """Return what rows are trained on: inputs and labels as new memory, [n, T] both.
+
+    Args:
+        rows: token ids, [n, T + 1].
+        dtype: int64, or an unsigned type that holds the ids.
+    """
     num_rows, length = len(rows), rows.shape[1] - 1
-    inputs, labels = int64s(num_rows, length), int64s(num_rows, length)
-    if compiled is not None and rows.flags.c_contiguous and rows.dtype in SMALL:
+    inputs, labels = new_tokens(num_rows, length, dtype), new_tokens(num_rows, length, dtype)
+    if compiled is not None and rows.flags.c_contiguous and rows.dtype in SMALL and dtype in (WIDE, rows.dtype):
         compiled.split(rows, inputs, labels)
     else:
-        np.copyto(inputs, rows[:, :-1])
-        np.copyto(labels, rows[:, 1:])
+        np.copyto(inputs, rows[:, :-1], casting="unsafe")  # a stream's ids are uint32, whatever holds the vocabulary
+        np.copyto(labels, rows[:, 1:], casting="unsafe")
     return inputs, labels

@@ -25,6 +25,7 @@ from mixer.cache import written_whole
 from mixer.config import Curriculum, SourceConfig
 from mixer.config_errors import suggestion
 from mixer.errors import MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
+from mixer.packing import smallest_dtype
 from mixer.sources.manifest import (
     MANIFEST,
     RECORD,
@@ -37,7 +38,6 @@ from mixer.sources.manifest import (
     file_differences,
     files_still_there,
     read_manifest,
-    smallest_dtype,
     source_differences,
     tokenizer_definition,
 )

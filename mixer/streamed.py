@@ -16,6 +16,7 @@ import numpy as np
 
 from mixer.batches import Planner, RowBatch, TokenBatch
 from mixer.errors import StateMismatchError, StepError
+from mixer.packing import WIDE
 from mixer.phases import Phase
 from mixer.sources import Progress, RowSource
 from mixer.sources.rows import StreamedRows
@@ -93,9 +94,9 @@ class StreamedReader:
         self._next = step + self._every
         return batch
 
-    def read_split(self, step: int) -> TokenBatch:
-        """Return the rows of the next step as they are trained on."""
-        return self.read(step).split()
+    def read_split(self, step: int, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
+        """Return the rows of the next step as they are trained on, token ids in a type that holds them."""
+        return self.read(step).split(dtype)
 
     def _compose(self, phase: Phase, step: int) -> _Composed | None:
         """Compose as many coming steps of the phase as there are rows at hand; None if not even this one."""

@@ -11,4 +11,5 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 TokenArray = npt.NDArray[np.uint32]  # token ids of a document or a row, before the trainer's int64
+AnyTokens = npt.NDArray[np.integer[Any]]  # token ids as they are trained on: int64, or the type that they are stored in
 RowArray = npt.NDArray[np.unsignedinteger[Any]]  # token ids in the smallest dtype that holds the vocabulary

@@ -9,7 +9,6 @@ from typing import Any
 from mixer.batches import BatchReader, PreparedReader, RowBatches
 from mixer.config import Curriculum
 from mixer.delivery import Rows
-from mixer.sources.manifest import smallest_dtype
 from mixer.walk import Walk
 from service.chronicle import Watch
 from service.decisions import Decisions
@@ -74,8 +73,7 @@ class Parts:
                 built.hold(encode(batches, 0, 1, room=room))
             return built
         batch = reader.read(step)
-        dtype = smallest_dtype(self.rows.tokenizer.vocab_size)
-        return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(dtype, copy=False))))
+        return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(self.rows.token_dtype, copy=False))))
 
     def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
         """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.

@@ -22,6 +22,7 @@ from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import Batch, single_rows, tensors_of
 from mixer.feedback import Reports
+from mixer.packing import WIDE
 from mixer.phases import Phase
 from mixer.ranks import default_ranks
 from mixer.records import record_to_phase
@@ -199,7 +200,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         prefetch: batches on their way while one is trained on, in this process or in each worker; by default 4, and
             more for a trainer that takes more than that in 20 ms, up to 16 MiB or 128 of them.
         batches: yield whole batches; False yields rows.
-        provenance: add ``row_numbers``.
+        provenance, compact: as in ``MixtureDataset``.
         patience_s: how long a server that does not answer is tried again.
         verify: an ``ssl.SSLContext`` for certificates of your own.
 
@@ -219,6 +220,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         prefetch: int | None = None,
         batches: bool = True,
         provenance: bool = False,
+        compact: bool = False,
         patience_s: float = PATIENCE_S,
         verify: ssl.SSLContext | None = None,
     ) -> None:
@@ -235,6 +237,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
         self._ahead, self._batches, self._provenance = Ahead(prefetch), batches, provenance
+        self._is_compact = compact
         self._step = self._row = 0
 
     @cached_property
@@ -272,7 +275,8 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         """Return the next batch, noting where the one after it is."""
         rows = coming.next()
         self._stand_at(rows.step + num_workers, 0)
-        return tensors_of(rows.split(), provenance=self._provenance)
+        tokens = rows.split(rows.rows.dtype if self._is_compact else WIDE)
+        return tensors_of(tokens, provenance=self._provenance)
 
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from mixer.errors import (
 )
 from mixer.fork import fork
 from mixer.journal import read_journal
+from mixer.preparation import prepare
 from mixer.records import opened
 from mixer.replay import Replay
 from mixer.testing import assert_resumes_from_every_step
@@ -94,6 +96,37 @@ def test_a_batch_is_tensors_with_labels_one_ahead(folder: Path) -> None:
     assert batch["input_ids"].dtype == batch["labels"].dtype == batch["source_ids"].dtype == torch.int64
     assert (batch["labels"][:, :-1] == batch["input_ids"][:, 1:]).all()
     assert (batch["step"], batch["phase"]) == (0, 0)
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_compact_batches_have_the_same_ids_in_the_smallest_type_that_holds_the_vocabulary(
+    folder: Path, num_workers: int, is_prepared: bool
+) -> None:
+    curriculum = a_curriculum(folder, feedback_lag=10)
+    if is_prepared:
+        prepare(curriculum, folder / "out")
+        curriculum = a_curriculum(folder, feedback_lag=10, prepared=str(folder / "out"))
+    loaders = [
+        DataLoader(MixtureDataset(curriculum, compact=compact), batch_size=None, num_workers=num_workers)
+        for compact in (False, True)
+    ]
+    for wide, compact in itertools.islice(zip(*loaders, strict=True), 30):
+        assert list(compact) == list(wide)
+        for key in ("input_ids", "labels"):
+            assert compact[key].dtype == torch.uint16
+            assert compact[key].is_contiguous()
+            assert torch.equal(compact[key].long(), wide[key])
+        assert torch.equal(compact["source_ids"], wide["source_ids"])
+        assert (compact["step"], compact["phase"]) == (wide["step"], wide["phase"])
+
+
+def test_rows_of_compact_batches_collate_to_them_again(folder: Path) -> None:
+    rows = MixtureDataset(a_curriculum(folder), batches=False, compact=True)
+    batches = MixtureDataset(a_curriculum(folder), compact=True)
+    for collated, batch in zip(DataLoader(rows, batch_size=B), batches, strict=True):
+        assert collated["labels"].dtype == torch.uint16
+        assert torch.equal(collated["labels"].long(), batch["labels"].long())
 
 
 def test_the_run_has_total_steps_and_the_draws_of_its_phases(folder: Path) -> None:

@@ -656,9 +656,9 @@ def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
         touch(self, addresses)
         touched.extend(addresses.tolist())
 
-    def checking(self: RowsAt, first: int, num_rows: int) -> Any:
+    def checking(self: RowsAt, first: int, num_rows: int, *dtype: Any) -> Any:
         assert not touched or set(self.addresses[first : first + num_rows].tolist()) <= set(touched)
-        return split(self, first, num_rows)
+        return split(self, first, num_rows, *dtype)
 
     monkeypatch.setattr(JointRows, "touch", noting)
     monkeypatch.setattr(RowsAt, "split", checking)

@@ -45,6 +45,18 @@ def test_any_numbers_arrive_as_they_were_sent_in_a_plain_dict(rows: list[list[in
     assert is_same(arrived, batch)
 
 
+@given(st.sampled_from([torch.uint8, torch.uint16, torch.uint32]), st.integers(0, 3), st.integers(2, 4))
+def test_compact_token_ids_arrive_in_their_type_and_a_row_once(dtype: torch.dtype, num_rows: int, length: int) -> None:
+    most = torch.iinfo(dtype).max
+    ids = (torch.arange(num_rows * length).reshape(num_rows, length) * most // 5).to(dtype)
+    batch = Parcel(input_ids=ids[:, :-1].clone(), labels=ids[:, 1:].clone(), step=3)
+    arrived = sent(batch)
+    for key in ("input_ids", "labels"):
+        assert arrived[key].dtype == dtype
+        assert arrived[key].tolist() == batch[key].tolist()
+        assert arrived[key].is_contiguous()
+
+
 def test_what_a_worker_changed_arrives_changed() -> None:
     batch = a_batch([[1, 2, 3, 4], [5, 6, 7, 8]])
     batch["labels"][0, 1] = -100

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.errors import MalformedDataError, MissingDataError, UnknownSourceError
+from mixer.packing import smallest_dtype
 from mixer.sources.manifest import (
     MANIFEST,
     Manifest,
     SourceManifest,
     SplitManifest,
     TokenizerManifest,
-    smallest_dtype,
 )
 from mixer.sources.prepared import JointRows, Prepared
 from mixer.sources.shards import write_shard, write_split_files, write_splits_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -331,6 +332,7 @@ def test_a_trainer_that_changes_one_line_sees_the_same_batches(tmp_path: Path, m
         progress = remote_set.progress()
         local_set = MixtureDataset(Curriculum.from_yaml(config), provenance=True)
         local = one_pass(local_set)
+        compact = list(itertools.islice(RemoteMixtureDataset(server.url, 0, 1, compact=True), 5))
     assert len(remote) == len(local) == STEPS
     for one, other in zip(remote, local, strict=True):
         assert one.keys() == other.keys()
@@ -338,6 +340,9 @@ def test_a_trainer_that_changes_one_line_sees_the_same_batches(tmp_path: Path, m
             assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
             assert not isinstance(value, torch.Tensor) or value.dtype == other[key].dtype
     assert {n: p.rows for n, p in progress.items()} == {n: p.rows for n, p in local_set.progress().items()}
+    for one, other in zip(compact, local, strict=False):
+        assert one["labels"].dtype == torch.uint16
+        assert torch.equal(one["labels"].long(), other["labels"])
 
 
 def test_a_trainer_survives_a_restart_of_the_server_and_its_own(tmp_path: Path) -> None:

@@ -66,11 +66,9 @@ def gather_for_a_model(folder: Path) -> Batches:
         yield {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
 
 
-def ours(
-    folder: Path, *, num_workers: int = 0, as_one: bool = False, streamed: bool = False, total_steps: int = 200_000
-) -> Batches:
-    """A MixtureDataset with static weights."""
-    dataset = our_dataset(folder, as_one=as_one, streamed=streamed, total_steps=total_steps)
+def ours(folder: Path, *, num_workers: int = 0, **options: Any) -> Batches:
+    """A MixtureDataset with static weights; the options are those of ``our_dataset``."""
+    dataset = our_dataset(folder, **options)
     if num_workers == 0:
         return iter(dataset)
     from torch.utils.data import DataLoader
@@ -79,7 +77,13 @@ def ours(
 
 
 def our_dataset(
-    folder: Path, *, as_one: bool = False, streamed: bool = False, total_steps: int = 200_000, **fields: Any
+    folder: Path,
+    *,
+    as_one: bool = False,
+    streamed: bool = False,
+    compact: bool = False,
+    total_steps: int = 200_000,
+    **fields: Any,
 ) -> Any:
     """Return the data set over prepared rows, or over Parquet."""
     from mixer import Curriculum, MixtureDataset
@@ -110,7 +114,7 @@ def our_dataset(
             **fields,
         }
     )
-    return MixtureDataset(curriculum, tokenizer=tokenizer)
+    return MixtureDataset(curriculum, tokenizer=tokenizer, compact=compact)
 
 
 def hf_interleave(folder: Path) -> Batches:
@@ -290,8 +294,10 @@ CONTENDERS: dict[str, Callable[[Path], Batches]] = {
     "numpy gather, one file": gather_one_file,
     "numpy gather, int64 inputs and labels": gather_for_a_model,
     "ours, prepared": ours,
+    "ours, prepared, compact": lambda folder: ours(folder, compact=True),
     "ours, prepared, one source": lambda folder: ours(folder, as_one=True),
     "ours, prepared, 2 workers": lambda folder: ours(folder, num_workers=2),
+    "ours, prepared, compact, 2 workers": lambda folder: ours(folder, num_workers=2, compact=True),
     "ours, streamed Parquet": lambda folder: ours(folder, streamed=True),
     "torch IterableDataset by hand": torch_iterable,
     "torchdata.nodes": torchdata_nodes,

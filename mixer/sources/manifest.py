@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -116,11 +115,6 @@ class Manifest(_Frozen):
 def digest_of(data: object) -> str:
     """Return the digest of plain data, hex [32]; the order of keys does not count."""
     return hashlib.blake2b(orjson.dumps(data, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
-
-
-def smallest_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the smallest of uint8, uint16 and uint32 that holds every id below ``vocab_size``."""
-    return np.dtype(np.min_scalar_type(vocab_size - 1) if vocab_size > 1 else np.uint8)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -22,8 +22,8 @@ from mixer.config import Curriculum
 from mixer.config_errors import suggestion
 from mixer.errors import MalformedDataError, MissingDataError, UnknownSourceError
 from mixer.kernels import compiled
-from mixer.memory import int64s
-from mixer.packing import split
+from mixer.memory import new_tokens
+from mixer.packing import WIDE, split
 from mixer.sources.manifest import (
     SOURCES,
     TOKENIZER,
@@ -35,7 +35,7 @@ from mixer.sources.manifest import (
     digest_of,
     read_manifest,
 )
-from mixer.types import IntArray
+from mixer.types import AnyTokens, IntArray
 
 if TYPE_CHECKING:
     from mixer.tokenizer import TextTokenizer
@@ -229,12 +229,18 @@ class RowsAt:
         else:
             self._windows.gather(first, num_rows, out)
 
-    def split(self, first: int, num_rows: int) -> tuple[IntArray, IntArray]:
-        """Return what so many rows are trained on: inputs and labels as new memory, int64 [num_rows, T] both."""
+    def split(self, first: int, num_rows: int, dtype: np.dtype[Any] = WIDE) -> tuple[AnyTokens, AnyTokens]:
+        """Return what so many rows are trained on: inputs and labels as new memory, [num_rows, T] both.
+
+        Args:
+            first: where they begin among these.
+            num_rows: how many.
+            dtype: int64, or the type in which they are stored.
+        """
         if self._windows is None:
-            return split(self._joint.gather(self.addresses[first : first + num_rows]))
+            return split(self._joint.gather(self.addresses[first : first + num_rows]), dtype)
         length = self._joint.row_length - 1
-        inputs, labels = int64s(num_rows, length), int64s(num_rows, length)
+        inputs, labels = new_tokens(num_rows, length, dtype), new_tokens(num_rows, length, dtype)
         self._windows.split(first, num_rows, inputs, labels)
         return inputs, labels
 
