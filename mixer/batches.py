@@ -31,7 +31,10 @@ from mixer.types import AnyTokens, IntArray, RowArray
 
 TOUCHED_ROWS = 16  # that a thread touches at once
 SLOW_BYTES_PER_S = 300e6  # memory gives 3 GB/s and more, a disk read at random a tenth of this
+FAULT_S = 5e-6  # to map a row's pages: 64 KiB of 4 KiB each in 4.5 us, or up to 2 MiB of a large folio in 2
+FAULTS_SHARE = 0.02  # of the time gone by, at most, that mapping pages again may take, and giving them back as much
 READING_THREADS = 8  # more requests than that gain little on one NVMe disk
+NEVER_S = float("inf")
 NO_END = 2**62
 
 Shape = tuple[int, int, int]
@@ -185,6 +188,9 @@ class PreparedReader:
     Each epoch of a source is read in its own keyed order (``permutation``). If rows come slowly, because they are not
     in memory yet, threads touch those of the steps to come.
 
+    Each batch's pages are given back to the page cache after it, unless batches are taken so fast that mapping pages
+    again would be felt.
+
     Args:
         curriculum: the run.
         sources: prepared rows of each source in declared order.
@@ -197,6 +203,7 @@ class PreparedReader:
     ) -> None:
         self._sources = sources
         self._rows = JointRows(sources)
+        self._slow_row_s = self._rows.row_bytes / SLOW_BYTES_PER_S + FAULT_S
         self._planner = planner
         self._every = every
         self._seed = curriculum.seed
@@ -213,6 +220,8 @@ class PreparedReader:
         self._num_read = self._num_slow = 0  # batches of the plan: read so far, and those of them that came slowly
         self._faults = _num_faults()  # when the plan was made
         self._touching: list[Future[None]] = []  # the plan's rows in order of steps, if rows came slowly
+        self._planned_s = _now()  # when the plan was made
+        self._give_back_s = self._idle_until_s = 0.0  # when to give pages back: as planned; not before, as it cost time
 
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
@@ -224,11 +233,11 @@ class PreparedReader:
     def read_split(self, step: int, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
         """Return the rows of a step as they are trained on, token ids as int64 or in the type they are stored in."""
         plan, i = self._placed(step)
-        begun_s = time.perf_counter()
+        begun_s = _now()
         if self._touching:
             self._wait_for(plan, i, 1)
         inputs, labels = plan.rows.split(i * plan.num_rows, plan.num_rows, dtype)
-        self._note(plan, 1, time.perf_counter() - begun_s)
+        self._note(plan, 1, begun_s)
         return TokenBatch(step, plan.phase.index, inputs, labels, plan.source_ids[i], plan.numbers[i])
 
     def read_together(self, step: int, num_steps: int, room: Callable[[Shape, np.dtype[Any]], RowArray]) -> RowBatches:
@@ -252,11 +261,11 @@ class PreparedReader:
 
     def _gather(self, plan: _Plan, i: int, out: RowArray) -> None:
         """Copy the rows of steps of a plan, from the i-th on, to ``out``, [n, b, T + 1]."""
-        begun_s = time.perf_counter()
+        begun_s = _now()
         if self._touching:
             self._wait_for(plan, i, len(out))
         plan.rows.gather(out, i * plan.num_rows)
-        self._note(plan, len(out), time.perf_counter() - begun_s)
+        self._note(plan, len(out), begun_s)
 
     def _wait_for(self, plan: _Plan, i: int, num_steps: int) -> None:
         """Wait until the rows of so many steps of a plan, from the i-th on, are in memory."""
@@ -264,13 +273,31 @@ class PreparedReader:
         for part in self._touching[first // TOUCHED_ROWS : -(-end // TOUCHED_ROWS)]:
             part.result()
 
-    def _note(self, plan: _Plan, num_steps: int, took_s: float) -> None:
-        """Note whether so many steps came slowly."""
+    def _note(self, plan: _Plan, num_steps: int, begun_s: float) -> None:
+        """Note whether so many steps came slowly, and give back their pages when it is time."""
+        now_s = _now()
         self._num_read += num_steps
-        if took_s * SLOW_BYTES_PER_S > num_steps * plan.num_rows * self._rows.row_bytes:
+        if now_s - begun_s > num_steps * plan.num_rows * self._slow_row_s:
             self._num_slow += num_steps
+        if now_s >= self._give_back_s:
+            self._give_back_pages(now_s)
+
+    def _give_back_pages(self, now_s: float) -> None:
+        begun_s = time.thread_time()
+        is_done = self._rows.give_back_pages()
+        took_s = time.thread_time() - begun_s  # not the clock's: the machine may be busy with something else
+        self._give_back_s = self._idle_until_s = now_s + took_s / FAULTS_SHARE if is_done else NEVER_S
+
+    def _plan_giving_back(self) -> None:
+        """Decide by the pace of the last plan whether the next plan's pages are given back: one pause is no pace."""
+        now_s = _now()
+        num_rows = self._num_read * self._plan.num_rows if self._plan is not None else 0
+        is_unhurried = num_rows * FAULT_S <= FAULTS_SHARE * (now_s - self._planned_s)
+        self._give_back_s = self._idle_until_s if is_unhurried else NEVER_S
+        self._planned_s = now_s
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
+        self._plan_giving_back()
         plan = self._plan = self._planned(phase, step)
         faults = _num_faults()
         # most of them, as a busy machine makes one or two slow; and beside other threads the interpreter is waited for
@@ -386,6 +413,9 @@ class PreparedReader:
             f"source {self._sources[i].name} ran dry before step {step}: it has {self._sizes[i]} rows, and {left} are "
             "left; set on_exhausted to repeat or stop, cap the source's weight, or give it more text"
         )
+
+
+_now = time.perf_counter
 
 
 def _num_faults() -> int:

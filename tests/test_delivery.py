@@ -663,6 +663,8 @@ def test_rows_that_come_slowly_are_touched_by_threads_and_are_the_same(
     monkeypatch.setattr(JointRows, "touch", noting)
     monkeypatch.setattr(RowsAt, "split", checking)
     monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", 1e15)  # no memory is as fast
+    monkeypatch.setattr("mixer.batches.FAULT_S", 0.0)
+    monkeypatch.setattr("mixer.sources.mapped.KEPT_BYTES", 0)  # pages are given back meanwhile
     monkeypatch.setattr("mixer.batches._num_faults", itertools.count().__next__)
     monkeypatch.setattr("mixer.batches.TOUCHED_ROWS", 5)  # some rows of one batch and some of the next
     dataset = MixtureDataset(curriculum)
@@ -676,6 +678,7 @@ def test_rows_that_only_the_interpreter_was_waited_for_are_not_touched(
 ) -> None:
     monkeypatch.setattr(JointRows, "touch", lambda *_: pytest.fail("rows in memory were touched"))
     monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", 1e15)
+    monkeypatch.setattr("mixer.batches.FAULT_S", 0.0)
     monkeypatch.setattr("mixer.batches._num_faults", lambda: 7)
     assert len(trained(MixtureDataset(a_curriculum(folder)))) == STEPS
 
@@ -688,6 +691,7 @@ def test_batches_read_together_are_those_read_one_by_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, together: int, bytes_per_s: float
 ) -> None:
     monkeypatch.setattr("mixer.batches.SLOW_BYTES_PER_S", bytes_per_s)
+    monkeypatch.setattr("mixer.batches.FAULT_S", 0.0)
     monkeypatch.setattr("mixer.batches._num_faults", itertools.count().__next__)
     ending = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_exhausted": "stop"} for k in range(4)]
     curriculum = a_curriculum(folder, sources=ending)

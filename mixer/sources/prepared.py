@@ -35,6 +35,7 @@ from mixer.sources.manifest import (
     digest_of,
     read_manifest,
 )
+from mixer.sources.mapped import MappedPages
 from mixer.types import AnyTokens, IntArray
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class JointRows:
         self.origins = begins - self.shard_rows * row_length  # where the first row of all would be, were it here
         in_page = np.arange(0, row_length, PAGE_BYTES // itemsize)
         self._touched = np.append(in_page, row_length - 1)  # a token id of every page of a row
+        self._pages = MappedPages(self._shards)
 
     def addresses(self, source_ids: IntArray, positions: IntArray) -> IntArray:
         """Return where rows begin, int64 [n]; they are those at ``positions``, [n], of ``source_ids``, [n].
@@ -207,6 +209,10 @@ class JointRows:
     def touch(self, addresses: IntArray) -> None:
         """Read a little of every page of such rows, so that they are in memory; other threads may run meanwhile."""
         self._flat.take(addresses[:, None] + self._touched)
+
+    def give_back_pages(self) -> bool:
+        """Take all rows out of this process's memory, not out of the page cache; return whether that can be done."""
+        return self._pages.give_back()
 
 
 class RowsAt:
