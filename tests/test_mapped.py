@@ -146,16 +146,23 @@ def test_at_a_trainers_pace_they_are_given_back_after_every_batch(
     assert given_back == [True] * STEPS
 
 
-def test_one_phase_shows_that_the_pace_has_changed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("paces_s", [(FULL_PACE_S, TRAINING_S), (TRAINING_S, FULL_PACE_S)])
+def test_one_phase_shows_that_the_pace_has_changed(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, paces_s: tuple[float, float]
+) -> None:
     clock = Clock(monkeypatch)
+    monkeypatch.setattr("mixer.batches.time.thread_time", lambda: 0.0)  # the pace alone decides
+    phase = (walk := Walk(a_curriculum())).phase_at(43)
+    others = {step for step in range(walk.phase_at(0).end, STEPS) if step not in range(phase.start, phase.end)}
+    others -= set(range(phase.end, walk.phase_at(phase.end).end))  # decided by the phase in which the pace changes
     with counted(monkeypatch) as given_back:
         reader = a_reader(a_curriculum(), prepared)
-        walk = Walk(a_curriculum())
         for step in range(STEPS):
+            so_far = len(given_back)
             reader.read_split(step)
-            clock.now_s += FULL_PACE_S if step < 43 else TRAINING_S
-    changed = walk.phase_at(43)
-    assert len(given_back) >= STEPS - walk.phase_at(changed.end).end
+            pace_s = paces_s[step >= 43]
+            assert step not in others or len(given_back) - so_far == (pace_s == TRAINING_S)
+            clock.now_s += pace_s
 
 
 def test_what_giving_back_takes_is_a_small_share_of_the_time_gone_by(
