@@ -7,6 +7,7 @@ because their requirements do not resolve beside the others'.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -15,16 +16,18 @@ import sys
 import sysconfig
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import head, say
+from benchmarks.common import head, medians, say
 from benchmarks.contenders.loaders import CONTENDERS, our_dataset
-from benchmarks.contenders.rows import BATCH, ROW, make_prepared, make_rows
+from benchmarks.contenders.rows import BATCH, ROW, make_prepared, make_rows, random_rows
 from mixer.cache import cache_root
 from mixer.config import Curriculum
 from mixer.draws import phase_counts
+from mixer.sources.prepared import JointRows, Prepared
 from mixer.walk import Walk
 
 LITDATA = ["litdata==0.2.76", "boto3", "botocore", "s3transfer", "jmespath", "urllib3", "requests"]
@@ -32,6 +35,7 @@ LITDATA += ["charset-normalizer", "certifi", "tifffile", "obstore", "lightning-u
 MOSAIC = ["mosaicml-streaming==0.13.0", "Brotli", "python-snappy", "zstd", "cramjam", "catalogue"]
 OWN_ENVIRONMENT = {"LitData": LITDATA, "mosaicml-streaming": MOSAIC}
 LIMIT, OURS = "numpy gather, 16 files", "ours, prepared"
+LEANEST = [OURS, "mosaicml-streaming", "LitData", "Grain, MapDataset.mix", "torch IterableDataset by hand"]
 ROUNDS, SECONDS = 5, 0.5
 
 
@@ -79,9 +83,9 @@ class Contender:
         self._process.wait()
 
 
-def throughput(folder: Path, names: list[str]) -> None:
-    """Tokens a second, first batch and memory of every contender, in turn."""
-    running, first, failed = [], {}, []
+def opened(folder: Path, names: list[str]) -> tuple[list[Contender], list[str]]:
+    """Return contenders that have written what they read, and the names of those that do not run here."""
+    running, failed = [], []
     for name in names:
         try:
             contender = Contender(name, folder)
@@ -93,10 +97,17 @@ def throughput(folder: Path, names: list[str]) -> None:
             contender.close()
             continue
         contender.close()
-        contender = Contender(name, folder)  # afresh: writing took memory that reading does not
+        running.append(Contender(name, folder))  # afresh: writing took memory that reading does not
+    return running, failed
+
+
+def throughput(folder: Path, names: list[str]) -> None:
+    """Tokens a second, first batch and memory of every contender, in turn."""
+    running, failed = opened(folder, names)
+    first = {}
+    for contender in running:
         contender.ask("first")  # imports
-        first[name] = statistics.median(contender.ask("first")["seconds"] for _ in range(3))
-        running.append(contender)
+        first[contender.name] = statistics.median(contender.ask("first")["seconds"] for _ in range(3))
     rates: dict[str, list[float]] = {contender.name: [] for contender in running}
     for turn in range(ROUNDS + 1):
         for contender in running:
@@ -121,16 +132,47 @@ def throughput(folder: Path, names: list[str]) -> None:
         say("Did not run here", ["contender"], [[name] for name in failed])
 
 
-def growth(folder: Path) -> None:
-    """Memory of ours over 10,000 batches; what is mapped is the files, which the system takes back when it must."""
-    contender = Contender(OURS, folder)
-    contender.ask("first")
+def memory(folder: Path) -> None:
+    """Memory of ours and of the leanest at one pace, side by side: most of what the slowest can do, or 200 a second."""
+    rates = []
+    for contender in (tried := opened(folder, LEANEST)[0]):
+        contender.ask("first")
+        rates.append((answer := contender.ask("run 3"))["batches"] / answer["seconds"])
+        contender.close()
+    pace, names = min(200.0, 0.8 * min(rates)), [contender.name for contender in tried]
+    running = [Contender(name, folder) for name in names]  # afresh: at full speed memory is another
+    with ThreadPoolExecutor(len(running)) as together:
+
+        def ask(command: str) -> list[dict[str, float]]:
+            return list(together.map(lambda contender: contender.ask(command), running))
+
+        ask("first")
+        early, late = ask(f"pace {pace} 1000"), ask(f"pace {pace} 9000")
+    for contender in running:
+        contender.close()
+    leanest = min(answer["peak_mb"] for name, answer in zip(names, late, strict=True) if name != OURS)
     rows: list[list[object]] = []
-    for done in (1000, 4000, 7000, 10_000, 13_000):
-        answer = contender.ask(f"batches {1000 if done == 1000 else 3000}")
-        rows.append([done, answer["anon_mb"], answer["peak_mb"]])
-    contender.close()
-    say("Memory of ours", ["batches", "MB without mapped files", "peak MB"], rows)
+    for name, one, other in sorted(zip(names, early, late, strict=True), key=lambda row: row[2]["peak_mb"]):
+        mb = [one["rss_mb"], other["rss_mb"], other["anon_mb"], other["peak_mb"]]
+        took = [other["cpu_seconds"] / 9, 9000 / other["seconds"]]  # ms
+        rows.append([name, *mb, other["peak_mb"] / leanest, *took])
+    columns = ["contender", "RSS, MB, at 1,000", "at 10,000", "without mapped files", "peak"]
+    columns += ["of the leanest other", "ms of processor a batch", "batches/s"]
+    say(f"Memory at {pace:.0f} batches/s", columns, rows)
+
+
+def giving_back(folder: Path) -> None:
+    """What it takes to give a batch's pages back, and to map those of the next batch again."""
+    joint = JointRows(list(Prepared.open(make_prepared(folder, as_one=False)).sources.values()))
+    batches = itertools.cycle(zip(*random_rows(4096), strict=True))
+
+    def gather() -> object:
+        return joint.gather(joint.addresses(*next(batches)))
+
+    mapped = medians({"of pages that are mapped": gather}, rounds=4000)
+    in_turn = medians({"of pages that were given back": gather, "giving them back": joint.give_back_pages}, rounds=500)
+    rows = [[name, took_s * 1e6] for name, took_s in (mapped | in_turn).items()]
+    say("A gather of 16 rows from 16 files, and giving its pages back", ["what", "us"], rows)
 
 
 def restart(folder: Path) -> None:
@@ -222,7 +264,7 @@ def off_target() -> None:
 
 
 def main() -> None:
-    """Run everything, or the parts that are named: throughput growth restart many_sources off_target."""
+    """Run everything, or the parts that are named: throughput memory giving_back restart many_sources off_target."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     named = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     folder = cache_root() / "bench" / "rows"
@@ -232,7 +274,8 @@ def main() -> None:
     head()
     parts = {
         "throughput": lambda: throughput(folder, list(CONTENDERS)),
-        "growth": lambda: growth(folder),
+        "memory": lambda: memory(folder),
+        "giving_back": lambda: giving_back(folder),
         "restart": lambda: restart(folder),
         "off_target": off_target,
         "many_sources": lambda: many_sources(folder),  # last: it replaces the sources

@@ -1,7 +1,7 @@
 """One contender in a process of its own, told on standard input what to measure; answers lines of JSON.
 
 ``python -m benchmarks.contenders.process FOLDER NAME`` reads ``first`` (make the loader and its first batch),
-``run SECONDS``, ``batches N`` and ``memory``.
+``run SECONDS``, ``pace RATE N`` (N batches, so many a second at most) and ``memory``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def memory_mb(field: str) -> float:
-    """Return VmHWM (the peak) or RssAnon (without mapped files) of this process."""
+    """Return VmHWM (the peak), VmRSS or RssAnon (without mapped files) of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
@@ -45,11 +45,14 @@ def main() -> None:
                 next(batches)
                 count += 1
             answer = {"batches": count, "seconds": time.perf_counter() - begin}
-        elif command == "batches":
-            for _ in range(int(rest[0])):
+        elif command == "pace":
+            cpu_s = time.process_time()
+            for i in range(int(rest[1])):
                 next(batches)
-            answer["seconds"] = time.perf_counter() - begin
-        answer["peak_mb"], answer["anon_mb"] = memory_mb("VmHWM"), memory_mb("RssAnon")
+                time.sleep(max(0.0, begin + (i + 1) / float(rest[0]) - time.perf_counter()))
+            answer = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu_s}
+        fields = {"peak_mb": "VmHWM", "rss_mb": "VmRSS", "anon_mb": "RssAnon"}
+        answer |= {name: memory_mb(field) for name, field in fields.items()}
         print(json.dumps(answer), file=answers, flush=True)
 
 
