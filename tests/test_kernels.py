@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def test_rows_are_split_into_inputs_and_labels_whatever_their_layout(
     rows = np.random.default_rng(0).integers(0, high, (num_rows, 2 * row_length), dtype=dtype, endpoint=True)
     rows = np.ascontiguousarray(rows[:, ::2]) if is_contiguous else rows[:, ::2]
     for out in {np.dtype(np.int64), rows.dtype}:
-        for inputs, labels in both(lambda out=out: packing.split(rows, out)):  # type: ignore[misc]
+        for inputs, labels in both(functools.partial(packing.split, rows, out)):
             np.testing.assert_array_equal(inputs, rows[:, :-1])
             np.testing.assert_array_equal(labels, rows[:, 1:])
             assert inputs.dtype == labels.dtype == out
@@ -122,10 +123,12 @@ def test_streamed_rows_are_narrowed_to_the_type_that_holds_their_ids() -> None:
 def test_rows_are_not_split_into_other_types(dtypes: tuple[str, str]) -> None:
     assert kernels.compiled is not None
     rows = np.zeros((2, 5), dtype=np.uint16)
-    windows = kernels.compiled.Windows(np.full(2, rows.ctypes.data), 5, 2)
-    for split in (lambda *out: kernels.compiled.split(rows, *out), lambda *out: windows.split(0, 2, *out)):  # type: ignore[union-attr]
-        with pytest.raises(TypeError, match="is not what these loops read"):
-            split(*(np.zeros((2, 4), dtype=dtype) for dtype in dtypes))
+    windows: Any = kernels.compiled.Windows(np.full(2, rows.ctypes.data), 5, 2)
+    out = [np.zeros((2, 4), dtype=dtype) for dtype in dtypes]
+    with pytest.raises(TypeError, match="is not what these loops read"):
+        kernels.compiled.split(rows, *out)
+    with pytest.raises(TypeError, match="is not what these loops read"):
+        windows.split(0, 2, *out)
 
 
 @pytest.mark.parametrize(("first", "num_rows"), [(-1, 1), (0, 4), (3, 1), (1, -1)])
