@@ -29,9 +29,9 @@ def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[s
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment with a cache of its own, shared by the demos of this module."""
-    return {**os.environ, "MIXER_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+def cache(gathered: Path) -> dict[str, str]:
+    """An environment with a cache that the demos share."""
+    return {**os.environ, "MIXER_CACHE": str(gathered), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -106,6 +106,9 @@ def demo(out: Path, env: dict[str, str], steps: int = DEMO_STEPS) -> subprocess.
     return run("demo", "--out", out, "--steps", str(steps), "--json", env=env)
 
 
+of_one_demo = pytest.mark.xdist_group("finished demo")  # in one process, or two would run it
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: dict[str, str]) -> Path:
     out = tmp_path_factory.mktemp("demo") / "run"
@@ -115,6 +118,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache: dict[str, str]) ->
     return out
 
 
+@of_one_demo
 def test_the_demo_learns_and_moves_within_its_bounds(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["steps"] == DEMO_STEPS
@@ -131,6 +135,7 @@ def test_the_demo_learns_and_moves_within_its_bounds(finished: Path) -> None:
 
 
 @pytest.mark.slow
+@of_one_demo
 def test_an_interrupted_demo_goes_on_to_the_same_end(finished: Path, tmp_path: Path, cache: dict[str, str]) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -148,6 +153,7 @@ def test_an_interrupted_demo_goes_on_to_the_same_end(finished: Path, tmp_path: P
     assert phases_of(out) == phases_of(finished)
 
 
+@of_one_demo
 def test_a_demo_killed_outright_goes_on_from_its_last_checkpoint(
     finished: Path, tmp_path: Path, cache: dict[str, str]
 ) -> None:
@@ -183,6 +189,7 @@ def test_a_served_demo_trains_says_where_its_page_is_and_leaves_nothing_running(
 
 
 @pytest.mark.slow
+@of_one_demo
 def test_a_served_demo_that_ctrl_c_stopped_goes_on_to_the_end_of_one_in_process(
     finished: Path, tmp_path: Path, cache: dict[str, str]
 ) -> None:
@@ -205,6 +212,7 @@ def test_a_served_demo_that_ctrl_c_stopped_goes_on_to_the_end_of_one_in_process(
     assert json.loads(again.stdout)["last_loss"] == summary["last_loss"]
 
 
+@of_one_demo
 def test_a_finished_demo_is_kept_beside_the_new_one(finished: Path, tmp_path: Path, cache: dict[str, str]) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)

@@ -17,10 +17,10 @@ from mixer.sources.local import COLLECTIONS, Collection, gather
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every collection, gathered once."""
+def files(gathered: Path) -> dict[str, Path]:
+    """Every collection."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MIXER_CACHE", str(gathered))
         return {name: gather(name) for name in COLLECTIONS}
 
 

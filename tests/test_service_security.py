@@ -173,7 +173,7 @@ def test_runs_are_made_paused_resumed_and_archived(guarded: tuple[Served, dict[s
 def test_made_up_requests_never_make_the_server_fail(tmp_path: Path) -> None:
     """Every route, from the OpenAPI document; MIXER_FUZZ_EXAMPLES says how many requests each."""
     load_all_checks()
-    examples = int(os.environ.get("MIXER_FUZZ_EXAMPLES", "5"))
+    examples = int(os.environ.get("MIXER_FUZZ_EXAMPLES", "3"))
     with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "0") as server:
         schema = openapi.from_url(server.url + "/openapi.json").exclude(path_regex="events")
         tried = 0

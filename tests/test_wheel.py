@@ -51,20 +51,20 @@ def test_without_a_compiler_the_wheel_is_made_all_the_same_for_any_platform(tmp_
     assert not [name for name in zipfile.ZipFile(made).namelist() if name.endswith((".so", ".pyd"))]
 
 
-def test_the_installed_wheel_runs_the_demo_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_runs_the_demo_away_from_the_checkout(wheel: Path, gathered: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # after our own package
-    environment = {**os.environ, "MIXER_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MIXER_CACHE": str(gathered), "OMP_NUM_THREADS": "1"}
     script = "import mixer.cli; mixer.cli.main()"
     done = subprocess.run(
-        [tmp_path / "venv" / "bin" / "python", "-c", script, "demo", "--steps", "14", "--out", "run", "--json"],
+        [tmp_path / "venv" / "bin" / "python", "-c", script, "demo", "--steps", "7", "--out", "run", "--json"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 14
+    assert json.loads(done.stdout)["steps"] == 7
     where = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "-c", "import mixer; print(mixer.__file__)"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
