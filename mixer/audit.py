@@ -23,10 +23,11 @@ from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
 from mixer.policies import Choice, Policy, make_policy
-from mixer.records import closed, conditions, opened
+from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.scan import FIRST, Line, Position, last_lines, scan
+from mixer.states import closed, opened
 from mixer.types import Array, BoolArray
 from mixer.walk import Walk
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
+from mixer.errors import FeedbackError
 from mixer.rewards import SourceLosses
 
 _first_step = operator.attrgetter("first_step")
@@ -56,6 +57,14 @@ class Inbox:
         intervals = self._had.get(rank, [])
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
         return i >= 0 and step <= intervals[i][1]
+
+    def check_new(self, step: int, losses: SourceLosses) -> None:
+        """Raise FeedbackError for rows of a step that was learned from, of which there are no more."""
+        if step < self.learned_until and losses.rows.any():
+            raise FeedbackError(
+                f"step {step} reports {losses.rows.sum()} rows more, but all {self._whole_rows} rows of its batch were "
+                "reported before; report each row once"
+            )
 
     def add(self, step: int, losses: SourceLosses, *, cutoffs: Sequence[int] = ()) -> None:
         """Accept a report that ``has`` does not know.
