@@ -39,13 +39,13 @@ class Inbox:
         num_sources: int,
         *,
         is_by_step: bool = False,
-        in_sums: bool | None = None,
+        in_sums: bool = False,
         is_guarded: bool = False,
         whole_rows: int | None = None,
     ) -> None:
         self._num_sources = num_sources
         self._is_by_step = is_by_step
-        self._in_sums = not is_by_step if in_sums is None else in_sums
+        self._in_sums = in_sums
         self._whole_rows = whole_rows
         self.learned_until = 0  # the first step that the policy has not learned from ahead of a decision
         self.is_guarded = is_guarded

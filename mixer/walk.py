@@ -121,14 +121,14 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             is_by_step=self._policy.is_by_step,
-            in_sums=getattr(self._policy, "in_sums", None),
+            in_sums=self._policy.in_sums,
             is_guarded=self._guard is not None,
-            whole_rows=curriculum.batch_rows if getattr(self._policy, "learns_ahead", False) else None,
+            whole_rows=curriculum.batch_rows if self._policy.learns_ahead else None,
         )
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._starts = PlannedStarts()
         self._before: _Before | None = None  # of the newest phase, unless that was undone
-        self._looks_at_squares = journal is not None or getattr(self._policy, "looks_at_squares", True)
+        self._looks_at_squares = journal is not None or self._policy.looks_at_squares
         self._recording = Recording(journal, curriculum, sources or {})
         if self._recording.header is not None:
             self._follow_guard(self._recording.header["curriculum"].get("guard"), "journal")

@@ -267,7 +267,7 @@ AHEAD: tuple[dict[str, Any], ...] = ({"name": "andrea"}, {"name": "odm"})  # pol
 @settings(max_examples=20)
 def test_learning_ahead_of_a_decision_changes_no_decision(run: Curriculum, num_ranks: int, random: Random) -> None:
     ahead, policy = Walk(run), make_policy(run)
-    policy.learns_ahead = False  # type: ignore[attr-defined]
+    policy.learns_ahead = False
     behind = Walk(run, policy=policy)
     waiting: list[tuple[int, SourceLosses]] = []
     for step in range(80):
