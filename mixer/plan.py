@@ -45,8 +45,13 @@ class Plan:
         """Return the first step after ``step`` that begins a regime; None if none does."""
         return next((regime.start for regime in self.regimes if regime.start > step), None)
 
+    def fits_from(self, step: int) -> bool:
+        """Whether whole phases lead from ``step`` to the next regime."""
+        boundary = self.boundary_after(step)
+        return boundary is None or self.curriculum.phase_law.fits(boundary - step)
+
     def length_at(self, start: int, index: int) -> int:
-        """Return the length of phase ``index`` if it begins at ``start``: whole phases reach every regime."""
+        """Return the length of phase ``index`` if it begins at ``start``, from where whole phases lead to the next regime."""
         boundary = self.boundary_after(start)
         return self.curriculum.phase_law.length(index, None if boundary is None else boundary - start)
 

@@ -183,12 +183,7 @@ class Walk:
         """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
         reported = self._inbox.last_step
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
-        law = self.curriculum.phase_law
-        for step in range(earliest, self.frontier):
-            boundary = self._plan.boundary_after(step)
-            if boundary is None or law.fits(boundary - step):
-                return step
-        return self.frontier
+        return next((s for s in range(earliest, self.frontier) if self._plan.fits_from(s)), self.frontier)
 
     @_one_at_a_time
     def report(self, step: int, losses: SourceLosses) -> bool:
