@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -23,10 +23,11 @@ from mixer.inbox import record_to_losses
 from mixer.journal import JOURNAL_VERSION, Journal, resume_lines
 from mixer.lines import check_record
 from mixer.policies import Choice, Policy, make_policy
-from mixer.records import closed, conditions, opened
+from mixer.records import conditions
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.scan import FIRST, Line, Position, last_lines, scan
+from mixer.states import closed, opened
 from mixer.types import Array, BoolArray
 from mixer.walk import Walk
 
@@ -88,15 +89,17 @@ class _Tape(Journal):
         pass
 
 
-class _Together:
+class _Together(Policy):
     """The policy in force, and beside it those that forks need later: they learn from the same reports."""
 
     def __init__(self, policies: Sequence[Policy]) -> None:
         self._policies = policies
-        self.kind: Literal["bandit", "fixed"] = policies[0].kind
-        self.teleports: Literal["by chance", "always", "never"] = policies[0].teleports
-        self.in_sums = not policies[0].is_by_step  # its decisions learn from what it would have kept as one sum
+        self.kind, self.teleports = policies[0].kind, policies[0].teleports
         self.is_by_step = True  # whatever follows: a fork's state must not depend on forks of the fork; sums are exact
+
+    @property
+    def in_sums(self) -> bool:
+        return self._policies[0].in_sums  # its decisions learn from what it would have kept as one sum
 
     def initial(self, num_sources: int) -> State:
         return self._joined([policy.initial(num_sources) for policy in self._policies])

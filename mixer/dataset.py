@@ -29,8 +29,8 @@ from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
-from mixer.records import check_state
 from mixer.sources import EndOfSource, Progress
+from mixer.states import check_state
 from mixer.suspension import Suspension, suspended_if_lost
 from mixer.turns import InTurn, Turns
 from mixer.walk import Walk

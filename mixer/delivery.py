@@ -20,9 +20,9 @@ from mixer.config import Curriculum
 from mixer.errors import StateMismatchError, TopologyError
 from mixer.packing import smallest_dtype
 from mixer.phases import Phase
-from mixer.records import check_state
 from mixer.rewards import SourceLosses
 from mixer.sources import open_sources
+from mixer.states import check_state
 from mixer.walk import Walk
 
 if TYPE_CHECKING:

@@ -61,12 +61,11 @@ def systematic_counts(weights: Array, owed: Array, *, length: int, batch_rows: i
     """
     whole, part = _whole_and_part(weights, batch_rows)
     num_extra = batch_rows - int(whole.sum())  # rows that go to the largest remainders
-    is_candidate = part > ROUNDING
-    candidates = np.flatnonzero(is_candidate)
+    (candidates,) = (part > ROUNDING).nonzero()
     gains, unpaid = part[candidates], -owed[candidates]  # what is owed, negated: one sort puts the most first
-    counts = np.repeat(whole[None], length, axis=0)
+    counts = whole[None].repeat(length, axis=0)
     _give_extra_rows(counts, candidates, gains, unpaid, num_extra)
-    owed = owed + np.where(is_candidate, 0.0, part * length)
+    owed = owed + part * length  # of those that are no candidates: rounding alone
     owed[candidates] = 0.0 - unpaid  # no negative zeros
     return counts, owed
 

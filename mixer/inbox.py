@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
+from mixer.errors import FeedbackError
 from mixer.rewards import SourceLosses
 
 _first_step = operator.attrgetter("first_step")
@@ -38,13 +39,13 @@ class Inbox:
         num_sources: int,
         *,
         is_by_step: bool = False,
-        in_sums: bool | None = None,
+        in_sums: bool = False,
         is_guarded: bool = False,
         whole_rows: int | None = None,
     ) -> None:
         self._num_sources = num_sources
         self._is_by_step = is_by_step
-        self._in_sums = not is_by_step if in_sums is None else in_sums
+        self._in_sums = in_sums
         self._whole_rows = whole_rows
         self.learned_until = 0  # the first step that the policy has not learned from ahead of a decision
         self.is_guarded = is_guarded
@@ -56,6 +57,14 @@ class Inbox:
         intervals = self._had.get(rank, [])
         i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
         return i >= 0 and step <= intervals[i][1]
+
+    def check_new(self, step: int, losses: SourceLosses) -> None:
+        """Raise FeedbackError for rows of a step that was learned from, of which there are no more."""
+        if step < self.learned_until and losses.rows.any():
+            raise FeedbackError(
+                f"step {step} reports {losses.rows.sum()} rows more, but all {self._whole_rows} rows of its batch were "
+                "reported before; report each row once"
+            )
 
     def add(self, step: int, losses: SourceLosses, *, cutoffs: Sequence[int] = ()) -> None:
         """Accept a report that ``has`` does not know.

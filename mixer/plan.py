@@ -8,6 +8,7 @@ from typing import Self
 
 from mixer.config import Curriculum, ScheduledPivot
 from mixer.errors import PivotError
+from mixer.phases import Phase
 from mixer.regimes import Regime, plan_regimes, regime_at
 
 
@@ -44,6 +45,16 @@ class Plan:
         """Return the first step after ``step`` that begins a regime; None if none does."""
         return next((regime.start for regime in self.regimes if regime.start > step), None)
 
+    def fits_from(self, step: int) -> bool:
+        """Whether whole phases lead from ``step`` to the next regime."""
+        boundary = self.boundary_after(step)
+        return boundary is None or self.curriculum.phase_law.fits(boundary - step)
+
+    def length_at(self, start: int, index: int) -> int:
+        """Return the length of phase ``index`` if it begins at ``start``; see ``fits_from``."""
+        boundary = self.boundary_after(start)
+        return self.curriculum.phase_law.length(index, None if boundary is None else boundary - start)
+
     def pivots_at(self, step: int) -> bool:
         """Whether a pivot redraws the region at ``step``."""
         return any(pivot.at_step == step for pivot in (*self.curriculum.pivots, *self.live_pivots))
@@ -76,3 +87,19 @@ class Plan:
         for regime in plan.regimes:
             check(regime)
         return plan
+
+
+class PlannedStarts:
+    """Where the phases to come begin, worked out as far as it was asked for, until a phase or the plan changes."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Plan | None, Phase | None] = (None, None)
+        self._starts: list[int] = []
+
+    def beyond(self, step: int, plan: Plan, newest: Phase) -> list[int]:
+        """Return first steps from the end of the newest phase on, in order, at least up to one after ``step``."""
+        if self._of != (plan, newest):
+            self._of, self._starts = (plan, newest), [newest.end]
+        while (start := self._starts[-1]) <= step:
+            self._starts.append(start + plan.length_at(start, newest.index + len(self._starts)))
+        return self._starts

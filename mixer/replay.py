@@ -25,7 +25,7 @@ from mixer.records import record_to_phase
 from mixer.regimes import Regime, regime_at
 from mixer.rewards import SourceLosses, check_losses
 from mixer.scan import Line
-from mixer.walk import STATE_VERSION as WALK_STATE_VERSION
+from mixer.states import STATE_VERSION as WALK_STATE_VERSION
 
 STATE_VERSION = "replay 1"
 

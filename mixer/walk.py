@@ -12,21 +12,16 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from mixer.arrived import Arrived, reports_to_state, state_to_reports
 from mixer.config import Curriculum, Pivot, ScheduledPivot
-from mixer.draws import initial_owed, phase_counts
 from mixer.errors import (
     ConfigError,
-    FeedbackError,
-    FutureFeedbackError,
-    JournalError,
     PivotError,
     StateMismatchError,
     StepError,
@@ -34,32 +29,19 @@ from mixer.errors import (
 )
 from mixer.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
 from mixer.inbox import Inbox, losses_to_record
-from mixer.journal import JOURNAL_VERSION, Journal
-from mixer.packed import pack_lines, unpack_lines
+from mixer.journal import Journal
+from mixer.kept_phases import KeptPhases
 from mixer.phases import Kind, Phase
-from mixer.plan import Plan
+from mixer.plan import Plan, PlannedStarts
 from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import passing_generator
-from mixer.records import (
-    check_state,
-    closed,
-    decision_record,
-    header_record,
-    opened,
-    phase_to_state,
-    state_to_phase,
-)
+from mixer.recording import Recording
+from mixer.records import decision_record
 from mixer.regimes import Regime
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State, check_losses
-from mixer.scan import Position
-from mixer.types import Array, IntArray
-
-__all__ = ["KEPT_PHASES", "STATE_VERSION", "Walk", "check_state"]
-
-STATE_VERSION = 6
-KEPT_PHASES = 256  # phases that stay readable after they are over, about 6,000 steps
-
+from mixer.states import STATE_VERSION, check_state, closed, opened
+from mixer.types import Array
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -110,7 +92,6 @@ class Walk:
 
     Attributes:
         forked_at: the first step that this walk decided on its own, if it is a fork; else None.
-        forked_from: fingerprint of the curriculum that decided the steps before; None unless the journal is a fork's.
 
     Raises:
         StateMismatchError: the journal belongs to another curriculum.
@@ -128,11 +109,10 @@ class Walk:
         self.curriculum = curriculum
         self.names = curriculum.names
         self.forked_at: int | None = None
-        self.forked_from: str | None = None
         self._lock = threading.RLock()
         self._policy = policy or make_policy(curriculum)
         self._plan = Plan.of(curriculum)
-        self._phases: deque[Phase] = deque(maxlen=KEPT_PHASES)
+        self._phases = KeptPhases(curriculum)
         self._policy_state = self._policy.initial(len(self.names))
         self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
@@ -141,21 +121,19 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             is_by_step=self._policy.is_by_step,
-            in_sums=getattr(self._policy, "in_sums", None),
+            in_sums=self._policy.in_sums,
             is_guarded=self._guard is not None,
-            whole_rows=curriculum.batch_rows if getattr(self._policy, "learns_ahead", False) else None,
+            whole_rows=curriculum.batch_rows if self._policy.learns_ahead else None,
         )
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
-        self._drawn = np.zeros(len(self.names), dtype=np.int64)
-        self._owed = np.zeros(len(self.names))
-        # starts of phases to come, after the frontier and regimes that they were planned for
-        self._planned: tuple[int, tuple[Regime, ...], list[int]] = (0, (), [0])
+        self._starts = PlannedStarts()
         self._before: _Before | None = None  # of the newest phase, unless that was undone
-        self._journal = journal
-        self._looks_at_squares = journal is not None or getattr(self._policy, "looks_at_squares", True)
-        self._resume_at: Position | None = None  # where in the journal the next line belongs, if not at its end
-        if journal is not None:
-            self._open_journal(journal, sources or {})
+        self._looks_at_squares = journal is not None or self._policy.looks_at_squares
+        self._recording = Recording(journal, curriculum, sources or {})
+        if self._recording.header is not None:
+            self._follow_guard(self._recording.header["curriculum"].get("guard"), "journal")
+        if self._recording.beginning is not None:
+            self._stand_at(self._recording.beginning)
 
     @property
     def regimes(self) -> tuple[Regime, ...]:
@@ -165,7 +143,12 @@ class Walk:
     @property
     def frontier(self) -> int:
         """The first step that no phase covers yet."""
-        return self._phases[-1].end if self._phases else 0
+        return self._phases.frontier
+
+    @property
+    def forked_from(self) -> str | None:
+        """Fingerprint of the curriculum that decided the steps before ``forked_at``; None unless the journal has it."""
+        return self._recording.forked_from
 
     @property
     def reported(self) -> dict[int, list[list[int]]]:
@@ -182,7 +165,7 @@ class Walk:
         Raises:
             StepError: a negative step, or one whose phase is over for so long that only the journal has it.
         """
-        newest = self._phases[-1] if self._phases else None
+        newest = self._phases.newest
         if newest is not None and newest.start <= step < newest.end:  # nearly always
             return newest
         return self._older_or_next(step)
@@ -191,26 +174,16 @@ class Walk:
     def _older_or_next(self, step: int) -> Phase:
         if step < 0:
             raise StepError(f"step is {step}; steps count from 0")
-        while step >= self.frontier:
+        while step >= self._phases.frontier:
             self._decide()
-        if step < self._phases[0].start:
-            raise StepError(
-                f"step {step} lies in a phase that is no longer held; the oldest held begins at step "
-                f"{self._phases[0].start}: read the journal for older ones"
-            )
-        return next(phase for phase in reversed(self._phases) if phase.start <= step)
+        return self._phases.at(step)
 
     @_one_at_a_time
     def first_cut(self, from_step: int) -> int:
         """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
         reported = self._inbox.last_step
         earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
-        law = self.curriculum.phase_law
-        for step in range(earliest, self.frontier):
-            boundary = self._plan.boundary_after(step)
-            if boundary is None or law.fits(boundary - step):
-                return step
-        return self.frontier
+        return next((s for s in range(earliest, self.frontier) if self._plan.fits_from(s)), self.frontier)
 
     @_one_at_a_time
     def report(self, step: int, losses: SourceLosses) -> bool:
@@ -223,52 +196,28 @@ class Walk:
         """
         step = operator.index(step)  # plain data, also if numpy gave it
         check_losses(losses, self.names, step=step)
-        if step < 0:
-            raise StepError(f"feedback for step {step}; steps count from 0")
-        if step >= self.frontier:
-            raise FutureFeedbackError(
-                f"feedback for step {step}, but phases are decided up to step {self.frontier - 1} only; "
-                "ask for the phase (or batch) of a step before reporting its losses"
-            )
+        newest = self._phases.check_reported(step)
         if self._inbox.has(step, losses.rank):
             return False
-        if self._phases[0].start <= step:
-            weights = self.phase_at(step).weights
-            if losses.rows[weights == 0].any():
-                i = int(np.flatnonzero((losses.rows > 0) & (weights == 0))[0])
-                raise FeedbackError(
-                    f"step {step} reports {losses.rows[i]} rows of {self.names[i]}, whose weight is 0 in that phase; "
-                    "check the order of the sources in the report"
-                )
-        if step < self._inbox.learned_until and losses.rows.any():
-            raise FeedbackError(
-                f"step {step} reports {losses.rows.sum()} rows more, but all {self.curriculum.batch_rows} rows of its "
-                "batch were reported before; report each row once"
-            )
+        self._phases.check_drawn(step, losses)
+        self._inbox.check_new(step, losses)
         losses = losses.on_grid(with_squares=self._looks_at_squares)
-        self._write({"type": "feedback", "step": step, **losses_to_record(losses)})
-        self._inbox.add(step, losses, cutoffs=self._cutoffs(max(step, self._inbox.last_step or 0)))
-        newest = self._inbox.last_step or 0
-        if newest >= self._phases[-1].start:  # else its decision may still be undone
-            self._learn_ahead(newest + 1 - self.curriculum.feedback_lag)
+        self._recording.write({"type": "feedback", "step": step, **losses_to_record(losses)})
+        last = max(step, self._inbox.last_step or 0)
+        self._inbox.add(step, losses, cutoffs=self._cutoffs(last, newest))
+        if last >= newest.start:  # else its decision may still be undone
+            self._learn_ahead(last + 1 - self.curriculum.feedback_lag)
         return True
 
-    def _cutoffs(self, step: int) -> list[int]:
+    def _cutoffs(self, step: int, newest: Phase) -> list[int]:
         """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``.
 
         Without a lag there are none: the next decision, planned or not, uses all that there is.
         """
-        law, lag = self.curriculum.phase_law, self.curriculum.feedback_lag
+        lag = self.curriculum.feedback_lag
         if lag == 0:
             return []
-        if self._planned[:2] != (self.frontier, self._plan.regimes):
-            self._planned = (self.frontier, self._plan.regimes, [self.frontier])
-        starts = self._planned[2]
-        while starts[-1] - lag <= step:
-            boundary = self._plan.boundary_after(starts[-1])
-            remaining = None if boundary is None else boundary - starts[-1]
-            starts.append(starts[-1] + law.length(self._phases[-1].index + len(starts), remaining))
-        return [start - lag for start in starts]
+        return [start - lag for start in self._starts.beyond(step + lag, self._plan, newest)]
 
     def _learn_ahead(self, before: int) -> None:
         """Let the policy learn from whole steps that the next decision uses in any case: a state then has one sum."""
@@ -296,7 +245,7 @@ class Walk:
         self._check_pivot_step(pivot.name, step, cut=cut)
         new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
         plan = self._replanned(self._plan, new)
-        self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
+        self._recording.write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         if step < self.frontier:
             self._cut(step)
         self._plan = plan
@@ -315,7 +264,7 @@ class Walk:
         if self._plan.has_name(name):
             raise PivotError(f"there is a regime named {name} already; give the pivot another name")
         earliest = self.frontier
-        if cut and self._phases:
+        if cut and self._phases.newest:
             earliest, reported = self._earliest_cut(), self._inbox.last_step
             if reported is not None and earliest <= step <= reported:
                 raise PivotError(
@@ -324,26 +273,28 @@ class Walk:
                 )
         if step < earliest:
             decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
-            hint = "" if cut or not self._phases else f", or cut the newest phase from step {self._phases[-1].start} on"
+            newest = self._phases.newest
+            hint = "" if cut or newest is None else f", or cut the newest phase from step {newest.start} on"
             raise PivotError(f"pivot {name} at step {step}: {decided}; ask for step {earliest} or later{hint}")
         if step == 0:
             raise PivotError(f"pivot {name} at step 0: write its bounds into the curriculum instead")
 
     def _earliest_cut(self) -> int:
         """The first step of the newest phase that a cut may take: a second pivot may not undo what lies before it."""
-        start = self._phases[-1].start + (self._before is None) if self._phases else 0
+        newest = self._phases.newest
+        start = newest.start + (self._before is None) if newest else 0
         return max(start, self.forked_at or 0)  # what is shared with the parent stays
 
     def _cut(self, step: int) -> None:
         """End the newest phase at ``step``; without a step left it was never decided."""
-        newest = self._phases.pop()
+        newest = self._phases.newest
+        assert newest is not None, "checked before"
+        self._phases.cut(step)
         if step == newest.start:
             assert self._before is not None, "checked before"
             self._policy_state, self._guard_state = self._before.policy_state, self._before.guard_state
             self._inbox.put_back(self._before.used)
-            self._drawn, self._owed, self._before = newest.drawn, newest.owed, None
-            return
-        self._keep(replace(newest, length=step - newest.start))
+            self._before = None
 
     @_one_at_a_time
     def learn_unique_tokens(self, name: str, tokens: int) -> None:
@@ -354,7 +305,9 @@ class Walk:
             raise ConfigError(f"{name} has {tokens} distinct tokens; a source has at least one")
         i = self.names.index(name)
         if self._unique_tokens[i] == 0:  # what the curriculum says stands
-            self._write({"type": "unique_tokens", "source": name, "tokens": tokens, "decided_before": self.frontier})
+            self._recording.write(
+                {"type": "unique_tokens", "source": name, "tokens": tokens, "decided_before": self.frontier}
+            )
             self._unique_tokens[i] = tokens
 
     @_one_at_a_time
@@ -367,14 +320,10 @@ class Walk:
                 ``from_step`` is not given.
         """
         can_undo = from_step is None if can_undo is None else can_undo
-        newest = list(self._phases)[-2 if can_undo else -1 :]  # two, for a pivot may undo the last
-        kept = [p for p in self._phases if p in newest or (from_step is not None and p.end > from_step)]
-        unsynced = self._journal.unsynced() if self._journal is not None and self._resume_at is None else []
-        position = self._resume_at or (self._journal.position if self._journal is not None else None)
         state = {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
-            "phases": [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept],
+            "phases": self._phases.state(num_newest=2 if can_undo else 1, from_step=from_step),
             "policy": self._policy_state,
             "inbox": self._inbox.state_dict(),
             "before": None
@@ -388,8 +337,7 @@ class Walk:
             "unique_tokens": self._unique_tokens,
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
-            "journal": None if position is None else list(position),
-            **({"unsynced": pack_lines(unsynced)} if unsynced else {}),  # which a power cut may take from the journal
+            **self._recording.place(),
         }
         return closed(state)
 
@@ -401,26 +349,12 @@ class Walk:
             StateMismatchError: a state of another version or curriculum, naming both.
         """
         check_state(state, version=STATE_VERSION, fingerprint=self.curriculum.fingerprint, what="walk state")
-        position = state["journal"] and Position(*state["journal"])
-        if self._journal is not None:
-            if position is None:
-                raise StateMismatchError(
-                    "the saved state was taken without a journal, so this journal cannot follow it"
-                )
-            if "unsynced" in state:
-                self._journal.recover(unpack_lines(state["unsynced"]))
-            self._journal.resume_from(position)
-            self._resume_at = None
+        self._recording.go_on_from(state)
         self._stand_at(state)
 
     def has_recorded(self, state: Mapping[str, Any]) -> bool:
         """Whether ``state`` was taken at a line that this walk's journal has."""
-        position = state["journal"] and Position(*state["journal"])
-        if not position or self._journal is None:
-            return False
-        if "unsynced" in state:
-            self._journal.recover(unpack_lines(state["unsynced"]))
-        return self._journal.position_of(position.line) == position
+        return self._recording.has(state)
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         state = opened(state)
@@ -438,10 +372,7 @@ class Walk:
         )
         self._begun = None
         self._unique_tokens = state["unique_tokens"]
-        self._phases.clear()
-        self._drawn, self._owed = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
-        for record in state["phases"]:
-            self._keep(state_to_phase(record, self.names, self._drawn, self._owed))
+        self._phases = KeptPhases.of(self.curriculum, state["phases"])
 
     def _guard_to_state(self, state: State) -> dict[str, Array]:
         return {"guard": joined(state)} if self._guard else {}
@@ -458,15 +389,14 @@ class Walk:
 
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
-        if self._journal is not None:
-            self._journal.close()
+        self._recording.close()
 
     def _decide(self) -> None:
         """Decide the next phase: work it out, journal it, keep it."""
         decision = self._begun or self._next_decision()
         seen = decision.seen
         while seen.lines:
-            self._write(seen.lines[0])
+            self._recording.write(seen.lines[0])
             seen.lines.popleft()
             self._begun = decision
         self._begun = None
@@ -474,21 +404,20 @@ class Walk:
         self._before = _Before(self._policy_state, self._guard_state, decision.used)
         self._policy_state, self._guard_state = decision.policy_state, seen.state
         self._plan = seen.plan
-        self._keep(decision.phase)
+        self._phases.keep(decision.phase)
         for alarm in seen.alarms:
             self._on_alarm(alarm)
 
     def _next_decision(self) -> _Decision:
-        newest = self._phases[-1] if self._phases else None
-        start, index, since = self.frontier, newest.index + 1 if newest else 0, newest.start if newest else 0
+        newest = self._phases.newest
+        start, index, since = self.frontier, self._phases.next_index, newest.start if newest else 0
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
         seen = Seen(self._guard_state, self._plan)
         if self._guard is not None:
             seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
-        regime, law = seen.plan.regime_at(start), self.curriculum.phase_law
-        seed, batch_rows = self.curriculum.seed, self.curriculum.batch_rows
+        regime = seen.plan.regime_at(start)
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
-        before = newest.weights if newest else np.full(len(self.names), 1.0 / len(self.names))
+        before = self._phases.weights
         is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
         landed = regime.region.project(before) if is_new_regime and not is_inside else before
 
@@ -498,28 +427,18 @@ class Walk:
             learned = self._policy.after_pivot(learned)
 
         kind, choice = self._choose(index, regime, landed, learned, seen.state)
-        boundary = seen.plan.boundary_after(start)
-        phase = Phase(
-            index=index,
-            start=start,
-            length=law.length(index, None if boundary is None else boundary - start),
-            kind=kind,
-            regime=regime.name,
-            names=self.names,
-            weights=choice.weights,
-            drawn=self._drawn,
-            owed=self._owed if newest else initial_owed(seed, choice.weights, batch_rows),
-        )
-        if self._journal is not None:
+        length = seen.plan.length_at(start, index)
+        phase = self._phases.following(length=length, kind=kind, regime=regime.name, weights=choice.weights)
+        if self._recording.is_on:
             line = decision_record(
                 phase,
                 regime,
                 choice,
                 before=before,
                 landed=landed if is_new_regime else None,
-                boundary=boundary,
+                boundary=seen.plan.boundary_after(start),
                 probability_random=self._probability_random(index),
-                counts=self._counts(phase)[0],
+                counts=self._phases.counts(phase)[0],
                 used=used,
             )
             seen.lines.append(line)
@@ -540,50 +459,6 @@ class Walk:
         sure = {"always": 1.0, "never": 0.0}
         teleports = self._policy.teleports
         return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
-
-    def _keep(self, phase: Phase) -> None:
-        """Take a phase as the newest: the draws go on from its end."""
-        counts, owed = self._counts(phase)
-        self._phases.append(phase)
-        self._drawn, self._owed = phase.drawn + counts.sum(axis=0), owed
-
-    def _counts(self, phase: Phase) -> tuple[IntArray, Array]:
-        curriculum = self.curriculum
-        return phase_counts(phase, seed=curriculum.seed, method=curriculum.draws, batch_rows=curriculum.batch_rows)
-
-    def _open_journal(self, journal: Journal, sources: Mapping[str, str]) -> None:
-        if journal.position.line == 0:
-            journal.append(header_record(self.curriculum, sources))
-            return
-        first = journal.record_at(1) or {}
-        found = first.get("fingerprint")
-        if first.get("version") != JOURNAL_VERSION or found != self.curriculum.fingerprint:
-            raise StateMismatchError(
-                f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
-                f"{JOURNAL_VERSION} of curriculum {self.curriculum.fingerprint}; use a new file, or the old curriculum"
-            )
-        self._follow_guard(first["curriculum"].get("guard"), "journal")
-        begin = 1  # until a state is loaded, the walk stands at its beginning
-        if first["parent"] is not None:
-            begin, self.forked_from = first["parent"]["shared"] + 2, first["parent"]["fingerprint"]
-            record = journal.record_at(begin)
-            if record is None or record["type"] != "fork":
-                raise JournalError(
-                    f"{journal.path}: the fork of step {first['parent']['step']} has no line {begin} to begin from; "
-                    "make it again with `mixer fork`"
-                )
-            state, what = record["state"], f"{journal.path}: the state at line {begin}"
-            check_state(state, version=STATE_VERSION, fingerprint=self.curriculum.fingerprint, what=what)
-            self._stand_at(state)
-        self._resume_at = journal.position_of(begin)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._journal is None:
-            return
-        if self._resume_at is not None:
-            self._journal.resume_from(self._resume_at)
-            self._resume_at = None
-        self._journal.append(record)
 
 
 def _is_inside(weights: Array, region: Region) -> bool:

@@ -45,6 +45,12 @@ class Entry:
         """What it says, in words; they are looked for when somebody asks, for a start has thousands of lines."""
         return told(self.record, self.names)
 
+    def is_asked_for(self, words: Sequence[str], *, kind: str, before: int) -> bool:
+        """Whether it says each word, in lower case, or has it as its step; "" is any kind, before 0 any line."""
+        if (kind and self.type != kind) or (before and self.line >= before):
+            return False
+        return all(word in self.text.casefold() or word == str(self.step) for word in words)
+
     def shown(self) -> dict[str, Any]:
         """Return it as the page has it."""
         return {"line": self.line, "type": self.type, "step": self.step, "text": self.text}

@@ -29,7 +29,7 @@ from mixer.records import record_to_phase
 from mixer.region import Region
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
-from mixer.walk import check_state
+from mixer.states import check_state
 from service.client import PATIENCE_S, MixerClient
 from service.errors import RunEndedError
 

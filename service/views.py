@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixer.errors import StateMismatchError
-from mixer.walk import check_state
+from mixer.states import check_state
 from service.chronicle import Watch
 from service.record import RunJournal
 from service.store import Store

@@ -16,7 +16,7 @@ from mixer.errors import InfeasibleRegionError, PivotError
 from mixer.journal import Journal, read_journal
 from mixer.lookup import Lookup
 from mixer.phases import Phase
-from mixer.records import closed, opened
+from mixer.states import closed, opened
 from mixer.story import read_story
 from mixer.walk import Walk
 from tests.curricula import MAX_LATE, batch_counts, curricula, curriculum, drive, on_time, ragged, same_phases

@@ -31,8 +31,8 @@ from mixer.errors import (
 from mixer.fork import fork
 from mixer.journal import read_journal
 from mixer.preparation import prepare
-from mixer.records import opened
 from mixer.replay import Replay
+from mixer.states import opened
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 from tests.curricula import WORDS, write_sources

@@ -39,10 +39,10 @@ from mixer.phases import Phase
 from mixer.plots import write_page
 from mixer.policy_config import GuardConfig
 from mixer.randomness import uniforms
-from mixer.records import opened
 from mixer.regimes import plan_regimes
 from mixer.replay import Replay
 from mixer.rewards import SourceLosses, State
+from mixer.states import opened
 from mixer.types import Array, IntArray
 from mixer.walk import Walk
 from mixer.watching import Follower, frame

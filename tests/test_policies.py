@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +15,23 @@ from hypothesis import strategies as st
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, InfeasibleRegionError
 from mixer.packed import rounded
-from mixer.policies import AndreaPolicy, BoundedUcb, FixedPolicy, Learnability, epoch_capped, make_policy
+from mixer.policies import (
+    AndreaPolicy,
+    BoundedUcb,
+    Choice,
+    FixedPolicy,
+    Learnability,
+    Policy,
+    epoch_capped,
+    make_policy,
+)
 from mixer.policies.bounded import RING_BITS
 from mixer.policy_config import AndreaConfig, UcbConfig
 from mixer.region import Region
 from mixer.rewards import LossReward, SourceLosses, State
-from mixer.types import Array, IntArray
+from mixer.types import Array, BoolArray, IntArray
 from mixer.walk import Walk
-from tests.curricula import curriculum, drive
+from tests.curricula import curriculum, drive, same_phases
 from tests.strategies import problems
 from tests.test_rewards import losses_of
 
@@ -190,6 +200,42 @@ def test_learning_changes_no_state_that_was_given() -> None:
         made.after_pivot(state)
         made.choose(state, Region(["a", "b", "c"]), np.full(3, 1 / 3), np.zeros(3))
         assert all((state[name] == before[name]).all() for name in before)
+
+
+class Towards(Policy):
+    """A policy as a user may write one: half-way to what was reported least."""
+
+    def initial(self, num_sources: int) -> State:
+        return {"rows": np.zeros(num_sources)}
+
+    def absorb(self, state: State, steps: Sequence[SourceLosses], *, since: int, until: int) -> State:
+        return {"rows": state["rows"] + sum(losses.rows for losses in steps)}
+
+    def after_pivot(self, state: State) -> State:
+        return state
+
+    def choose(
+        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
+    ) -> Choice:
+        vertex = region.best_vertex(-state["rows"])
+        return Choice(region.step(weights, vertex, 0.5), vertex)
+
+
+def test_a_policy_of_ones_own_needs_four_methods_and_goes_on_exactly_from_a_state() -> None:
+    run = curriculum(3, floors={"source-0": 0.1}, feedback_lag=5)
+    walk = Walk(run, policy=Towards())
+    assert {phase.kind for phase in drive(walk, 200)} == {"random", "bandit"}
+    restored = Walk(run, policy=Towards())
+    restored.load_state_dict(json.loads(json.dumps(walk.state_dict())))
+    assert same_phases(drive(restored, 300, since=200), drive(walk, 300, since=200))
+
+
+def test_a_policy_that_lacks_a_method_is_refused_naming_it() -> None:
+    class Unfinished(Towards):
+        choose = Policy.choose
+
+    with pytest.raises(TypeError, match="choose"):
+        Unfinished()  # type: ignore[abstract]
 
 
 def with_bits(value: float, bits: int) -> float:

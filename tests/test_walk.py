@@ -31,8 +31,8 @@ from mixer.journal import Journal, read_journal
 from mixer.packed import pack, unpack
 from mixer.phases import Phase
 from mixer.policies import make_policy
-from mixer.records import opened
 from mixer.rewards import SourceLosses
+from mixer.states import opened
 from mixer.types import IntArray
 from mixer.walk import Walk
 from tests.curricula import (
@@ -267,7 +267,7 @@ AHEAD: tuple[dict[str, Any], ...] = ({"name": "andrea"}, {"name": "odm"})  # pol
 @settings(max_examples=20)
 def test_learning_ahead_of_a_decision_changes_no_decision(run: Curriculum, num_ranks: int, random: Random) -> None:
     ahead, policy = Walk(run), make_policy(run)
-    policy.learns_ahead = False  # type: ignore[attr-defined]
+    policy.learns_ahead = False
     behind = Walk(run, policy=policy)
     waiting: list[tuple[int, SourceLosses]] = []
     for step in range(80):
@@ -291,7 +291,7 @@ def test_learning_ahead_of_a_decision_changes_no_decision(run: Curriculum, num_r
             ahead.load_state_dict(state)
     for walk in (ahead, behind):
         walk.phase_at(walk.frontier)
-    assert same_phases(list(ahead._phases), list(behind._phases)[-len(ahead._phases) :])
+    assert same_phases(list(ahead._phases.held), list(behind._phases.held)[-len(ahead._phases.held) :])
 
 
 def _of_ranks(run: Curriculum, walk: Walk, step: int, num_ranks: int) -> list[SourceLosses]:

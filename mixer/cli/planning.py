@@ -13,6 +13,9 @@ from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, result
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mixer.region import Region
+    from mixer.story import Story
+
 
 def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
     """Find everything that would stop a run before it starts.
@@ -67,31 +70,27 @@ def simulate(
             pass
     page = write_page(folder / "journal.jsonl", folder / "walk.html", title=f"Simulated walk of {config.name}")
     story = read_story(folder / "journal.jsonl")
-    region = regime_at(curriculum.regimes, num_steps - 1).region
-    rows = [
-        {
-            "source": name,
-            "lower": float(low),
-            "upper": float(high),
-            "last_weight": float(last),
-            "mean_weight": float(mean),
-            "proportion": float(proportion),
-        }
-        for name, low, high, last, mean, proportion in zip(
-            story.names,
-            region.lower,
-            region.upper,
-            story.phases[-1]["weights"],
-            story.mean_weights(),
-            story.proportions(),
-            strict=True,
-        )
-    ]
+    rows = _by_source(story, regime_at(curriculum.regimes, num_steps - 1).region)
     if as_json:
         print_json({"steps": num_steps, "phases": len(story.phases), "sources": rows, "page": str(page)})
         return
     print_table(f"{num_steps} steps, {len(story.phases)} phases", rows)
     results().print(f"journal {folder / 'journal.jsonl'}\npage    {page}", highlight=False, soft_wrap=True)
+
+
+def _by_source(story: Story, region: Region) -> list[dict[str, Any]]:
+    """Return the bounds of each source at the end, and what it was given."""
+    columns = zip(
+        story.names,
+        region.lower,
+        region.upper,
+        story.phases[-1]["weights"],
+        story.mean_weights(),
+        story.proportions(),
+        strict=True,
+    )
+    fields = ("lower", "upper", "last_weight", "mean_weight", "proportion")
+    return [{"source": name, **dict(zip(fields, map(float, numbers), strict=True))} for name, *numbers in columns]
 
 
 def _regime_table(regime: dict[str, Any]) -> Table:

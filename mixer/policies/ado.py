@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from mixer.packed import rounded
-from mixer.policies.base import Choice, silenced, silenced_point
+from mixer.policies.base import Choice, Policy, silenced, silenced_point
 from mixer.policies.power_law import fit_power_law
 from mixer.policy_config import AdoConfig
 from mixer.region import Region
@@ -20,7 +19,7 @@ MIN_POINTS = 4  # a curve with three parameters, and one to be wrong by
 MIN_ALPHA, HISTORY_POWER, SHARE_MEMORY, LEAST_SHARE, TRACK = 0.05, 0.5, 0.9, 0.01, 0.9  # as released
 
 
-class AdoPolicy:
+class AdoPolicy(Policy):
     """ADO as its authors released it, projected on the region.
 
     With ``L_k(n) = eps_k + beta_k n^-alpha_k`` fitted to each source's losses, mu the natural shares and h the moving
@@ -39,9 +38,8 @@ class AdoPolicy:
     mixture. The hard bounds are ours too. Source: Jiang et al., ICLR 2025, arXiv 2410.11820.
     """
 
-    kind: Literal["bandit", "fixed"] = "bandit"
-    teleports: Literal["by chance", "always", "never"] = "never"
-    is_by_step = looks_at_squares = False
+    teleports = "never"
+    looks_at_squares = False
 
     def __init__(self, config: AdoConfig, *, prior: Array, batch_rows: int) -> None:
         self._config = config

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
+from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
 from mixer.policy_config import AndreaConfig
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.types import Array, BoolArray
 
 
-class AndreaPolicy:
+class AndreaPolicy(Policy):
     """UCB1 on ``max(0, EMA - loss) * 1000`` per step and drawn source, as ANDREA published it.
 
     The EMA (rate 0.1) before the new loss is the baseline; the arm's statistic is a plain mean over pulls. Rewards run
@@ -22,8 +21,6 @@ class AndreaPolicy:
     Published constants are kept; C is not published, sqrt(2) is UCB1's (Auer et al. 2002).
     """
 
-    kind: Literal["bandit", "fixed"] = "bandit"
-    teleports: Literal["by chance", "always", "never"] = "by chance"
     is_by_step = learns_ahead = True
     looks_at_squares = False
     scale = 1000.0

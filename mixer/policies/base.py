@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -25,18 +26,33 @@ class Choice:
 
 
 class Policy(Protocol):
-    """Chooses the weights of phases that are not random."""
+    """Chooses the weights of phases that are not random. A policy inherits from it and sets what differs from here.
 
-    kind: Literal["bandit", "fixed"]  # what its phases are called
-    teleports: Literal["by chance", "always", "never"]  # whether the phase law's random phases happen
-    is_by_step: bool  # whether ``absorb`` looks at the steps one by one; else it may be given their sum
-    # ``learns_ahead = True`` may be there too: ``absorb`` of some steps and then of others is that of all, whatever
-    # ``since`` and ``until``, so that a walk need not keep the steps until the decision; and
-    # ``looks_at_squares = False``: the walk then forgets the ``square_sums`` of reports that go into no journal
+    Attributes:
+        kind: what its phases are called.
+        teleports: whether the phase law's random phases happen.
+        is_by_step: ``absorb`` looks at the steps one by one; else it may be given their sum.
+        learns_ahead: ``absorb`` of some steps and then of others is that of all, whatever ``since`` and ``until``, so
+            that a walk need not keep the steps until the decision.
+        looks_at_squares: else the walk forgets the ``square_sums`` of reports that go into no journal.
+    """
 
+    kind: Literal["bandit", "fixed"] = "bandit"
+    teleports: Literal["by chance", "always", "never"] = "by chance"
+    is_by_step: bool = False
+    learns_ahead: bool = False
+    looks_at_squares: bool = True
+
+    @property
+    def in_sums(self) -> bool:
+        """Whether a decision uses reports that it could be given as one sum, whole or not at all."""
+        return not self.is_by_step
+
+    @abstractmethod
     def initial(self, num_sources: int) -> State:
         """Return an empty memory."""
 
+    @abstractmethod
     def absorb(self, state: State, steps: Sequence[SourceLosses], *, since: int, until: int) -> State:
         """Return the memory after learning from ``steps``, in order.
 
@@ -47,9 +63,11 @@ class Policy(Protocol):
             until: first step of the phase to decide now.
         """
 
+    @abstractmethod
     def after_pivot(self, state: State) -> State:
         """Return the memory after a pivot: surviving statistics keep a quarter of their weight."""
 
+    @abstractmethod
     def choose(
         self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
     ) -> Choice:

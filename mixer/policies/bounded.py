@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from mixer.packed import rounded
-from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
+from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
 from mixer.policy_config import UcbConfig
 from mixer.region import Region
 from mixer.rewards import CallableReward, Reward, SourceLosses, State, add_losses
@@ -18,7 +17,7 @@ _SUMS = ("rows", "sums", "squares")  # what forgetting shrinks
 RING_BITS, SUM_BITS = 11, 29  # significant bits, 3 and 9 digits: more say nothing, and are a third of a state
 
 
-class BoundedUcb:
+class BoundedUcb(Policy):
     """Discounted, count-weighted UCB for any reward, brought to [0, 1] by quantiles pooled over all sources.
 
         N <- gamma^T N + m,  S <- gamma^T S + m r,  Q likewise;  mu = S/N,  V = Q/N - mu^2,  e = N / m_ref
@@ -28,10 +27,6 @@ class BoundedUcb:
     (q80 - q20), 0, 1) is Graves et al. 2017's, over the last rewards of all sources. Sources: CUCB with UCB-V widths
     (Kveton et al. 2015; Audibert et al. 2009), discounted after Garivier and Moulines 2011.
     """
-
-    kind: Literal["bandit", "fixed"] = "bandit"
-    teleports: Literal["by chance", "always", "never"] = "by chance"
-    is_by_step = False
 
     def __init__(self, config: UcbConfig, *, reward: Reward, rows_per_phase: float) -> None:
         self._config = config

@@ -7,28 +7,28 @@ from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import Choice
+from mixer.policies.base import Choice, Policy
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
 from mixer.types import Array, BoolArray
 
 
-class FixedPolicy:
+class FixedPolicy(Policy):
     """The same point in every phase, projected on the region in force: static, proportional and UniMax weights.
 
     UniMax (Chung et al., arXiv 2304.09151), uniform up to a number of epochs per source, is the projection of a
     constant on the region with those epochs as caps.
     """
 
-    kind: Literal["bandit", "fixed"] = "fixed"
-    is_by_step = looks_at_squares = False
+    kind = "fixed"
+    looks_at_squares = False
 
     def __init__(
         self, point: Array, *, caps: Array | None = None, teleports: Literal["always", "never"] = "never"
     ) -> None:
         self._point = point
         self._caps = caps
-        self.teleports: Literal["by chance", "always", "never"] = teleports
+        self.teleports = teleports
         self._chosen: tuple[Region, Choice] | None = None  # a region gives the same choice in every phase
 
     def initial(self, num_sources: int) -> State:

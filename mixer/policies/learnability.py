@@ -7,11 +7,10 @@ worse than uniform.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice, best_vertex, scaled, silenced
+from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
 from mixer.policy_config import UcbConfig
 from mixer.region import Region
 from mixer.regression import with_point
@@ -21,7 +20,7 @@ from mixer.types import Array, BoolArray
 MIN_OBSERVATIONS = 3  # a slope with a standard error needs three points; fewer count as unexplored
 
 
-class Learnability:
+class Learnability(Policy):
     """UCB on the fitted marginal loss per token (algorithms of ADO and upper-confidence Frank-Wolfe, in one index).
 
     For each source, loss y is regressed on x = ln(N + n_0), N the tokens seen of it, with weights m (rows) and a
@@ -35,9 +34,7 @@ class Learnability:
     arXiv 2410.11820.
     """
 
-    kind: Literal["bandit", "fixed"] = "bandit"
-    teleports: Literal["by chance", "always", "never"] = "by chance"
-    is_by_step = looks_at_squares = False
+    looks_at_squares = False
 
     def __init__(self, config: UcbConfig, *, targets: Array, first_tokens: float) -> None:
         self._config = config

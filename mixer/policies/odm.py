@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from mixer.policies.base import PIVOT_MEMORY, Choice, silenced, silenced_point
+from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, silenced, silenced_point
 from mixer.policy_config import OdmConfig
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State
@@ -17,7 +16,7 @@ from mixer.types import Array, BoolArray
 MAX_NATS = 100.0  # exp(100) fits float64 with room; no vocabulary has a loss near it
 
 
-class OdmPolicy:
+class OdmPolicy(Policy):
     """The group update of ODM's ``SmoothedMeanWeightUpdater``, projected on the region.
 
     The released code has three forms; its authors name this one as the paper's:
@@ -30,8 +29,7 @@ class OdmPolicy:
     the region. A high loss that nothing can lower, noise, is paid for ever. Source: Albalak et al., arXiv 2312.02406.
     """
 
-    kind: Literal["bandit", "fixed"] = "bandit"
-    teleports: Literal["by chance", "always", "never"] = "never"
+    teleports = "never"
     is_by_step = learns_ahead = True
     looks_at_squares = False
 

@@ -68,15 +68,8 @@ def watching(engine_of: EngineOf) -> APIRouter:
         before: Annotated[int, Query(ge=0, lt=2**53, description="lines before this one; 0: the newest")] = 0,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> Response:
-        entries = watch.chronicle().entries
-        words = query.casefold().split()
-        found = [
-            entry
-            for entry in reversed(entries)
-            if (not kind or entry.type == kind)
-            and (not before or entry.line < before)
-            and all(word in entry.text.casefold() or word == str(entry.step) for word in words)
-        ]
+        entries, words = watch.chronicle().entries, query.casefold().split()
+        found = [entry for entry in reversed(entries) if entry.is_asked_for(words, kind=kind, before=before)]
         return _json(request, {"num_found": len(found), "entries": [entry.shown() for entry in found[:limit]]})
 
     @router.post("/pivots/preview", response_model=Preview, summary="What a pivot would do; nothing is decided")
