@@ -4,7 +4,8 @@
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
 first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
 short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag were summed by
-the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it.
+the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it;
+where sources may be suspended they are kept apart instead.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             is_by_step=self._policy.is_by_step,
-            in_sums=getattr(self._policy, "in_sums", None),
+            # a source may be lost at any step: what a decision uses must not hang on which reports came before the cut
+            in_sums=getattr(self._policy, "in_sums", not self._policy.is_by_step) and not curriculum.suspended_if_lost,
             is_guarded=self._guard is not None,
             whole_rows=curriculum.batch_rows if getattr(self._policy, "learns_ahead", False) else None,
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,19 @@ from mixer.phases import Phase
 from mixer.records import closed, opened
 from mixer.story import read_story
 from mixer.walk import Walk
-from tests.curricula import MAX_LATE, batch_counts, curricula, curriculum, drive, on_time, ragged, same_phases
+from tests.curricula import (
+    MAX_LATE,
+    POLICIES,
+    batch_counts,
+    curricula,
+    curriculum,
+    drive,
+    noisy_losses,
+    on_time,
+    ragged,
+    same_phases,
+)
+from tests.strategies import source_names
 
 LIVE = Pivot(name="live", floors={"source-0": 0.25}, caps={}, exclude=())
 
@@ -133,6 +147,34 @@ def test_the_first_cut_is_the_first_step_at_which_a_pivot_is_not_refused(
             walk.pivot(LIVE, step, cut=True)
     assert walk.state_dict() == state
     assert walk.pivot(LIVE, first, cut=True) == first
+
+
+@given(
+    st.sampled_from(POLICIES),
+    st.integers(0, 2**32),
+    st.integers(20, 60),
+    st.integers(1, 10),
+    st.lists(st.integers(0, 10), min_size=2, max_size=2),
+)
+@settings(max_examples=40)
+def test_where_sources_may_be_lost_no_decision_hangs_on_which_reports_within_the_lag_came_before_a_cut(
+    policy: Mapping[str, Any], seed: int, trained: int, lag: int, behind: list[int]
+) -> None:
+    """So that ranks which are told of a loss at different moments decide alike."""
+    lost = [{"name": n, "local": "topics", "tokens": 10**6, "on_failure": "suspend"} for n in source_names(4)]
+    run = curriculum(sources=lost, seed=seed, policy=policy, feedback_lag=lag, phases={"initial_random": 1})
+
+    def cut_after_reports(behind: int) -> list[Phase]:
+        """Report up to ``behind`` steps before the cut by then, and everything else within the lag."""
+        walk, late = Walk(run), max(0, min(behind, lag) - 1)
+        before = drive(walk, trained, late=lambda step: late)
+        walk.pivot(LIVE, trained, cut=True)
+        for step in range(max(0, trained - late), trained):
+            walk.report(step, noisy_losses(run, step, batch_counts(run, walk.phase_at(step), step)))
+        return before + drive(walk, trained + 120, since=trained)
+
+    assume(Walk(run).phase_at(trained).start < trained)
+    assert same_phases(*map(cut_after_reports, behind))
 
 
 def test_where_a_cut_may_not_be_it_says_where_it_may() -> None:
