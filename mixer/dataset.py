@@ -213,7 +213,7 @@ class MixtureDataset(IterableDataset[Batch]):
         desk, was_new = self._main, False
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
             if self.world_size > 1:
-                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint)
+                claim = Claim.of(step, _uncut(desk.phase_at(step)), self._rows.fingerprint)
                 losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
             was_new = desk.walk.report(step, losses) or was_new
             if desk.has_workers:
@@ -404,8 +404,13 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
 
 
 def _mark_of(phase: Phase) -> list[int]:
-    """Return what tells a phase from any other that might have been decided there; a cut of it changes nothing."""
-    return [phase.start, Claim.of(phase.start, replace(phase, length=1), "").digest]
+    """Return what tells a phase from any other that might have been decided there."""
+    return [phase.start, Claim.of(phase.start, _uncut(phase), "").digest]
+
+
+def _uncut(phase: Phase) -> Phase:
+    """Return a phase as it is known to all, whether they know of a cut of it or not yet."""
+    return replace(phase, length=1)
 
 
 def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:

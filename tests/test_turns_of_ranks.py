@@ -130,7 +130,7 @@ def test_ranks_that_are_stopped_and_restored_go_on(
                 loader.load_state_dict(states[rank][1])
         with pytest.MonkeyPatch.context() as patch:
             if "multiprocessing_context" not in loading:
-                PlannedOutage({"s3": (20, 3)} if rank == 1 and not states else {}, patch)
+                PlannedOutage({"s2": (8, 3)} if rank == 1 and not states else {}, patch)
             for stop in stops:
                 for batch in loader:
                     batches.append(reported(dataset, batch))
