@@ -105,10 +105,10 @@ def test_ranks_with_workers_cut_where_one_process_would_and_lose_no_row(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-@pytest.mark.parametrize("loading", [{}, {"multiprocessing_context": "spawn"}, {"is_stateful": True}])
+@pytest.mark.parametrize("is_stateful", [False, True])
 def test_ranks_that_are_stopped_and_restored_go_on(
     folder: Path,  # noqa: F811
-    loading: dict[str, Any],
+    is_stateful: bool,
     tmp_path: Path,
 ) -> None:
     """The source is back when they go on; first in the same process, then in new ones."""
@@ -116,29 +116,28 @@ def test_ranks_that_are_stopped_and_restored_go_on(
     journals = [tmp_path / f"{rank}.jsonl" for rank in range(2)]
 
     def loader_of(dataset: MixtureDataset) -> Any:
-        if loading.get("is_stateful"):
+        if is_stateful:
             stateful = pytest.importorskip("torchdata.stateful_dataloader")
             return stateful.StatefulDataLoader(dataset, batch_size=None, num_workers=2)
-        return DataLoader(dataset, batch_size=None, num_workers=2, **loading)
+        return DataLoader(dataset, batch_size=None, num_workers=2)
 
     def job(rank: int, world_size: int, stops: tuple[int, ...], states: list[Any]) -> Any:
         dataset = MixtureDataset(curriculum, journal=journals[rank], provenance=True)
         loader, batches = loader_of(dataset), []
         if states:
             dataset.load_state_dict(states[rank][0])
-            if loading.get("is_stateful"):
+            if is_stateful:
                 loader.load_state_dict(states[rank][1])
         with pytest.MonkeyPatch.context() as patch:
-            if "multiprocessing_context" not in loading:
-                PlannedOutage({"s2": (8, 3)} if rank == 1 and not states else {}, patch)
+            PlannedOutage({"s2": (8, 3)} if rank == 1 and not states else {}, patch)
             for stop in stops:
                 for batch in loader:
                     batches.append(reported(dataset, batch))
                     if batch["step"] == stop - 1:
                         break
-                if loading.get("is_stateful"):
+                if is_stateful:
                     break
-        of_loader = copy.deepcopy(loader.state_dict()) if loading.get("is_stateful") else None
+        of_loader = copy.deepcopy(loader.state_dict()) if is_stateful else None
         state = [json.loads(json.dumps(dataset.state_dict())), of_loader]
         dataset.walk.close_journal()
         return batches, state
@@ -151,8 +150,23 @@ def test_ranks_that_are_stopped_and_restored_go_on(
     assert_each_reader_gives_its_rows_in_order(curriculum, given, 2)
     names = [[line["name"] for line in pivots_of(path)] for path in journals]
     assert names[0] == names[1]
-    assert names[0] or "multiprocessing_context" in loading
+    assert names[0]
     assert audit(journals[0]).difference is None
+
+
+@pytest.mark.slow
+def test_spawned_workers_of_ranks_give_what_forked_ones_give(folder: Path) -> None:  # noqa: F811
+    curriculum = a_curriculum(folder, total_steps=20)
+
+    def job(rank: int, world_size: int) -> Any:
+        return [
+            trained(MixtureDataset(curriculum), num_workers=1, multiprocessing_context=method)
+            for method in ("fork", "spawn")
+        ]
+
+    for forked, spawned in in_ranks(2, job):
+        assert len(forked) == 20
+        assert forked == spawned
 
 
 def test_a_source_that_cannot_be_suspended_ends_all_ranks_with_the_reason(folder: Path) -> None:  # noqa: F811
