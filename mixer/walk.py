@@ -50,7 +50,7 @@ from mixer.records import (
     phase_to_state,
     state_to_phase,
 )
-from mixer.regimes import Regime
+from mixer.regimes import OUT_OF_REACH, Regime
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State, check_losses
 from mixer.scan import Position
@@ -300,6 +300,8 @@ class Walk:
         plan = self._replanned(self._plan, new)
         self._write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         if step < self.frontier:
+            if pivot.name.startswith(OUT_OF_REACH):  # an audit knows what may be lost as the journal was begun
+                self._inbox.keep_apart()
             self._cut(step)
         self._plan = plan
         return step

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.errors import InfeasibleRegionError, PivotError
 from mixer.journal import Journal, read_journal
@@ -175,6 +176,32 @@ def test_where_sources_may_be_lost_no_decision_hangs_on_which_reports_within_the
 
     assume(Walk(run).phase_at(trained).start < trained)
     assert same_phases(*map(cut_after_reports, behind))
+
+
+def test_a_run_that_was_told_on_its_way_that_sources_may_be_lost_is_audited_as_it_decided(tmp_path: Path) -> None:
+    """The journal's header says `on_failure: stop`, which is no part of what a run is."""
+    path = tmp_path / "walk.jsonl"
+    sources = [{"name": name, "local": "topics"} for name in source_names(4)]
+    for seed in range(8):
+        fields: dict[str, Any] = {"seed": seed, "feedback_lag": 8, "phases": {"initial_random": 1}}
+        first = curriculum(sources=sources, **fields)
+        with Journal.create(path) as journal:
+            walk = Walk(first, journal=journal)
+            drive(walk, 60)
+            state = walk.state_dict()
+        second = curriculum(sources=[{**source, "on_failure": "suspend"} for source in sources], **fields)
+        with Journal.open(path) as journal:
+            walk = Walk(second, journal=journal)
+            walk.load_state_dict(state)
+            drive(walk, walk.phase_at(120).start, since=60)
+            step = walk.phase_at(120).start + 1
+            drive(walk, step, since=step - 1, late=lambda step: 4)
+            walk.pivot(
+                Pivot(name=f"without-{step}-source-1", floors={}, caps={}, exclude=("source-1",)), step, cut=True
+            )
+            drive(walk, step + 60, since=step)
+        assert audit(path).difference is None
+        path.unlink()
 
 
 def test_where_a_cut_may_not_be_it_says_where_it_may() -> None:
