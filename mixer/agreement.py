@@ -15,8 +15,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 from mixer.errors import SourceUnavailableError, TopologyError
 
@@ -27,6 +27,8 @@ LEAVING_S = 10.0  # rank 0 keeps the store for others that are about to end
 CLEANED_EVERY = 64  # places; what the store holds stays small over weeks
 
 _SPOKEN = 1 << 32  # counted beside 1 for a rank that has more to say than that it is ready
+
+Result = TypeVar("Result")
 
 
 class Store(Protocol):
@@ -59,12 +61,27 @@ class Verdict:
     """What all ranks have said of a step, the same on each.
 
     Attributes:
+        loop: number of the loop that it was said in.
+        step: of which step.
+        is_late: whether that loop was left before this rank heard of it.
         problem: what keeps one of them from composing it; None if every rank has composed its part.
         readable: by rank, of the suspended sources those that all its readers can read; of the ranks that said so now.
     """
 
+    loop: int
+    step: int
     problem: SourceUnavailableError | None = None
     readable: Mapping[int, Collection[str]] = field(default_factory=dict)
+    is_late: bool = False
+
+
+@dataclass(eq=False)
+class Loop:
+    """An iteration over the data set: every rank begins as many, and counts the cuts of each."""
+
+    number: int
+    num_cuts: int = 0
+    is_open: bool = False  # whether all ranks have begun it, and know what was agreed on in the one before
 
 
 class Alone:
@@ -72,31 +89,36 @@ class Alone:
 
     world_size = 1
 
-    def begin(self) -> int:
-        """Return the number of the iteration that begins."""
-        return 0
+    def begin(self) -> Loop:
+        """Return the loop that begins."""
+        return Loop(0)
 
     def agree(
         self,
-        iteration: int,
+        loop: Loop,
         step: int,
+        follow: Callable[[Verdict], Result],
         *,
         problem: SourceUnavailableError | None,
         readable: Collection[str] | None,
         check: Callable[[], None] | None = None,
-    ) -> Verdict:
-        """Return what was said."""
-        return Verdict(problem, {} if readable is None else {0: readable})
+    ) -> Result:
+        """Follow what was said."""
+        return follow(Verdict(loop.number, step, problem, {} if readable is None else {0: readable}))
 
-    def give_up(self, iteration: int, step: int) -> None:
+    def give_up(self, loop: Loop, step: int) -> None:
         """Nobody waits."""
+
+    def forget(self) -> None:
+        """Nothing is left to follow."""
 
 
 class Agreement:
     """One rank's part in what all ranks agree on, step by step. Every rank makes one at the same time.
 
-    A place is an iteration over the data set, a step, and how many cuts the iteration had: each rank that is ready
-    there adds to the place's number, after it has appended what else it has to say. The number says when all have.
+    A place is a loop, a step, and how many cuts the loop had: each rank that is ready there adds to the place's number,
+    after it has appended what else it has to say. The number says when all have. Ranks leave a loop at different
+    moments, so one may have left before it heard what others followed already: it does so as the next loop begins.
 
     Args:
         store: shared by the ranks.
@@ -108,8 +130,9 @@ class Agreement:
         self.rank, self.world_size = rank, world_size
         self._store = store
         self._turn = threading.Lock()  # a thread at a time: of a loop that was left one may still be here
-        self._iteration = self._num_cuts = 0
+        self._loop = Loop(0)  # the newest
         self._place = ""  # where this rank was ready last
+        self._left: tuple[str, int, int] | None = None  # a place, its loop and step, whose verdict was not followed yet
         self._over: list[str] = []  # on rank 0, which removes them: places that were before that
         self._heard: dict[int, tuple[bytes, float]] = {}  # what each rank said last of itself, and since when
         self._is_closed = threading.Event()
@@ -125,28 +148,33 @@ class Agreement:
         keys = [name(rank) for rank in range(world_size) for name in (_alive, _at)]
         store.multi_set(keys, ["0 -1"] * len(keys))
 
-    def begin(self) -> int:
-        """Note that this rank begins to iterate, and return the iteration's number: every rank iterates as often."""
-        self._iteration, self._num_cuts = self._iteration + 1, 0
-        return self._iteration
+    def begin(self) -> Loop:
+        """Note that this rank begins to iterate, and return the loop."""
+        self._loop = Loop(self._loop.number + 1)
+        return self._loop
 
     def agree(
         self,
-        iteration: int,
+        loop: Loop,
         step: int,
+        follow: Callable[[Verdict], Result],
         *,
         problem: SourceUnavailableError | None,
         readable: Collection[str] | None,
         check: Callable[[], None] | None = None,
-    ) -> Verdict:
-        """Say how this rank fares with a step, wait for the others, and return what all say.
+    ) -> Result:
+        """Say how this rank fares with a step, wait for the others, and follow what all say.
 
         Args:
-            iteration: as ``begin`` gave it.
+            loop: as ``begin`` gave it.
             step: all steps below it were agreed on.
+            follow: given what all say. If that is late, of the loop before, nothing was said of this step yet.
             problem: what keeps this rank from composing it.
             readable: of the suspended sources those that all readers of this rank can read; None to say nothing.
             check: called now and then while it waits; what it raises ends the waiting.
+
+        Returns:
+            What ``follow`` gives.
 
         Raises:
             TopologyError: the others will not come: a rank has ended, is gone or stands elsewhere; says which.
@@ -156,17 +184,32 @@ class Agreement:
             "readable": None if readable is None else sorted(readable),
         }
         with self._turn, _told_of_the_store():
-            place = self._ready(iteration, step, {} if problem is None and readable is None else said)
+            late = None if loop.is_open else self._open(loop, step, check)
+            if late is not None:
+                return follow(late)
+            place = self._ready(loop, step, {} if problem is None and readable is None else said)
+            self._left = (place, loop.number, step)
             has_more = self._wait(place, step, check)
-            verdict = self._verdict(place, step) if has_more else Verdict()
-            self._num_cuts += verdict.problem is not None
-            return verdict
+            self._forget_old()
+            verdict = self._verdict(place, loop.number, step) if has_more else Verdict(loop.number, step)
+            loop.num_cuts += verdict.problem is not None
+            try:
+                self._left = None
+                return follow(verdict)
+            except TopologyError:  # the loop was left meanwhile: the next begins with this
+                self._left = (place, loop.number, step)
+                raise
 
-    def give_up(self, iteration: int, step: int) -> None:
+    def give_up(self, loop: Loop, step: int) -> None:
         """Say that this rank will never be ready for a step, without waiting for anybody."""
         with contextlib.suppress(TopologyError), self._turn, _told_of_the_store():
-            if self._place != self._name(iteration, step):
-                self._ready(iteration, step, {"is_lost": True})
+            if self._place != self._name(loop, step):
+                self._ready(loop, step, {"is_lost": True})
+
+    def forget(self) -> None:
+        """Let nothing of a loop before be followed: the run goes on from a state."""
+        with self._turn:
+            self._left = None
 
     def close(self) -> None:
         """Tell the others that this process ends; rank 0, which has the store, waits a little for them to end, too."""
@@ -184,16 +227,31 @@ class Agreement:
                     break
                 time.sleep(LONGEST_PAUSE_S)
 
-    def _name(self, iteration: int, step: int) -> str:
-        return f"{iteration}/{step}/{self._num_cuts}"
+    def _open(self, loop: Loop, step: int, check: Callable[[], None] | None) -> Verdict | None:
+        """Wait until all ranks have begun a loop; return what was agreed on in the one before, if not followed yet."""
+        self._wait(self._ready(loop, -1, {}), step, check)
+        loop.is_open, left, self._left = True, self._left, None
+        if left is None:
+            return None
+        place, number, at_step = left  # now that all have left that loop, it is whole or never will be
+        ready = self._store.add(_ready(place), 0)
+        if ready % _SPOKEN < self.world_size or ready < _SPOKEN:
+            return None
+        with contextlib.suppress(TopologyError):  # some rank had given it up: nobody follows
+            return replace(self._verdict(place, number, at_step), is_late=True)
+        return None
 
-    def _ready(self, iteration: int, step: int, said: Mapping[str, Any]) -> str:
+    @staticmethod
+    def _name(loop: Loop, step: int) -> str:
+        return f"{loop.number}/{step}/{loop.num_cuts}"
+
+    def _ready(self, loop: Loop, step: int, said: Mapping[str, Any]) -> str:
         """Say that this rank is ready, and what else there is to say; return the place."""
-        if iteration != self._iteration:
+        if loop is not self._loop:
             raise TopologyError(f"step {step} is of a loop that was left; take batches from the newest iteration alone")
         if self._place and self.rank == 0:
             self._over.append(self._place)
-        self._place = place = self._name(iteration, step)
+        self._place = place = self._name(loop, step)
         if said:
             self._store.append(_said(place), json.dumps({"rank": self.rank, **said}) + "\n")
         self._store.add(_ready(place), 1 + (_SPOKEN if said else 0))
@@ -212,18 +270,17 @@ class Agreement:
             pause = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, (time.monotonic() - begun) / 8))
             if self._is_closed.wait(pause):
                 raise TopologyError(f"step {step} was not composed by all ranks: this process ends")
-        self._forget_old()
         return ready >= _SPOKEN
 
     def _forget_old(self) -> None:
-        """Remove the places before this one: now that all ranks are here, none looks at them."""
+        """Remove the places before this step's: now that all ranks are here, none looks at them."""
         if len(self._over) >= CLEANED_EVERY:
             for place in self._over:
                 self._store.delete_key(_ready(place))
                 self._store.delete_key(_said(place))
             self._over.clear()
 
-    def _verdict(self, place: str, step: int) -> Verdict:
+    def _verdict(self, place: str, loop: int, step: int) -> Verdict:
         """Return what all have said, of several problems that of the lowest rank."""
         all_said = sorted(map(json.loads, self._store.get(_said(place)).splitlines()), key=lambda said: said["rank"])
         lost = [said["rank"] for said in all_said if said.get("is_lost")]
@@ -234,14 +291,14 @@ class Agreement:
             )
         problems = [(said["rank"], *said["problem"]) for said in all_said if said["problem"] is not None]
         if not problems:
-            return Verdict(None, {said["rank"]: said["readable"] for said in all_said})
+            return Verdict(loop, step, None, {said["rank"]: said["readable"] for said in all_said})
         rank, name, text = problems[0]
         where = "" if rank == self.rank else f" (on rank {rank})"
-        return Verdict(SourceUnavailableError(f"{text}{where}", name=name))
+        return Verdict(loop, step, SourceUnavailableError(f"{text}{where}", name=name))
 
     def _look_for_others(self, place: str, step: int) -> None:
         """Raise TopologyError if one of the other ranks will not come."""
-        self._store.set(_at(self.rank), f"{self._iteration} {step}")
+        self._store.set(_at(self.rank), f"{self._loop.number} {step}")
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         told = self._store.multi_get([name(rank) for rank in others for name in (_alive, _at)])
         if self._store.add(_ready(place), 0) % _SPOKEN >= self.world_size:
@@ -260,13 +317,13 @@ class Agreement:
                     f"rank {rank} is gone: nothing was heard of it for {SILENT_S:.0f} s, and step {step} waits for it: "
                     f"{again}"
                 )
-            if its_iteration > self._iteration:
+            if its_iteration > self._loop.number:
                 raise TopologyError(
                     f"rank {rank} has begun to iterate the data set anew ({its_iteration} times so far), and this rank "
-                    f"({self._iteration} times) still waits for it at step {step}: begin and leave loops on every rank "
-                    "alike"
+                    f"({self._loop.number} times) still waits for it at step {step}: begin and leave loops on every "
+                    "rank alike"
                 )
-            if (its_iteration, its_step) > (self._iteration, step):
+            if (its_iteration, its_step) > (self._loop.number, step):
                 raise TopologyError(
                     f"rank {rank} stands at step {its_step} and this rank at step {step}: load the state of one step "
                     "on every rank"

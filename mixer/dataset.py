@@ -253,6 +253,8 @@ class MixtureDataset(IterableDataset[Batch]):
             self._load_state_of_copy(state, num_workers)
             return
         readers = self._desk.load_state_dict(state)
+        if isinstance(self._suspension, Suspension):
+            self._suspension.ranks.forget()
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
         self._reports = Reports(self._reports.rows_per_step)

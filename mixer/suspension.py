@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Any, Self
 
-from mixer.agreement import Agreement, Alone, Verdict
+from mixer.agreement import Agreement, Alone, Loop, Verdict
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.errors import MixerError, PivotError, SourceUnavailableError
@@ -34,19 +34,19 @@ class Suspension:
         self.ranks = ranks or Alone()
         self._may = curriculum.suspended_if_lost
         self._walk = walk
-        self._iteration = 0
+        self._loop = Loop(0)
         self._readable: dict[int, Collection[str]] = {}  # by rank, the suspended sources that it could read
+        self._readable_in = 0  # number of the loop in which they said so
 
     @classmethod
     def of(cls, curriculum: Curriculum, walk: Any, ranks: Agreement | Alone | None = None) -> Self | None:
         """Return who suspends the sources of a run, None if none is streamed and to be suspended."""
         return cls(curriculum, walk, ranks) if curriculum.suspended_if_lost else None
 
-    def begin(self) -> int:
-        """Note that this process, or its workers, begin to iterate; return the iteration's number."""
-        self._readable.clear()
-        self._iteration = self.ranks.begin()
-        return self._iteration
+    def begin(self) -> Loop:
+        """Note that this process, or its workers, begin to iterate; return the loop."""
+        self._loop = self.ranks.begin()
+        return self._loop
 
     def read(self, reader: BatchReader, step: int) -> RowBatch:
         """Return the batch of a step, as soon as every rank can compose its own.
@@ -63,34 +63,36 @@ class Suspension:
                 batch = reader.read(step)
             except SourceUnavailableError as error:
                 problem = error
-            verdict = self.ranks.agree(self._iteration, step, problem=problem, readable=readable)
-            if self.follow(verdict, step):
+            is_good = self.ranks.agree(self._loop, step, self.follow, problem=problem, readable=readable)
+            if is_good:
                 assert batch is not None, "or there was a problem"
                 return batch
             readable = None
             if batch is not None:
                 reader.give_back(batch)
 
-    def follow(self, verdict: Verdict, step: int, *, first_free: int = 0) -> bool:
+    def follow(self, verdict: Verdict, *, first_free: int = 0) -> bool:
         """Do what ranks have agreed on for a step: suspend a source from there on, or take sources back.
 
         Args:
             verdict: the same on all ranks.
-            step: which.
             first_free: the first step that nobody counts on as it is.
 
         Returns:
-            Whether the step is for good as it was composed.
+            Whether the step that was agreed on now is for good as it was composed.
         """
+        if verdict.loop != self._readable_in:
+            self._readable.clear()
+            self._readable_in = verdict.loop
         if verdict.problem is not None:
             self._readable.clear()
-            self.suspend(verdict.problem, step, first_free=first_free)
+            self.suspend(verdict.problem, verdict.step, first_free=first_free)
             return False
         self._readable |= verdict.readable
         if len(self._readable) == self.ranks.world_size:
-            self.take_back(step, set.intersection(*map(set, self._readable.values())).__contains__)
+            self.take_back(verdict.step, set.intersection(*map(set, self._readable.values())).__contains__)
             self._readable.clear()
-        return True
+        return not verdict.is_late
 
     def suspend(self, error: SourceUnavailableError, step: int, *, first_free: int = 0) -> None:
         """Pivot the source that failed out from ``step`` on, whose batch is composed anew.

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixer.agreement import Loop, Verdict
 from mixer.batches import BatchReader, RowBatch
 from mixer.channel import RemotePhases
 from mixer.errors import SourceUnavailableError, TopologyError
@@ -49,7 +50,7 @@ class Turns:
 
     def _begin(self, iteration: Hashable, num_readers: int) -> None:
         self._iteration, self._num_readers = iteration, num_readers
-        self._number = 0 if iteration is None else self._suspension.begin()
+        self._loop = Loop(0) if iteration is None else self._suspension.begin()
         self._places: dict[int, int] = {}  # the next step of each reader
         self._gone: set[int] = set()  # readers whose workers ended, or raised an error
         self._num_cuts = 0
@@ -113,18 +114,21 @@ class Turns:
             if self._num_cuts > num_cuts:
                 return self._num_cuts
             readable = None if problem is not None else self._readable(step, answering)
-            number = self._number
-        verdict = self._suspension.ranks.agree(
-            number, step, problem=problem, readable=readable, check=self._check_iteration
+            loop = self._loop
+
+        def follow(verdict: Verdict) -> None:
+            with self._changed:
+                self._check_iteration()
+                if self._suspension.follow(verdict, first_free=self._desk.step):
+                    self._places[step % self._num_readers] = step + self._num_readers
+                else:
+                    self._num_cuts += 1
+                    self._answering.clear()
+                self._changed.notify_all()
+
+        self._suspension.ranks.agree(
+            loop, step, follow, problem=problem, readable=readable, check=self._check_iteration
         )
-        with self._changed:
-            self._check_iteration()
-            if self._suspension.follow(verdict, step, first_free=self._desk.step):
-                self._places[step % self._num_readers] = step + self._num_readers
-            else:
-                self._num_cuts += 1
-                self._answering.clear()
-            self._changed.notify_all()
         self._give_up_if_gone()
         return self._num_cuts
 
@@ -154,10 +158,10 @@ class Turns:
     def _give_up_if_gone(self) -> None:
         """Tell the other ranks if the next step is that of a reader that is gone."""
         with self._changed:
-            step, number = self._composed, self._number
+            step, loop = self._composed, self._loop
             is_lost = 0 <= step < self._walk.curriculum.total_steps and step % self._num_readers in self._gone
         if is_lost:
-            self._suspension.ranks.give_up(number, step)
+            self._suspension.ranks.give_up(loop, step)
 
     @property
     def _is_joined(self) -> bool:

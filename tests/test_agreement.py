@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import agreement
-from mixer.agreement import CLEANED_EVERY, Agreement, Verdict
+from mixer.agreement import CLEANED_EVERY, Agreement, Loop, Verdict
 from mixer.errors import SourceUnavailableError, TopologyError
 
 NAMES = ["s0", "s1", "s2"]
@@ -96,11 +96,11 @@ def test_all_ranks_are_told_the_same_and_the_problem_of_the_lowest_rank_first(
     ranks = Ranks(len(steps[0]))
 
     def job(rank: Agreement) -> list[Any]:
-        iteration, verdicts = rank.begin(), []
+        loop, verdicts = rank.begin(), []
         for step, said in enumerate(steps):
             problem, readable = said[rank.rank]
             error = None if problem is None else SourceUnavailableError(f"{problem} is down", name=problem)
-            verdicts.append(told(rank.agree(iteration, step, problem=error, readable=readable)))
+            verdicts.append(rank.agree(loop, step, told, problem=error, readable=readable))
         return verdicts
 
     given = ranks.do(job)
@@ -114,17 +114,21 @@ def test_all_ranks_are_told_the_same_and_the_problem_of_the_lowest_rank_first(
     ranks.close()
 
 
-def agreed(rank: Agreement, iteration: int, step: int, check: Callable[[], None] | None = None) -> Verdict:
-    return rank.agree(iteration, step, problem=None, readable=None, check=check)
+def agreed(rank: Agreement, loop: Loop, step: int, check: Callable[[], None] | None = None) -> Verdict:
+    return rank.agree(loop, step, lambda verdict: verdict, problem=None, readable=None, check=check)
+
+
+def left() -> None:
+    raise TopologyError("left")
 
 
 def test_what_the_store_holds_does_not_grow(two: Ranks) -> None:
     def job(rank: Agreement) -> None:
         for _ in range(3):
-            iteration = rank.begin()
+            loop = rank.begin()
             for step in range(4 * CLEANED_EVERY):
                 lost = SourceUnavailableError("down", name="s0") if step % 10 == 0 else None
-                rank.agree(iteration, step, problem=lost, readable=[])
+                rank.agree(loop, step, told, problem=lost, readable=[])
 
     before = connections()[0].num_keys()
     two.do(job)
@@ -133,20 +137,56 @@ def test_what_the_store_holds_does_not_grow(two: Ranks) -> None:
 
 def test_a_loop_that_was_left_meets_nobody_of_the_next(two: Ranks) -> None:
     first, second = two.all
-
-    def leave() -> None:
-        raise TopologyError("left")
-
-    iterations = [rank.begin() for rank in two.all]
-    two.do(lambda rank: agreed(rank, 1, 0))
+    loops = [rank.begin() for rank in two.all]
+    two.do(lambda rank: agreed(rank, loops[rank.rank], 0))
     with pytest.raises(TopologyError, match="left"):
-        agreed(first, iterations[0], 1, leave)
-    assert [rank.begin() for rank in two.all] == [2, 2]
+        agreed(first, loops[0], 1, left)
+    again = [rank.begin() for rank in two.all]
     lost = SourceUnavailableError("down", name="s0")
-    verdicts = two.do(lambda rank: rank.agree(2, 1, problem=lost if rank is second else None, readable=None))
-    assert [told(verdict) for verdict in verdicts] == [("s0", {})] * 2
+    verdicts = two.do(
+        lambda rank: rank.agree(again[rank.rank], 1, told, problem=lost if rank is second else None, readable=None)
+    )
+    assert verdicts == [("s0", {})] * 2
     with pytest.raises(TopologyError, match="step 1 is of a loop that was left"):
-        agreed(first, 1, 1)
+        agreed(first, loops[0], 1)
+
+
+@pytest.mark.parametrize("how", ["while it waits", "as it hears", "restored"])
+def test_who_leaves_a_loop_before_he_hears_what_others_followed_does_so_as_the_next_begins(
+    two: Ranks, how: str
+) -> None:
+    first, second = two.all
+    loops = [rank.begin() for rank in two.all]
+    two.do(lambda rank: agreed(rank, loops[rank.rank], 4))
+    lost = SourceUnavailableError("down", name="s0")
+    heard: list[Any] = []
+
+    def second_is_told() -> None:
+        heard.append(second.agree(loops[1], 5, told, problem=lost, readable=None))
+
+    if how == "as it hears":
+        thread = threading.Thread(target=second_is_told)
+        thread.start()
+        with pytest.raises(TopologyError, match="left"):
+            first.agree(loops[0], 5, lambda verdict: left(), problem=None, readable=None)
+        thread.join()
+    else:
+        with pytest.raises(TopologyError, match="left"):
+            agreed(first, loops[0], 5, left)
+        second_is_told()
+    assert heard == [("s0", {})]
+    if how == "restored":
+        first.forget()
+    again = [rank.begin() for rank in two.all]
+
+    def until_it_is_not_late(rank: Agreement) -> list[tuple[bool, int, str | None]]:
+        verdicts = [agreed(rank, again[rank.rank], 3)]
+        if verdicts[0].is_late:
+            verdicts.append(agreed(rank, again[rank.rank], 3))
+        return [(verdict.is_late, verdict.step, told(verdict)[0]) for verdict in verdicts]
+
+    late = [] if how == "restored" else [(True, 5, "s0")]
+    assert two.do(until_it_is_not_late) == [[*late, (False, 3, None)], [(False, 3, None)]]
 
 
 def test_who_waits_for_a_rank_that_says_nothing_any_more_is_told_which(
@@ -171,11 +211,12 @@ def test_who_waits_for_a_rank_that_has_ended_is_told_so(two: Ranks) -> None:
 
 def test_who_waits_for_a_rank_whose_worker_is_gone_is_told_so(two: Ranks) -> None:
     first, second = two.all
-    iterations = [rank.begin() for rank in two.all]
-    second.give_up(iterations[1], 7)
-    second.give_up(iterations[1], 7)  # is said once
+    loops = [rank.begin() for rank in two.all]
+    two.do(lambda rank: agreed(rank, loops[rank.rank], 6))
+    second.give_up(loops[1], 7)
+    second.give_up(loops[1], 7)  # is said once
     with pytest.raises(TopologyError, match="rank 1 will not compose step 7: the worker that was to is gone"):
-        agreed(first, iterations[0], 7)
+        agreed(first, loops[0], 7)
 
 
 def test_ranks_that_stand_at_different_steps_or_iterate_more_often_are_told_so(two: Ranks) -> None:
@@ -199,22 +240,20 @@ def test_ranks_that_stand_at_different_steps_or_iterate_more_often_are_told_so(t
 
 def test_a_rank_that_begins_once_more_than_another_ends_its_waiting(two: Ranks) -> None:
     first, second = two.all
-    first.begin()
-    for _ in range(2):
-        iteration = second.begin()
-    waiting = threading.Thread(target=lambda: two.do(lambda rank: agreed(rank, iteration, 0) if rank is second else 0))
+    loop = first.begin()
+    ahead = [second.begin() for _ in range(2)][-1]
+    waiting = threading.Thread(target=lambda: agreed(second, ahead, 0))
     waiting.start()
     with pytest.raises(TopologyError, match=r"rank 1 has begun to iterate the data set anew \(2 times so far\)"):
-        agreed(first, 1, 0)
-    first.begin()
-    agreed(first, 2, 0)
+        agreed(first, loop, 0)
+    agreed(first, first.begin(), 0)
     waiting.join(100)
     assert not waiting.is_alive()
 
 
 def test_ending_the_process_ends_the_waiting(two: Ranks) -> None:
     first = two.all[0]
-    iteration = first.begin()
+    loop = first.begin()
     threading.Timer(0.2, first.close).start()
     with pytest.raises(TopologyError, match="step 0 was not composed by all ranks: this process ends"):
-        agreed(first, iteration, 0)
+        agreed(first, loop, 0)
