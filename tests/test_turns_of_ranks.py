@@ -155,6 +155,30 @@ def test_ranks_that_are_stopped_and_restored_go_on(
 
 
 @pytest.mark.slow
+def test_ranks_that_leave_loops_around_a_cut_agree_all_the_same(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """What was prefetched when a loop is left may hold a cut that not every rank has heard of."""
+    curriculum = a_curriculum(folder)
+    journals = [tmp_path / f"{rank}.jsonl" for rank in range(2)]
+
+    def job(rank: int, world_size: int) -> Any:
+        dataset, batches = MixtureDataset(curriculum, journal=journals[rank], provenance=True), []
+        loader = DataLoader(dataset, batch_size=None, num_workers=2)
+        with pytest.MonkeyPatch.context() as patch:
+            PlannedOutage(DOWN[rank], patch)
+            for stop in (*range(24, 48, 2), STEPS):
+                for batch in loader:
+                    batches.append(reported(dataset, batch))
+                    if batch["step"] == stop - 1:
+                        break
+        return batches
+
+    given = in_ranks(2, job)
+    assert all(isinstance(batches, list) for batches in given), given
+    assert_all_cut_alike(curriculum, given, journals)
+    assert_each_reader_gives_its_rows_in_order(curriculum, given, 2)
+
+
+@pytest.mark.slow
 def test_spawned_workers_of_ranks_give_what_forked_ones_give(folder: Path) -> None:  # noqa: F811
     curriculum = a_curriculum(folder, total_steps=20)
 
