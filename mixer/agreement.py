@@ -29,6 +29,7 @@ CLEANED_EVERY = 64  # places; what the store holds stays small over weeks
 _SPOKEN = 1 << 32  # counted beside 1 for a rank that has more to say than that it is ready
 
 Result = TypeVar("Result")
+Left = tuple[str, int, int]  # a place, the number of its loop, and its step
 
 
 class Store(Protocol):
@@ -132,7 +133,7 @@ class Agreement:
         self._turn = threading.Lock()  # a thread at a time: of a loop that was left one may still be here
         self._loop = Loop(0)  # the newest
         self._place = ""  # where this rank was ready last
-        self._left: tuple[str, int, int] | None = None  # a place, its loop and step, whose verdict was not followed yet
+        self._left: Left | None = None  # whose verdict was not followed yet
         self._over: list[str] = []  # on rank 0, which removes them: places that were before that
         self._heard: dict[int, tuple[bytes, float]] = {}  # what each rank said last of itself, and since when
         self._is_closed = threading.Event()
@@ -184,21 +185,18 @@ class Agreement:
             "readable": None if readable is None else sorted(readable),
         }
         with self._turn, _told_of_the_store():
-            late = None if loop.is_open else self._open(loop, step, check)
-            if late is not None:
-                return follow(late)
+            if not loop.is_open:
+                left = self._open(loop, step, check)
+                late = None if left is None else self._late(*left)
+                if left is not None and late is not None:
+                    return self._followed(late, follow, left)
             place = self._ready(loop, step, {} if problem is None and readable is None else said)
-            self._left = (place, loop.number, step)
+            self._left = here = (place, loop.number, step)
             has_more = self._wait(place, step, check)
             self._forget_old()
             verdict = self._verdict(place, loop.number, step) if has_more else Verdict(loop.number, step)
             loop.num_cuts += verdict.problem is not None
-            try:
-                self._left = None
-                return follow(verdict)
-            except TopologyError:  # the loop was left meanwhile: the next begins with this
-                self._left = (place, loop.number, step)
-                raise
+            return self._followed(verdict, follow, here)
 
     def give_up(self, loop: Loop, step: int) -> None:
         """Say that this rank will never be ready for a step, without waiting for anybody."""
@@ -227,19 +225,28 @@ class Agreement:
                     break
                 time.sleep(LONGEST_PAUSE_S)
 
-    def _open(self, loop: Loop, step: int, check: Callable[[], None] | None) -> Verdict | None:
-        """Wait until all ranks have begun a loop; return what was agreed on in the one before, if not followed yet."""
+    def _open(self, loop: Loop, step: int, check: Callable[[], None] | None) -> Left | None:
+        """Wait until all ranks have begun a loop; return the place in the one before that this rank did not follow."""
         self._wait(self._ready(loop, -1, {}), step, check)
         loop.is_open, left, self._left = True, self._left, None
-        if left is None:
-            return None
-        place, number, at_step = left  # now that all have left that loop, it is whole or never will be
+        return left
+
+    def _late(self, place: str, loop: int, step: int) -> Verdict | None:
+        """Return what was agreed on in a loop that all have left, if all were ready: none can be any more."""
         ready = self._store.add(_ready(place), 0)
         if ready % _SPOKEN < self.world_size or ready < _SPOKEN:
             return None
         with contextlib.suppress(TopologyError):  # some rank had given it up: nobody follows
-            return replace(self._verdict(place, number, at_step), is_late=True)
+            return replace(self._verdict(place, loop, step), is_late=True)
         return None
+
+    def _followed(self, verdict: Verdict, follow: Callable[[Verdict], Result], left: Left) -> Result:
+        try:
+            self._left = None
+            return follow(verdict)
+        except TopologyError:  # the loop was left meanwhile: the next begins with this
+            self._left = left
+            raise
 
     @staticmethod
     def _name(loop: Loop, step: int) -> str:
