@@ -136,6 +136,7 @@ class Agreement:
         self._left: Left | None = None  # whose verdict was not followed yet
         self._over: list[str] = []  # on rank 0, which removes them: places that were before that
         self._heard: dict[int, tuple[bytes, float]] = {}  # what each rank said last of itself, and since when
+        self._gone: set[int] = set()
         self._is_closed = threading.Event()
         self._beats = threading.Thread(target=_beat, args=(beats, rank, self._is_closed), daemon=True)
         self._beats.start()
@@ -218,7 +219,7 @@ class Agreement:
         if not self._turn.acquire(timeout=BEAT_S):  # or a thread would come back from the store to an end
             return
         deadline = time.monotonic() + LEAVING_S
-        keys = [_alive(rank) for rank in range(self.world_size)]
+        keys = [_alive(rank) for rank in range(self.world_size) if rank not in self._gone]
         with contextlib.suppress(RuntimeError):
             while self.rank == 0 and time.monotonic() < deadline:
                 if set(self._store.multi_get(keys)) == {_ENDED}:
@@ -320,6 +321,7 @@ class Agreement:
             if alive == _ENDED:
                 raise TopologyError(f"rank {rank} has ended, and did not compose step {step}: {again}")
             if time.monotonic() - since > SILENT_S:
+                self._gone.add(rank)
                 raise TopologyError(
                     f"rank {rank} is gone: nothing was heard of it for {SILENT_S:.0f} s, and step {step} waits for it: "
                     f"{again}"
