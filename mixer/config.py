@@ -380,6 +380,13 @@ class Curriculum(Frozen):
         return plan_regimes(self.bounds, warmup=self.warmup, changes=changes)
 
     @cached_property
+    def suspended_if_lost(self) -> frozenset[str]:
+        """The streamed sources that the run is to go on without while they cannot be reached."""
+        if self.prepared is not None:
+            return frozenset()
+        return frozenset(source.name for source in self.sources if source.on_failure == "suspend")
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 

@@ -28,10 +28,10 @@ from mixer.journal import Journal
 from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
-from mixer.ranks import Claim, can_agree, default_ranks, highest_over_ranks, summed_over_ranks
+from mixer.ranks import Claim, agreement, default_ranks, summed_over_ranks
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
-from mixer.suspension import Suspension, suspended_if_lost
+from mixer.suspension import Suspension
 from mixer.turns import InTurn, Turns
 from mixer.walk import Walk
 
@@ -68,6 +68,9 @@ class MixtureDataset(IterableDataset[Batch]):
         provenance: add ``row_numbers`` int64 [b]: the number of each row in its source, over all epochs.
         compact: leave ``input_ids`` and ``labels`` in the smallest type that holds the vocabulary (uint8, uint16 or
             uint32), a quarter of the bytes for most: move them to the device, and ``.long()`` there.
+
+    With a streamed source whose ``on_failure`` is ``suspend`` ranks meet to agree: each makes the data set, at the same
+    time, and iterates it as often as the others.
 
     Raises:
         ConfigError, SourceError, TokenizerError: what cannot be read, before the first batch.
@@ -109,7 +112,8 @@ class MixtureDataset(IterableDataset[Batch]):
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
-        self._suspension: Suspension | InTurn | None = Suspension.of(curriculum, self._desk.walk, self._highest)
+        self._suspension: Suspension | InTurn | None = self._agreeing(self._desk)
+        self._is_in_turn = self._suspension is not None  # how workers compose
         self._answering = self._answering_workers(self._desk)
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``
@@ -165,22 +169,26 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _read(self, step: int) -> TokenBatch:
         """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
-        if self._suspension is not None and (self._desk is None or can_agree(self.world_size, self._group)):
+        if self._suspension is not None:
             return self._suspension.read(self._reader, step).split(self._token_dtype)
         try:
             return self._reader.read_split(step, self._token_dtype)
         except SourceUnavailableError as error:
-            if error.name not in suspended_if_lost(self.curriculum):
+            if error.name not in self.curriculum.suspended_if_lost:
                 raise
             raise SourceUnavailableError(
-                f"{error}; it is suspended only where all who read agree before they train on a batch. Of several "
-                "ranks, each must iterate the data set itself (num_workers=0), with torch.distributed up; or prepare "
-                "the sources (`mixer prepare`)",
+                f"{error}; it is suspended only where all ranks can agree before they train on a batch: when this data "
+                f"set was made, torch.distributed was not up with its {self.world_size} ranks. Call "
+                "torch.distributed.init_process_group first, or prepare the sources (`mixer prepare`)",
                 name=error.name,
             ) from error
 
-    def _highest(self, number: int) -> int:
-        return highest_over_ranks(number, world_size=self.world_size, group=self._group)
+    def _agreeing(self, desk: Desk) -> Suspension | None:
+        """Return who suspends sources, None if none is to be, or ranks cannot agree; every rank calls."""
+        if not self.curriculum.suspended_if_lost:
+            return None
+        ranks = agreement(self.rank, self.world_size, self._group)
+        return None if ranks is None else Suspension(self.curriculum, desk.walk, ranks)
 
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row
@@ -210,7 +218,7 @@ class MixtureDataset(IterableDataset[Batch]):
         desk, was_new = self._main, False
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
             if self.world_size > 1:
-                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint)
+                claim = Claim.of(step, _uncut(desk.phase_at(step)), self._rows.fingerprint)
                 losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
             was_new = desk.walk.report(step, losses) or was_new
             if desk.has_workers:
@@ -250,6 +258,8 @@ class MixtureDataset(IterableDataset[Batch]):
             self._load_state_of_copy(state, num_workers)
             return
         readers = self._desk.load_state_dict(state)
+        if isinstance(self._suspension, Suspension):
+            self._suspension.ranks.forget()
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
         self._reports = Reports(self._reports.rows_per_step)
@@ -276,7 +286,7 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _answering_workers(self, desk: Desk) -> Answering:
         """Return who answers workers, which compose in turn where a source may be suspended while they read."""
-        if not isinstance(self._suspension, Suspension) or self.world_size > 1:
+        if not isinstance(self._suspension, Suspension):
             return Answering(desk.methods())
         turns = Turns(desk, self._suspension)
         return Answering(desk.methods() | turns.methods(), on_leave=turns.leave)
@@ -294,6 +304,8 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _begin_here(self, desk: Desk) -> None:
         """Bring the reader to where the run stands."""
+        if isinstance(self._suspension, Suspension):
+            self._suspension.begin()
         if desk.has_workers or not self._is_placed:
             state = desk.read_here().of_reader(0, 1)
             self._step, self._row = desk.step, desk.row
@@ -341,7 +353,7 @@ class MixtureDataset(IterableDataset[Batch]):
                 self._reader.load_state_dict(state)
                 self._before = state
         self._suspension = None
-        if self.world_size == 1 and suspended_if_lost(self.curriculum):
+        if self._is_in_turn:
             first = None if is_placed else beginning.step
             self._suspension = InTurn(self._phases, self._iteration, num_workers, self._step, first)
 
@@ -399,8 +411,13 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
 
 
 def _mark_of(phase: Phase) -> list[int]:
-    """Return what tells a phase from any other that might have been decided there; a cut of it changes nothing."""
-    return [phase.start, Claim.of(phase.start, replace(phase, length=1), "").digest]
+    """Return what tells a phase from any other that might have been decided there."""
+    return [phase.start, Claim.of(phase.start, _uncut(phase), "").digest]
+
+
+def _uncut(phase: Phase) -> Phase:
+    """Return a phase as it is known to all, whether they know of a cut of it or not yet."""
+    return replace(phase, length=1)
 
 
 def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:

@@ -125,6 +125,11 @@ class Inbox:
         gone = set(map(id, used))
         self._pending = [arrived for arrived in self._pending if id(arrived) not in gone]
 
+    def keep_apart(self) -> None:
+        """Let decisions use each step by itself from now on, as if ``in_sums`` had been False."""
+        self._in_sums = False
+        self._pending = [replace(arrived, due=arrived.last_step + 1) for arrived in self._pending]
+
     def put_back(self, used: Sequence[Arrived]) -> None:
         """Take back what ``drop`` forgot: the decision that used it is undone."""
         self._pending = sorted([*used, *self._pending], key=_first_step)

@@ -2,15 +2,17 @@
 
 Both are live pivots, so they are journalled, replayed and kept in saved states like any other. The one out cuts the
 phase in force at the batch that could not be composed; the one back in begins with the next phase. Ranks agree before
-any of them trains on a batch: what one cannot compose, the others give back. DataLoader workers do (``turns``).
+any of them trains on a batch (``agreement``): what one cannot compose, the others give back. DataLoader workers do
+(``turns``).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
+from mixer.agreement import Agreement, Alone, Loop, Verdict
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.errors import MixerError, PivotError, SourceUnavailableError
@@ -19,56 +21,78 @@ from mixer.regimes import OUT_OF_REACH, Regime
 log = logging.getLogger(__name__)
 
 
-def suspended_if_lost(curriculum: Curriculum) -> set[str]:
-    """Return the streamed sources that a run is to go on without while they cannot be reached."""
-    if curriculum.prepared is not None:
-        return set()
-    return {source.name for source in curriculum.sources if source.on_failure == "suspend"}
-
-
 class Suspension:
     """Suspends the sources whose ``on_failure`` says so.
 
     Args:
         curriculum: the run.
         walk: who decides; one that cannot pivot (a replay) suspends nothing.
-        highest: returns the highest of the numbers that all ranks call it with; by default this process reads for all.
+        ranks: with whom this process agrees.
     """
 
-    def __init__(self, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> None:
-        self._names = curriculum.names
-        self._highest = highest
-        self._may = suspended_if_lost(curriculum)
+    def __init__(self, curriculum: Curriculum, walk: Any, ranks: Agreement | Alone | None = None) -> None:
+        self.ranks = ranks or Alone()
+        self._may = curriculum.suspended_if_lost
         self._walk = walk
+        self._loop = Loop(0)
+        self._readable: dict[int, Collection[str]] = {}  # by rank, the suspended sources that it could read
+        self._readable_in = 0  # number of the loop in which they said so
 
     @classmethod
-    def of(cls, curriculum: Curriculum, walk: Any, highest: Callable[[int], int] = int) -> Self | None:
+    def of(cls, curriculum: Curriculum, walk: Any, ranks: Agreement | Alone | None = None) -> Self | None:
         """Return who suspends the sources of a run, None if none is streamed and to be suspended."""
-        return cls(curriculum, walk, highest) if suspended_if_lost(curriculum) else None
+        return cls(curriculum, walk, ranks) if curriculum.suspended_if_lost else None
+
+    def begin(self) -> Loop:
+        """Note that this process, or its workers, begin to iterate; return the loop."""
+        self._loop = self.ranks.begin()
+        return self._loop
 
     def read(self, reader: BatchReader, step: int) -> RowBatch:
         """Return the batch of a step, as soon as every rank can compose its own.
 
         Raises:
             SourceUnavailableError: a source is out of reach and cannot be suspended; on all ranks.
+            TopologyError: another rank is gone.
         """
-        if self._walk.phase_at(step).start == step:
-            self.take_back(step, lambda name: not self._highest(not reader.probe(name)))
+        names = self.to_probe(step) if self._walk.phase_at(step).start == step else []
+        readable = [name for name in names if reader.probe(name)] if names else None
         while True:
-            batch, error = None, None
+            batch = problem = None
             try:
                 batch = reader.read(step)
-            except SourceUnavailableError as unavailable:
-                error = unavailable
-            failed = self._highest(0 if error is None else 1 + self._names.index(error.name))
+            except SourceUnavailableError as error:
+                problem = error
+            is_good = self.ranks.agree(self._loop, step, self.follow, problem=problem, readable=readable)
+            if is_good:
+                assert batch is not None, "or there was a problem"
+                return batch
+            readable = None
             if batch is not None:
-                if not failed:
-                    return batch
                 reader.give_back(batch)
-            name = self._names[failed - 1]
-            if error is None or error.name != name:
-                error = SourceUnavailableError(f"source {name}: another rank cannot reach it", name=name)
-            self.suspend(error, step)
+
+    def follow(self, verdict: Verdict, *, first_free: int = 0) -> bool:
+        """Do what ranks have agreed on for a step: suspend a source from there on, or take sources back.
+
+        Args:
+            verdict: the same on all ranks.
+            first_free: the first step that nobody counts on as it is.
+
+        Returns:
+            Whether the step that was agreed on now is for good as it was composed.
+        """
+        if verdict.loop != self._readable_in:
+            self._readable.clear()
+            self._readable_in = verdict.loop
+        if verdict.problem is not None:
+            self._readable.clear()
+            self.suspend(verdict.problem, verdict.step, first_free=first_free)
+            return False
+        self._readable |= verdict.readable
+        if len(self._readable) == self.ranks.world_size:
+            self.take_back(verdict.step, set.intersection(*map(set, self._readable.values())).__contains__)
+            self._readable.clear()
+        return not verdict.is_late
 
     def suspend(self, error: SourceUnavailableError, step: int, *, first_free: int = 0) -> None:
         """Pivot the source that failed out from ``step`` on, whose batch is composed anew.
@@ -96,19 +120,19 @@ class Suspension:
             ) from error
         log.warning("source %s is suspended from step %d on: %s", error.name, step, error)
 
-    def take_back(self, step: int, probe: Callable[[str], bool]) -> None:
-        """Pivot those that answer again back in, from the next phase on; asked once a phase.
+    def take_back(self, step: int, can_read: Callable[[str], bool]) -> None:
+        """Pivot those that answer again back in, from the next phase on.
 
         Args:
-            step: the first step of a phase.
-            probe: whether a source can be read now.
+            step: one of the phase in which they were tried.
+            can_read: whether all who read can read a source now.
         """
         if not self._walk.regime_at(step).name.startswith(OUT_OF_REACH):
             return
         if self._walk.regime_at(self._walk.frontier).name != self._walk.regime_at(step).name:
             return  # another regime comes next, as planned or as decided before
         out = self._suspended(step)
-        still = [name for name in out if not probe(name)]
+        still = [name for name in out if not can_read(name)]
         if still == out:
             return
         planned, start = self._planned(step).bounds, self._walk.frontier

@@ -1,11 +1,12 @@
 """Composing in turn: how DataLoader workers agree on where a source is suspended, before any batch leaves them.
 
 A suspension cuts the phase in force, so nobody may have given away a batch from there on, and what torch has taken
-from a worker never comes back. So a worker gives a step away once all steps below it are composed, and is told of a
-phase once all steps of the one before are: two waits a batch, only where a streamed source may be suspended.
+from a worker never comes back. So a worker gives a step away once all steps below it are composed, by every rank
+(``agreement``), and is told of a phase once all steps of the one before are: two waits a batch, only where a streamed
+source may be suspended.
 
 Nobody waits for a worker that has nothing to do, since torch hands out steps in order; who waits for one that is gone
-gets an error.
+gets an error. While other ranks are waited for the desk is free: their trainers may wait for this rank's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixer.agreement import Loop, Verdict
 from mixer.batches import BatchReader, RowBatch
 from mixer.channel import RemotePhases
 from mixer.errors import SourceUnavailableError, TopologyError
@@ -32,7 +34,7 @@ class Turns:
     """In the process that decides: whose turn it is to give a batch away.
 
     Reader r of N composes the steps that leave r when divided by N, one after the other. Steps are composed for good in
-    their order; a cut voids what is composed, but not yet for good.
+    their order, on all ranks; a cut voids what is composed, but not yet for good.
 
     Args:
         desk: knows the walk, and which iteration is the newest.
@@ -48,6 +50,7 @@ class Turns:
 
     def _begin(self, iteration: Hashable, num_readers: int) -> None:
         self._iteration, self._num_readers = iteration, num_readers
+        self._loop = Loop(0) if iteration is None else self._suspension.begin()
         self._places: dict[int, int] = {}  # the next step of each reader
         self._gone: set[int] = set()  # readers whose workers ended, or raised an error
         self._num_cuts = 0
@@ -110,16 +113,24 @@ class Turns:
             self._wait_until(lambda: self._composed >= step or self._num_cuts > num_cuts)
             if self._num_cuts > num_cuts:
                 return self._num_cuts
-            if problem is not None:
-                self._suspension.suspend(problem, step, first_free=self._desk.step)
-                self._num_cuts += 1
-                self._answering.clear()
-            else:
-                self._places[step % self._num_readers] = step + self._num_readers
-                if answering is not None:
-                    self._take_back(step, answering)
-            self._changed.notify_all()
-            return self._num_cuts
+            readable = None if problem is not None else self._readable(step, answering)
+            loop = self._loop
+
+        def follow(verdict: Verdict) -> None:
+            with self._changed:
+                self._check_iteration()
+                if self._suspension.follow(verdict, first_free=self._desk.step):
+                    self._places[step % self._num_readers] = step + self._num_readers
+                else:
+                    self._num_cuts += 1
+                    self._answering.clear()
+                self._changed.notify_all()
+
+        self._suspension.ranks.agree(
+            loop, step, follow, problem=problem, readable=readable, check=self._check_iteration
+        )
+        self._give_up_if_gone()
+        return self._num_cuts
 
     def to_probe(self, step: int) -> list[str]:
         """Return the sources that a worker is to try at its first step of a phase."""
@@ -128,17 +139,29 @@ class Turns:
     def leave(self) -> None:
         """Note that the worker that is answered in this thread is gone, or has raised an error."""
         with self._changed:
-            if self._is_joined and self._caller.iteration == self._iteration:
-                self._gone.add(self._caller.reader)
-                self._changed.notify_all()
+            if not self._is_joined or self._caller.iteration != self._iteration:
+                return
+            self._gone.add(self._caller.reader)
+            self._changed.notify_all()
+        self._give_up_if_gone()
 
-    def _take_back(self, step: int, answering: Sequence[str]) -> None:
-        """Note what a reader can read; once every one has said so, take back what all of them can."""
-        self._answering[step % self._num_readers] = answering
-        if len(self._answering) == self._num_readers:
-            readable = set.intersection(*map(set, self._answering.values()))
-            self._suspension.take_back(step, readable.__contains__)
-            self._answering.clear()
+    def _readable(self, step: int, answering: Sequence[str] | None) -> set[str] | None:
+        """Note what a reader can read; return what all of this rank can, once every one has said so."""
+        if answering is not None:
+            self._answering[step % self._num_readers] = answering
+        if len(self._answering) < self._num_readers:
+            return None
+        readable = set.intersection(*map(set, self._answering.values()))
+        self._answering.clear()
+        return readable
+
+    def _give_up_if_gone(self) -> None:
+        """Tell the other ranks if the next step is that of a reader that is gone."""
+        with self._changed:
+            step, loop = self._composed, self._loop
+            is_lost = 0 <= step < self._walk.curriculum.total_steps and step % self._num_readers in self._gone
+        if is_lost:
+            self._suspension.ranks.give_up(loop, step)
 
     @property
     def _is_joined(self) -> bool:

@@ -4,7 +4,8 @@
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
 first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
 short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag were summed by
-the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it.
+the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it;
+where sources may be suspended they are kept apart instead.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mixer.policies import Choice, Policy, make_policy
 from mixer.randomness import passing_generator
 from mixer.recording import Recording
 from mixer.records import decision_record
-from mixer.regimes import Regime
+from mixer.regimes import OUT_OF_REACH, Regime
 from mixer.region import Region
 from mixer.rewards import SourceLosses, State, check_losses
 from mixer.states import STATE_VERSION, check_state, closed, opened
@@ -121,7 +122,8 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             is_by_step=self._policy.is_by_step,
-            in_sums=self._policy.in_sums,
+            # a source may be lost at any step: what a decision uses must not hang on which reports came before the cut
+            in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
             is_guarded=self._guard is not None,
             whole_rows=curriculum.batch_rows if self._policy.learns_ahead else None,
         )
@@ -247,6 +249,8 @@ class Walk:
         plan = self._replanned(self._plan, new)
         self._recording.write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         if step < self.frontier:
+            if pivot.name.startswith(OUT_OF_REACH):  # an audit knows what may be lost as the journal was begun
+                self._inbox.keep_apart()
             self._cut(step)
         self._plan = plan
         return step

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.errors import InfeasibleRegionError, PivotError
 from mixer.journal import Journal, read_journal
@@ -19,7 +22,19 @@ from mixer.phases import Phase
 from mixer.states import closed, opened
 from mixer.story import read_story
 from mixer.walk import Walk
-from tests.curricula import MAX_LATE, batch_counts, curricula, curriculum, drive, on_time, ragged, same_phases
+from tests.curricula import (
+    MAX_LATE,
+    POLICIES,
+    batch_counts,
+    curricula,
+    curriculum,
+    drive,
+    noisy_losses,
+    on_time,
+    ragged,
+    same_phases,
+)
+from tests.strategies import source_names
 
 LIVE = Pivot(name="live", floors={"source-0": 0.25}, caps={}, exclude=())
 
@@ -133,6 +148,60 @@ def test_the_first_cut_is_the_first_step_at_which_a_pivot_is_not_refused(
             walk.pivot(LIVE, step, cut=True)
     assert walk.state_dict() == state
     assert walk.pivot(LIVE, first, cut=True) == first
+
+
+@given(
+    st.sampled_from(POLICIES),
+    st.integers(0, 2**32),
+    st.integers(20, 60),
+    st.integers(1, 10),
+    st.lists(st.integers(0, 10), min_size=2, max_size=2),
+)
+@settings(max_examples=40)
+def test_where_sources_may_be_lost_no_decision_hangs_on_which_reports_within_the_lag_came_before_a_cut(
+    policy: Mapping[str, Any], seed: int, trained: int, lag: int, behind: list[int]
+) -> None:
+    """So that ranks which are told of a loss at different moments decide alike."""
+    lost = [{"name": n, "local": "topics", "tokens": 10**6, "on_failure": "suspend"} for n in source_names(4)]
+    run = curriculum(sources=lost, seed=seed, policy=policy, feedback_lag=lag, phases={"initial_random": 1})
+
+    def cut_after_reports(behind: int) -> list[Phase]:
+        """Report up to ``behind`` steps before the cut by then, and everything else within the lag."""
+        walk, late = Walk(run), max(0, min(behind, lag) - 1)
+        before = drive(walk, trained, late=lambda step: late)
+        walk.pivot(LIVE, trained, cut=True)
+        for step in range(max(0, trained - late), trained):
+            walk.report(step, noisy_losses(run, step, batch_counts(run, walk.phase_at(step), step)))
+        return before + drive(walk, trained + 120, since=trained)
+
+    assume(Walk(run).phase_at(trained).start < trained)
+    assert same_phases(*map(cut_after_reports, behind))
+
+
+def test_a_run_that_was_told_on_its_way_that_sources_may_be_lost_is_audited_as_it_decided(tmp_path: Path) -> None:
+    """The journal's header says `on_failure: stop`, which is no part of what a run is."""
+    path = tmp_path / "walk.jsonl"
+    sources = [{"name": name, "local": "topics"} for name in source_names(4)]
+    for seed in range(8):
+        fields: dict[str, Any] = {"seed": seed, "feedback_lag": 8, "phases": {"initial_random": 1}}
+        first = curriculum(sources=sources, **fields)
+        with Journal.create(path) as journal:
+            walk = Walk(first, journal=journal)
+            drive(walk, 60)
+            state = walk.state_dict()
+        second = curriculum(sources=[{**source, "on_failure": "suspend"} for source in sources], **fields)
+        with Journal.open(path) as journal:
+            walk = Walk(second, journal=journal)
+            walk.load_state_dict(state)
+            drive(walk, walk.phase_at(120).start, since=60)
+            step = walk.phase_at(120).start + 1
+            drive(walk, step, since=step - 1, late=lambda step: 4)
+            walk.pivot(
+                Pivot(name=f"without-{step}-source-1", floors={}, caps={}, exclude=("source-1",)), step, cut=True
+            )
+            drive(walk, step + 60, since=step)
+        assert audit(path).difference is None
+        path.unlink()
 
 
 def test_where_a_cut_may_not_be_it_says_where_it_may() -> None:

@@ -396,7 +396,7 @@ def test_one_of_several_readers_says_why_it_does_not_suspend_a_source(
     curriculum = a_curriculum(folder, sources=sources, pivots=[], policy="static", retries={"attempts": 1})
     dataset = MixtureDataset(curriculum, rank=0, world_size=2)
     Outage(dataset._reader, 2, monkeypatch).is_down = True
-    with pytest.raises(SourceUnavailableError, match="suspended only where all who read agree") as e:
+    with pytest.raises(SourceUnavailableError, match="all ranks can agree.*was not up with its 2 ranks") as e:
         list(dataset)
     assert e.value.name == "s2"
 

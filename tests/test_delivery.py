@@ -10,21 +10,19 @@ import json
 import multiprocessing
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from mixer.audit import audit
@@ -50,6 +48,7 @@ from mixer.types import IntArray
 from mixer.walk import Walk
 from tests.curricula import write_sources
 from tests.outages import Outage
+from tests.ranks import in_ranks
 
 T, B, STEPS = 16, 8, 70
 
@@ -452,37 +451,6 @@ def test_a_copy_whose_original_is_gone_says_so(folder: Path) -> None:
 
 def _copy_again(copy: MixtureDataset) -> None:
     next(iter(pickle.loads(pickle.dumps(copy))))
-
-
-def in_ranks(world_size: int, job: Callable[[int, int], Any]) -> list[Any]:
-    """Run a job on real ranks, in forked processes with gloo; return what each gave or raised."""
-    context = multiprocessing.get_context("fork")
-    results: Any = context.Queue()
-    store = Path(os.environ["MIXER_CACHE"]).parent / f"store-{time.monotonic_ns()}"
-
-    def run(rank: int) -> None:
-        try:
-            torch.set_num_threads(1)
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-            results.put((rank, job(rank, world_size)))
-            dist.destroy_process_group()
-        except Exception as error:
-            results.put((rank, f"{type(error).__name__}: {error}"))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        processes = [context.Process(target=run, args=(rank,)) for rank in range(world_size)]
-        for process in processes:
-            process.start()
-    try:
-        given = dict(results.get(timeout=100) for _ in processes)
-    except queue.Empty:
-        pytest.fail("a rank did not answer")
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return [given[rank] for rank in range(world_size)]
 
 
 def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) -> None:

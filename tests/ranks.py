@@ -1,0 +1,53 @@
+"""Real ranks: forked processes with gloo on loopback."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+
+def in_ranks(world_size: int, job: Callable[[int, int], Any], *, killed: Collection[int] = ()) -> list[Any]:
+    """Run a job on real ranks, in forked processes with gloo; return what each gave or raised.
+
+    Args:
+        world_size: how many.
+        job: what a rank does, given its number and theirs.
+        killed: ranks that die on their way, of which None is returned.
+    """
+    context = multiprocessing.get_context("fork")
+    results: Any = context.Queue()
+    store = Path(os.environ["MIXER_CACHE"]).parent / f"store-{time.monotonic_ns()}"
+
+    def run(rank: int) -> None:
+        try:
+            torch.set_num_threads(1)
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+            results.put((rank, job(rank, world_size)))
+            dist.destroy_process_group()
+        except Exception as error:
+            results.put((rank, f"{type(error).__name__}: {error}"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processes = [context.Process(target=run, args=(rank,)) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+    try:
+        given = dict(results.get(timeout=100) for _ in range(world_size - len(killed)))
+    except queue.Empty:
+        pytest.fail("a rank did not answer")
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [given.get(rank) for rank in range(world_size)]
