@@ -213,12 +213,14 @@ class MixtureDataset(IterableDataset[Batch]):
 
         Raises:
             FeedbackError, InvalidLossError: losses that cannot be; nothing was learned from them.
-            RankMismatchError: the ranks report different steps, or decided differently.
+            RankMismatchError: the ranks report different steps, decided differently, or read streams with different
+                numbers of workers.
         """
         desk, was_new = self._main, False
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
             if self.world_size > 1:
-                claim = Claim.of(step, _uncut(desk.phase_at(step)), self._rows.fingerprint)
+                phase = _uncut(desk.phase_at(step))
+                claim = Claim.of(step, phase, self._rows.fingerprint, num_readers=desk.num_readers)
                 losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
             was_new = desk.walk.report(step, losses) or was_new
             if desk.has_workers:

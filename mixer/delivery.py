@@ -268,6 +268,11 @@ class Desk:
         """Whether workers compose the batches, so that this process sees them only when they are reported."""
         return self._num_readers > 0
 
+    @property
+    def num_readers(self) -> int:
+        """How many read this rank's share of the streams; over prepared rows it does not matter, and is 1."""
+        return 1 if self._rows.is_prepared else max(1, self._num_readers)
+
     def phase_at(self, step: int) -> Phase:
         """Return the phase of a step; before the first, the walk learns how long the sources are."""
         if step == 0:

@@ -38,22 +38,24 @@ def default_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a rank is sure of when it reports: the step, and the phase that it lies in."""
+    """What a rank is sure of when it reports: the step, the phase that it lies in, and how many read its rows."""
 
     step: int
     phase: int
+    num_readers: int
     digest: int
 
     @classmethod
-    def of(cls, step: int, phase: Phase, fingerprint: str) -> Claim:
-        """Return the claim of a rank that reports ``step`` of ``phase`` in a run."""
+    def of(cls, step: int, phase: Phase, fingerprint: str, *, num_readers: int = 1) -> Claim:
+        """Return the claim of a rank that reports ``step`` of ``phase`` in a run, and streams with so many readers."""
         text = f"{fingerprint}\x00{phase.index}\x00{phase.start}\x00{phase.length}\x00{phase.kind}".encode()
         digest = hashlib.blake2b(text + phase.weights.tobytes() + phase.drawn.tobytes(), digest_size=8).digest()
-        return cls(step, phase.index, int.from_bytes(digest, "little"))
+        return cls(step, phase.index, num_readers, int.from_bytes(digest, "little"))
 
     def numbers(self) -> list[int]:
         """Whole numbers below 2^12: sums of squares, and squares of sums, stay exact in float64 for 20,000 ranks."""
-        return [value >> shift & 0xFFF for value in (self.step, self.digest) for shift in (0, 12, 24, 36)]
+        parts = [value >> shift & 0xFFF for value in (self.step, self.digest) for shift in (0, 12, 24, 36)]
+        return [*parts, self.num_readers & 0xFFF]
 
 
 def summed_over_ranks(losses: SourceLosses, claim: Claim, *, world_size: int, group: Any = None) -> SourceLosses:
@@ -67,7 +69,8 @@ def summed_over_ranks(losses: SourceLosses, claim: Claim, *, world_size: int, gr
 
     Raises:
         TopologyError: ``torch.distributed`` is not up, or has another number of ranks.
-        RankMismatchError: ranks report different steps or decided differently; names the first that differs.
+        RankMismatchError: ranks report different steps, decided differently, or share streams unevenly; names the
+            first that differs.
     """
     if not _is_up():
         raise TopologyError(
@@ -172,6 +175,11 @@ def _raise_difference(claim: Claim, world_size: int, group: Any) -> None:
     first, other = claims[0], claims[rank]
     if first.step != other.step:
         what = f"rank {rank} reports step {other.step}, and rank 0 step {first.step}"
+    elif first.num_readers != other.num_readers:
+        raise RankMismatchError(
+            f"rank {rank} reads its streams with {other.num_readers} DataLoader workers, and rank 0 with "
+            f"{first.num_readers}, so that their shares overlap: give every rank the same num_workers"
+        )
     else:
         what = (
             f"rank {rank} decided phase {other.phase} of step {first.step} differently from rank 0 "

@@ -547,6 +547,13 @@ def test_ranks_that_decided_differently_or_report_other_steps_are_found_and_name
         assert result.startswith("RankMismatchError: rank 2 decided phase 0 of step 0 differently from rank 0"), result
     for result in in_ranks(2, other_step):
         assert result.startswith("RankMismatchError: rank 1 reports step 1, and rank 0 step 0; give every"), result
+
+    def other_workers(rank: int, world_size: int) -> Any:
+        dataset = MixtureDataset(a_curriculum(folder, **read_as("streamed", folder)))
+        return len(trained(dataset, num_workers=rank + 1, stop=3))
+
+    for result in in_ranks(2, other_workers):
+        assert "rank 1 reads its streams with 2 DataLoader workers, and rank 0 with 1, so that" in result, result
     assert issubclass(RankMismatchError, MixerError)
 
 
