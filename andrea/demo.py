@@ -33,7 +33,8 @@ try:
     from andrea.model import Andrea, ModelConfig
     from andrea.serving import serving
     from andrea.train import Trainer, TrainingConfig, TrainingReport, load_checkpoint, save_checkpoint, train
-    from mixer.dataset import Batch, MixtureDataset
+    from mixer.dataset import MixtureDataset
+    from mixer.tensors import Batch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from mixer.ranks import Claim, agreement, default_ranks, summed_over_ranks
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
 from mixer.suspension import Suspension
+from mixer.tensors import Batch, single_rows, tensors_of
 from mixer.turns import InTurn, Turns
 from mixer.walk import Walk
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     import datasets
 
     from mixer.tokenizer import TextTokenizer
-
-Batch = dict[str, Any]
 
 _copies = itertools.count(1)
 
@@ -420,37 +419,3 @@ def _mark_of(phase: Phase) -> list[int]:
 def _uncut(phase: Phase) -> Phase:
     """Return a phase as it is known to all, whether they know of a cut of it or not yet."""
     return replace(phase, length=1)
-
-
-def tensors_of(batch: TokenBatch, *, provenance: bool) -> Batch:
-    """Return a batch as tensors of its own, as a trainer may mask labels in place.
-
-    Args:
-        batch: of memory that nobody else writes to, but for sources and row numbers, which are copied.
-        provenance: add ``row_numbers``.
-    """
-    tensors: Batch = {
-        "input_ids": torch.from_numpy(batch.inputs),
-        "labels": torch.from_numpy(batch.labels),
-        "source_ids": torch.from_numpy(batch.source_ids.copy()),
-        "step": batch.step,
-        "phase": batch.phase,
-    }
-    if provenance:
-        tensors["row_numbers"] = torch.from_numpy(batch.row_numbers.copy())
-    return tensors
-
-
-def single_rows(batch: Batch, first: int, following: int, stand_at: Callable[[int, int], None]) -> Iterator[Batch]:
-    """Yield the rows of a batch one by one; ``source_ids`` becomes a scalar, so that they collate to a batch again.
-
-    Args:
-        batch: as it is yielded whole.
-        first: row to begin with.
-        following: the step after it.
-        stand_at: told before each row where the next one is: step and row.
-    """
-    num_rows = len(batch["source_ids"])
-    for row in range(first, num_rows):
-        stand_at(*((batch["step"], row + 1) if row + 1 < num_rows else (following, 0)))
-        yield type(batch)((key, value[row] if isinstance(value, Tensor) else value) for key, value in batch.items())

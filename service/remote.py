@@ -20,7 +20,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.dataset import Batch, single_rows, tensors_of
 from mixer.feedback import Reports
 from mixer.packing import WIDE
 from mixer.phases import Phase
@@ -30,6 +29,7 @@ from mixer.region import Region
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
 from mixer.states import check_state
+from mixer.tensors import Batch, single_rows, tensors_of
 from service.client import PATIENCE_S, MixerClient
 from service.errors import RunEndedError
 

@@ -18,7 +18,7 @@ from mixer.audit import audit
 from mixer.batches import RowBatch
 from mixer.compare import compare
 from mixer.config import Curriculum
-from mixer.dataset import MixtureDataset, tensors_of
+from mixer.dataset import MixtureDataset
 from mixer.draws import phase_counts, plan_rows
 from mixer.errors import (
     ConfigError,
@@ -33,6 +33,7 @@ from mixer.journal import read_journal
 from mixer.preparation import prepare
 from mixer.replay import Replay
 from mixer.states import opened
+from mixer.tensors import tensors_of
 from mixer.testing import assert_resumes_from_every_step
 from mixer.walk import Walk
 from tests.curricula import WORDS, write_sources

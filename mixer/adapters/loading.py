@@ -12,7 +12,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from mixer.dataset import Batch, MixtureDataset
+from mixer.dataset import MixtureDataset
+from mixer.tensors import Batch
 
 
 class MixtureLoader:

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from mixer.adapters.loading import MixtureLoader
-from mixer.dataset import Batch, MixtureDataset
+from mixer.dataset import MixtureDataset
 from mixer.errors import StateMismatchError
+from mixer.tensors import Batch
 
 STATE_VERSION = 1
 
