@@ -85,6 +85,20 @@ class Loop:
     is_open: bool = False  # whether all ranks have begun it, and know what was agreed on in the one before
 
 
+def readable_by_all(told: dict[int, Collection[str]], num: int) -> set[str] | None:
+    """Return the sources that all of ``num`` readers, or ranks, can read; None until each has told.
+
+    Args:
+        told: by reader, or by rank, what it can read; emptied once it is whole.
+        num: how many tell.
+    """
+    if len(told) < num:
+        return None
+    readable = set.intersection(*map(set, told.values()))
+    told.clear()
+    return readable
+
+
 class Alone:
     """The only rank agrees with itself."""
 
@@ -234,8 +248,8 @@ class Agreement:
 
     def _late(self, place: str, loop: int, step: int) -> Verdict | None:
         """Return what was agreed on in a loop that all have left, if all were ready: none can be any more."""
-        ready = self._store.add(_ready(place), 0)
-        if ready % _SPOKEN < self.world_size or ready < _SPOKEN:
+        is_full, has_more = self._heard_at(place)
+        if not is_full or not has_more:
             return None
         with contextlib.suppress(TopologyError):  # some rank had given it up: nobody follows
             return replace(self._verdict(place, loop, step), is_late=True)
@@ -268,7 +282,10 @@ class Agreement:
     def _wait(self, place: str, step: int, check: Callable[[], None] | None) -> bool:
         """Wait until all ranks are ready, and return whether one has said more."""
         begun = looked = time.monotonic()
-        while (ready := self._store.add(_ready(place), 0)) % _SPOKEN < self.world_size:
+        while True:
+            is_full, has_more = self._heard_at(place)
+            if is_full:
+                return has_more
             if check is not None:
                 check()
             if time.monotonic() - looked > BEAT_S:
@@ -278,7 +295,11 @@ class Agreement:
             pause = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, (time.monotonic() - begun) / 8))
             if self._is_closed.wait(pause):
                 raise TopologyError(f"step {step} was not composed by all ranks: this process ends")
-        return ready >= _SPOKEN
+
+    def _heard_at(self, place: str) -> tuple[bool, bool]:
+        """Return whether all ranks are ready at a place, and whether one has said more than that."""
+        ready = self._store.add(_ready(place), 0)
+        return ready % _SPOKEN >= self.world_size, ready >= _SPOKEN
 
     def _forget_old(self) -> None:
         """Remove the places before this step's: now that all ranks are here, none looks at them."""
@@ -309,7 +330,7 @@ class Agreement:
         self._store.set(_at(self.rank), f"{self._loop.number} {step}")
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         told = self._store.multi_get([name(rank) for rank in others for name in (_alive, _at)])
-        if self._store.add(_ready(place), 0) % _SPOKEN >= self.world_size:
+        if self._heard_at(place)[0]:
             return  # meanwhile they came, and may have gone on
         again = "start the run again from its last checkpoint"
         for i, rank in enumerate(others):

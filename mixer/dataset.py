@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +54,9 @@ class MixtureDataset(IterableDataset[Batch]):
     the newest reported step; a trainer that reports nothing says which batches it trained on with ``delivered``, or
     begins again where the data set stood.
 
+    With a streamed source whose ``on_failure`` is ``suspend`` ranks meet to agree: each makes the data set, at the same
+    time, and iterates it as often as the others.
+
     Args:
         curriculum: the run.
         rank, world_size: whose rows of the global batch to deliver; those of ``torch.distributed`` by default, or all.
@@ -67,9 +69,6 @@ class MixtureDataset(IterableDataset[Batch]):
         provenance: add ``row_numbers`` int64 [b]: the number of each row in its source, over all epochs.
         compact: leave ``input_ids`` and ``labels`` in the smallest type that holds the vocabulary (uint8, uint16 or
             uint32), a quarter of the bytes for most: move them to the device, and ``.long()`` there.
-
-    With a streamed source whose ``on_failure`` is ``suspend`` ranks meet to agree: each makes the data set, at the same
-    time, and iterates it as often as the others.
 
     Raises:
         ConfigError, SourceError, TokenizerError: what cannot be read, before the first batch.
@@ -218,8 +217,7 @@ class MixtureDataset(IterableDataset[Batch]):
         desk, was_new = self._main, False
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
             if self.world_size > 1:
-                phase = _uncut(desk.phase_at(step))
-                claim = Claim.of(step, phase, self._rows.fingerprint, num_readers=desk.num_readers)
+                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
                 losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
             was_new = desk.walk.report(step, losses) or was_new
             if desk.has_workers:
@@ -412,10 +410,5 @@ def _opened(journal: Journal | str | Path | None) -> Journal | None:
 
 
 def _mark_of(phase: Phase) -> list[int]:
-    """Return what tells a phase from any other that might have been decided there."""
-    return [phase.start, Claim.of(phase.start, _uncut(phase), "").digest]
-
-
-def _uncut(phase: Phase) -> Phase:
-    """Return a phase as it is known to all, whether they know of a cut of it or not yet."""
-    return replace(phase, length=1)
+    """Return what tells a phase from any other that might have been decided there; a cut of it changes nothing."""
+    return [phase.start, Claim.of(phase.start, phase, "").digest]

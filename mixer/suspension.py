@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Any, Self
 
-from mixer.agreement import Agreement, Alone, Loop, Verdict
+from mixer.agreement import Agreement, Alone, Loop, Verdict, readable_by_all
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.errors import MixerError, PivotError, SourceUnavailableError
@@ -39,9 +39,9 @@ class Suspension:
         self._readable_in = 0  # number of the loop in which they said so
 
     @classmethod
-    def of(cls, curriculum: Curriculum, walk: Any, ranks: Agreement | Alone | None = None) -> Self | None:
-        """Return who suspends the sources of a run, None if none is streamed and to be suspended."""
-        return cls(curriculum, walk, ranks) if curriculum.suspended_if_lost else None
+    def of(cls, curriculum: Curriculum, walk: Any) -> Self | None:
+        """Return who suspends the sources of a run that one process reads, None if none is to be suspended."""
+        return cls(curriculum, walk) if curriculum.suspended_if_lost else None
 
     def begin(self) -> Loop:
         """Note that this process, or its workers, begin to iterate; return the loop."""
@@ -89,9 +89,9 @@ class Suspension:
             self.suspend(verdict.problem, verdict.step, first_free=first_free)
             return False
         self._readable |= verdict.readable
-        if len(self._readable) == self.ranks.world_size:
-            self.take_back(verdict.step, set.intersection(*map(set, self._readable.values())).__contains__)
-            self._readable.clear()
+        readable = readable_by_all(self._readable, self.ranks.world_size)
+        if readable is not None:
+            self.take_back(verdict.step, readable.__contains__)
         return not verdict.is_late
 
     def suspend(self, error: SourceUnavailableError, step: int, *, first_free: int = 0) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mixer.agreement import Loop, Verdict
+from mixer.agreement import Loop, Verdict, readable_by_all
 from mixer.batches import BatchReader, RowBatch
 from mixer.channel import RemotePhases
 from mixer.errors import SourceUnavailableError, TopologyError
@@ -54,7 +54,7 @@ class Turns:
         self._places: dict[int, int] = {}  # the next step of each reader
         self._gone: set[int] = set()  # readers whose workers ended, or raised an error
         self._num_cuts = 0
-        self._answering: dict[int, Sequence[str]] = {}  # by reader, the suspended sources that it could read
+        self._answering: dict[int, Collection[str]] = {}  # by reader, the suspended sources that it could read
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """Return what DataLoader workers may call."""
@@ -149,11 +149,7 @@ class Turns:
         """Note what a reader can read; return what all of this rank can, once every one has said so."""
         if answering is not None:
             self._answering[step % self._num_readers] = answering
-        if len(self._answering) < self._num_readers:
-            return None
-        readable = set.intersection(*map(set, self._answering.values()))
-        self._answering.clear()
-        return readable
+        return readable_by_all(self._answering, self._num_readers)
 
     def _give_up_if_gone(self) -> None:
         """Tell the other ranks if the next step is that of a reader that is gone."""
