@@ -85,7 +85,7 @@ def series(
     }
     if not chronicle.starts:
         columns: dict[str, list[Any]] = {name: [[] for _ in shown] for name in COLUMNS}
-        return {**head, "steps": [], "until": 0, "num_random": [], **columns}
+        return {**head, "steps": [], "until": 0, "num_random": [], **columns, "loss": []}
     edges = span.edges
     starts, kinds = np.array(chronicle.starts), np.array(chronicle.kinds[span.first : span.last])
     last_phase = span.last - 1
@@ -101,8 +101,8 @@ def series(
 COLUMNS = ("weights", "proportions", "losses", "index", "width")
 
 
-def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: bool) -> dict[str, list[Array]]:
-    """One row per source shown, then one for the others if there are any: [S, points] each."""
+def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: bool) -> dict[str, Any]:
+    """One row per source shown, then one for the others if there are any: [S, points] each; ``loss`` is of all."""
     offsets = span.edges - span.first
     lengths = np.array(chronicle.lengths[span.first : span.last], dtype=np.float64)[:, None]
     table = {name: rows.rows[span.first : span.last] for name, rows in chronicle.tables.items()}
@@ -121,7 +121,14 @@ def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: b
         "index": _last_known(table["index"][:, shown], offsets, is_folded=is_folded),
         "width": _last_known(table["width"][:, shown], offsets, is_folded=is_folded),
     }
-    return {name: list(np.ascontiguousarray(_shortened(values).T)) for name, values in found.items()}
+    columns = {name: list(np.ascontiguousarray(_shortened(values).T)) for name, values in found.items()}
+    return {**columns, "loss": _shortened(_overall(table["loss_sums"], table["tokens"], offsets))}
+
+
+def _overall(loss_sums: Array, tokens: Array, offsets: IntArray) -> Array:
+    """Mean loss per token of all sources together in each point, NaN where nothing was reported, [points]."""
+    sums, total = (np.add.reduceat(values.sum(axis=1), offsets) for values in (loss_sums, tokens))
+    return np.divide(sums, total, out=np.full_like(sums, np.nan), where=total > 0)
 
 
 def _shortened(values: Array) -> Array:

@@ -14,7 +14,7 @@ import pytest
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1300,1000"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1300,1000 --hide-scrollbars"
 )
 
 in_browser = [
@@ -88,7 +88,11 @@ class Browser:
 
     def size(self, width: int, height: int) -> None:
         """Be a phone."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+        self.screen(width, height, is_phone=True)
+
+    def screen(self, width: int, height: int, *, is_phone: bool = False) -> None:
+        """Be a screen of so many pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1 + is_phone, "mobile": is_phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def prefer(self, **features: str) -> None:
