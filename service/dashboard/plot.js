@@ -1,17 +1,26 @@
 // Plots over steps, on canvas: stacked or lines, with a cursor, zoom by dragging, and a table for those who prefer one.
 
 import { alarmText } from "./tables.js";
-import { colourOf, compact, count, inks, make, fillTable, number, prepare, swatch } from "./looks.js";
+import { colourOf, count, dashOf, fillTable, fitted, inks, make, number, prepare, swatch } from "./looks.js";
+import { rove } from "./roving.js";
+import { lastKnown, logText, logTicks, rangeOf, smoothed, spansDecades, spread, tickText, ticks } from "./scales.js";
 
 const PAD = { left: 46, right: 10, top: 18, bottom: 22 };
+const NAMES = 104; // pixels for names at the ends of lines, where there is room
+const STRIP = 5; // the kinds of phases, below a stack
+const SMOOTH = 25; // a smooth line is a mean over a 25th of the points on both sides
 const TABLE_ROWS = 100;
 const TIP_ROWS = 9;
 const SEAM_POINTS = 200; // with more, seams are all that one sees
 
 export class Plot {
-  // kind: "stack" | "lines"; `pick(data)` gives { rows: [[..]..], unit, low?, high? }; calls onCursor(step), onZoom(from, to).
+  // kind: "stack" | "lines"; `pick(data)` gives { rows: [[..]..], overall?, parent?, low?, high? }: a row for each source,
+  // one for all of them together, and those of the run that this one left. Calls onCursor(step), onZoom(from, to).
   constructor(section, { kind, pick, digits = 3, choices = null, onCursor, onZoom }) {
-    Object.assign(this, { section, kind, pick, digits, onCursor, onZoom, hasAlarms: section.dataset.plot === "losses", data: null, cursor: null, single: null });
+    Object.assign(this, {
+      section, kind, pick, digits, onCursor, onZoom, hasAlarms: section.dataset.plot === "losses",
+      data: null, cursor: null, singles: new Set(), isSmooth: false,
+    });
     this.title = section.querySelector("h2");
     this.choice = choices?.[0][0] ?? null;
     this.build(choices);
@@ -23,7 +32,7 @@ export class Plot {
     this.title.replaceWith(head);
     this.tableButton = make("button", { type: "button", "aria-expanded": "false" }, "Table");
     this.tableButton.setAttribute("aria-label", `${this.title.textContent} as a table`);
-    const buttons = make("div", { className: "buttons" });
+    const buttons = make("div", { className: "buttons", role: "toolbar", "aria-label": `${this.title.textContent}: how it is shown` });
     for (const [value, label] of choices ?? []) {
       const button = make("button", { type: "button", "aria-pressed": String(value === this.choice) }, label);
       button.addEventListener("click", () => {
@@ -35,6 +44,7 @@ export class Plot {
     }
     buttons.append(this.tableButton);
     head.append(this.title, buttons);
+    rove(buttons);
     this.canvas = make("canvas", { role: "img", "aria-label": this.title.textContent });
     this.tip = make("div", { className: "tip", hidden: true, "aria-hidden": "true" });
     this.frame = make("div", { className: "canvas" }, this.canvas, this.tip);
@@ -77,11 +87,23 @@ export class Plot {
 
   show(data) {
     this.data = data;
-    if (!data) return;
-    const { rows, low, high } = this.pick(data, this.choice);
-    this.rows = rows;
+    if (!data) {
+      this.tip.hidden = true;
+      this.table.replaceChildren();
+      this.canvas.setAttribute("aria-label", this.title.textContent);
+      this.draw();
+      return;
+    }
+    const { rows, overall = null, parent = null, low, high } = this.pick(data, this.choice);
+    Object.assign(this, { rows, overall, parent, shownRows: rows });
+    if (this.isSmooth && this.kind === "lines") {
+      const width = Math.max(1, Math.round(data.steps.length / SMOOTH));
+      this.shownRows = rows.map((row) => smoothed(row, width));
+      this.overall = overall && smoothed(overall, width);
+    }
     this.isLog = low === undefined && spansDecades(rows);
-    [this.low, this.high] = low !== undefined ? [low, high] : range(rows, this.isLog);
+    const range = low !== undefined ? { low, high, outside: [] } : rangeOf(rows, this.isLog);
+    Object.assign(this, range);
     this.describe();
     this.draw();
     this.fill();
@@ -93,14 +115,20 @@ export class Plot {
     if (!steps.length) return;
     const last = this.rows.map((row, i) => [labelOf(this.data, i, names), lastKnown(row)]).filter(([, value]) => value !== null);
     last.sort((a, b) => b[1] - a[1]);
+    const out = this.outside.map((i) => labelOf(this.data, i)).join(", ");
     const told = last.slice(0, 5).map(([name, value]) => `${name} ${number(value, this.digits)}`).join(", ");
     this.canvas.setAttribute("aria-label",
-      `${this.title.textContent}, steps ${count(steps[0])} to ${count(until - 1)}. Largest at the end: ${told}.`);
+      `${this.title.textContent}, steps ${count(steps[0])} to ${count(until - 1)}. Largest at the end: ${told}.${out ? ` Beyond the axis: ${out}.` : ""}`);
+  }
+
+  // Room on the right for names, if this canvas has it to spare.
+  get right() {
+    return this.width > 520 && this.rows.length <= 24 ? NAMES : PAD.right;
   }
 
   x(step) {
     const { steps, until } = this.data;
-    return PAD.left + ((step - steps[0]) / Math.max(until - steps[0], 1)) * (this.width - PAD.left - PAD.right);
+    return PAD.left + ((step - steps[0]) / Math.max(until - steps[0], 1)) * (this.width - PAD.left - this.right);
   }
 
   y(value) {
@@ -110,7 +138,7 @@ export class Plot {
 
   stepOf(x) {
     const { steps, until } = this.data;
-    const share = (x - PAD.left) / (this.width - PAD.left - PAD.right);
+    const share = (x - PAD.left) / (this.width - PAD.left - this.right);
     return Math.round(steps[0] + Math.min(Math.max(share, 0), 1) * (until - 1 - steps[0]));
   }
 
@@ -126,11 +154,13 @@ export class Plot {
     this.axes();
     context.save();
     context.beginPath();
-    context.rect(PAD.left, PAD.top - 2, width - PAD.left - PAD.right, height - PAD.top - PAD.bottom + 4);
+    context.rect(PAD.left, PAD.top - 2, width - PAD.left - this.right, height - PAD.top - PAD.bottom + 4);
     context.clip();
     if (this.kind === "stack") this.stack();
     else this.lines();
     context.restore();
+    if (this.kind === "stack") this.kinds();
+    this.ends();
     this.marks();
     this.drawCursor();
   }
@@ -145,7 +175,7 @@ export class Plot {
     const found = ticks(this.low, this.high, Math.max(2, Math.floor(height / 40)));
     for (const tick of this.isLog ? logTicks(this.low, this.high) : found) {
       const y = Math.round(this.y(tick)) + 0.5;
-      line(context, PAD.left, y, width - PAD.right, y);
+      line(context, PAD.left, y, width - this.right, y);
       context.fillText(this.isLog ? logText(tick) : tickText(tick, this.high - this.low), PAD.left - 6, y);
     }
     context.textBaseline = "top";
@@ -153,7 +183,7 @@ export class Plot {
     for (const tick of ticks(this.data.steps[0], this.data.until, Math.max(2, Math.floor(width / 85)))) {
       const x = this.x(tick);
       line(context, x, height - PAD.bottom, x, height - PAD.bottom + 4);
-      context.fillText(count(tick), Math.min(Math.max(x, PAD.left), width - 24), height - PAD.bottom + 7);
+      context.fillText(count(tick), Math.min(Math.max(x, PAD.left), width - 24), height - PAD.bottom + 8);
     }
   }
 
@@ -198,29 +228,108 @@ export class Plot {
   }
 
   lines() {
-    const { context } = this;
-    const { steps, until } = this.data;
-    const middles = steps.map((step, k) => this.x((step + (steps[k + 1] ?? until)) / 2));
     const order = this.rows.map((_, i) => i).sort((a, b) => this.faded(b) - this.faded(a));
+    if (this.parent) this.parentLines();
     for (const i of order) {
+      const look = { colour: this.colour(i), dash: dashOf(this.data.positions[i] ?? -1) };
+      const alpha = this.faded(i) ? 0.15 : 1;
+      if (this.shownRows !== this.rows) this.polyline(this.rows[i], { ...look, alpha: alpha * 0.3, width: 1 });
+      this.polyline(this.shownRows[i], { ...look, alpha, width: this.singles.has(this.data.names[i]) ? 2.6 : 1.5 });
+    }
+    if (this.overall) this.polyline(this.overall, { colour: this.ink.ink, dash: [], alpha: 0.9, width: 2.2 });
+  }
+
+  // One line through the middles of its points. What ranks have still to report is dotted.
+  polyline(row, { colour, dash, alpha, width, steps = this.data.steps, until = this.data.until, settled = this.hasAlarms ? this.data.settled : undefined }) {
+    const { context } = this;
+    const middle = (k) => this.x((steps[k] + (steps[k + 1] ?? until)) / 2);
+    const points = row.map((value, k) => [k, value]).filter(([, value]) => value !== null && !(this.isLog && value <= 0));
+    Object.assign(context, { globalAlpha: alpha, strokeStyle: colour, fillStyle: colour, lineWidth: width, lineJoin: "round" });
+    const isOpen = ([k]) => settled !== undefined && (steps[k + 1] ?? until) > settled;
+    const first = points.findIndex(isOpen);
+    const parts = first < 0 ? [[points, dash]] : [[points.slice(0, first), dash], [points.slice(Math.max(first - 1, 0)), [1.5, 3]]];
+    for (const [part, kind] of parts) {
+      context.setLineDash(kind);
       context.beginPath();
-      let points = 0;
-      let lastX = 0;
-      this.rows[i].forEach((value, k) => {
-        if (value === null || (this.isLog && value <= 0)) return;
-        if (points) context.lineTo(middles[k], this.y(value));
-        else context.moveTo(middles[k], this.y(value));
-        points += 1;
-        lastX = k;
-      });
-      context.globalAlpha = this.faded(i) ? 0.18 : 1;
-      context.strokeStyle = context.fillStyle = this.colour(i);
-      context.lineWidth = this.single === this.data.names[i] ? 2.6 : 1.5;
-      context.lineJoin = "round";
+      for (const [k, value] of part) context.lineTo(middle(k), this.y(value));
       context.stroke();
-      if (points === 1) context.fillRect(middles[lastX] - 2, this.y(this.rows[i][lastX]) - 2, 4, 4);
+    }
+    context.setLineDash([]);
+    if (points.length === 1) context.fillRect(middle(points[0][0]) - 2, this.y(points[0][1]) - 2, 4, 4);
+    context.globalAlpha = 1;
+  }
+
+  // The run that this one left, from where it did: all sources together, and those singled out.
+  parentLines() {
+    const { names, steps, until, rows, overall } = this.parent;
+    const at = { steps, until, settled: undefined, dash: [5, 4], width: 1.5 };
+    rows.forEach((row, i) => {
+      if (!this.singles.has(names[i])) return;
+      this.polyline(row, { ...at, colour: this.colour(this.data.names.indexOf(names[i])), alpha: 0.75 });
+    });
+    this.polyline(overall, { ...at, colour: this.ink.soft, alpha: 0.9 });
+  }
+
+  // Below a stack: how much of each point was random phases.
+  kinds() {
+    const { context, ink, height } = this;
+    const { steps, until, num_random: random, per_point: per, num_phases: total } = this.data;
+    if (!random) return;
+    steps.forEach((step, k) => {
+      const num = k === steps.length - 1 && until === this.data.end ? total % per || per : per;
+      const [from, to] = [this.x(step), this.x(steps[k + 1] ?? until)];
+      context.fillStyle = ink.room;
+      context.fillRect(from, height - PAD.bottom + 1, to - from, STRIP);
+      context.globalAlpha = Math.min(random[k] / num, 1);
+      context.fillStyle = ink.warn;
+      context.fillRect(from, height - PAD.bottom + 1, to - from, STRIP);
+      context.globalAlpha = 1;
+    });
+  }
+
+  // Names where lines and bands end, those in alarm marked; what lies beyond the axis is named at its edge.
+  ends() {
+    const { context, height, width, ink } = this;
+    const floor = height - PAD.bottom;
+    const wanted = this.kind === "stack" ? this.bandEnds() : this.lineEnds();
+    context.textBaseline = "middle";
+    context.textAlign = "left";
+    context.font = "11px system-ui, sans-serif";
+    if (this.right === NAMES) {
+      const places = spread(wanted.map(({ y }) => Math.min(Math.max(y, PAD.top), floor)), 11.5, PAD.top, floor);
+      wanted.forEach(({ text, colour, i, y }, k) => {
+        context.globalAlpha = this.faded(i) ? 0.35 : 1;
+        context.fillStyle = colour;
+        const sign = y > floor + 1 ? "↓ " : y < PAD.top - 3 ? "↑ " : "";
+        const alarm = this.data.inAlarm?.has(this.data.names[i]) ? "▼ " : "";
+        context.fillText(fitted(context, `${alarm}${sign}${text}`, NAMES - 10), width - NAMES + 6, places[k]);
+      });
+    } else {
+      const beyond = wanted.filter(({ i }) => this.outside.includes(i));
+      beyond.forEach(({ text, colour, y }, k) => {
+        context.fillStyle = colour;
+        context.fillText(`${y > floor ? "↓" : "↑"} ${text}`, PAD.left + 4, y > floor ? floor - 7 - 12 * k : PAD.top + 6 + 12 * k);
+      });
     }
     context.globalAlpha = 1;
+    context.fillStyle = ink.soft;
+  }
+
+  lineEnds() {
+    const found = this.shownRows.map((row, i) => [i, lastKnown(row)]).filter(([, value]) => value !== null && !(this.isLog && value <= 0));
+    const ends = found.map(([i, value]) => ({ i, y: this.y(value), colour: this.colour(i), text: this.outside.includes(i) ? `${this.label(i)} ${number(value, 2)}` : this.label(i) }));
+    const all = this.overall && lastKnown(this.overall);
+    return all === null || all === undefined || all === false ? ends : [...ends, { i: -1, y: this.y(all), colour: this.ink.ink, text: "all sources" }];
+  }
+
+  bandEnds() {
+    let below = 0;
+    return this.rows.flatMap((row, i) => {
+      const value = row.at(-1) ?? 0;
+      below += value;
+      const size = Math.abs(this.y(0) - this.y(value));
+      return size < 3 ? [] : [{ i, y: this.y(below - value / 2), colour: this.colour(i), text: this.label(i) }];
+    });
   }
 
   // Where regimes begin, and alarms.
@@ -252,10 +361,17 @@ export class Plot {
       context.fillText(regime.name, x + 3, 11);
       free = x + size + 12;
     });
+    if (this.data.forkStep > steps[0] && this.data.forkStep < until) {
+      const x = this.x(this.data.forkStep);
+      context.strokeStyle = ink.accent;
+      line(context, x, PAD.top - 4, x, height - PAD.bottom);
+      context.fillStyle = ink.accent;
+      context.fillText("fork", x + 3, height - PAD.bottom - 6);
+    }
     if (!this.hasAlarms) return;
     context.fillStyle = ink.bad;
     for (const alarm of alarms) {
-      if (this.single !== null && alarm.source !== this.single) continue;
+      if (this.singles.size && !this.singles.has(alarm.source)) continue;
       if (alarm.step < steps[0] || alarm.step >= until) continue;
       const x = this.x(alarm.step);
       context.beginPath();
@@ -284,6 +400,7 @@ export class Plot {
 
   setCursor(step, isHere) {
     this.cursor = step;
+    if (!this.data?.steps.length) return;
     this.draw();
     this.tip.hidden = !isHere;
     if (isHere) this.fillTip(step);
@@ -297,12 +414,15 @@ export class Plot {
     this.tip.replaceChildren(
       make("strong", {}, `steps ${count(this.data.steps[k])}–${count(end)}`),
       ...values.slice(0, TIP_ROWS).map(([i, value]) => make("div", {},
-        swatch(this.colour(i)), make("span", {}, this.label(i)), make("span", {}, number(value, this.digits)))),
+        swatch(this.data.positions[i] ?? -1), make("span", {}, this.label(i)), make("span", {}, number(value, this.digits)))),
     );
     if (this.hasAlarms) {
       const heard = this.data.alarms.filter((alarm) => alarm.step >= this.data.steps[k] && alarm.step <= end);
       this.tip.append(...heard.slice(0, 3).map((alarm) => make("div", { className: "alarming" }, `▼ ${alarmText(alarm)}`)));
     }
+    const all = this.overall?.[k];
+    if (all !== undefined && all !== null) this.tip.append(make("div", {}, make("span", { className: "swatch all" }), make("span", {}, "all sources"), make("span", {}, number(all, this.digits))));
+    if (this.kind === "stack" && this.data.num_random) this.tip.append(make("div", { className: "note" }, `${this.data.num_random[k]} of up to ${this.data.per_point} phases random`));
     if (values.length > TIP_ROWS) this.tip.append(make("div", { className: "note" }, `and ${values.length - TIP_ROWS} more`));
     const x = this.x(step);
     const isRight = x > this.width / 2;
@@ -320,12 +440,17 @@ export class Plot {
   }
 
   faded(i) {
-    return this.single !== null && this.data.names[i] !== this.single;
+    return this.singles.size > 0 && !this.singles.has(this.data.names[i]);
   }
 
-  setSingle(name) {
-    this.single = name;
+  setSingles(names) {
+    this.singles = names;
     this.draw();
+  }
+
+  setSmooth(isSmooth) {
+    this.isSmooth = isSmooth;
+    this.show(this.data);
   }
 
   fill() {
@@ -356,66 +481,9 @@ export function pointAt(steps, step) {
   return low;
 }
 
-export function ticks(low, high, most) {
-  const raw = (high - low) / most;
-  if (!(raw > 0)) return [low];
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= raw) * power;
-  const found = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step || 0); // no -0
-  return found;
-}
-
-// Powers of ten, and twos and fives where there are few of them; `low` and `high` are logarithms.
-function logTicks(low, high) {
-  const factors = high - low < 2.5 ? [1, 2, 5] : [1];
-  const powers = Array.from({ length: Math.floor(high) - Math.floor(low) + 1 }, (_, i) => Math.floor(low) + i);
-  const found = powers.flatMap((power) => factors.map((factor) => factor * 10 ** power));
-  return found.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
-}
-
-function logText(tick) {
-  return tick >= 1e-3 && tick < 1e4 ? String(+tick.toPrecision(1)) : tick.toExponential(0);
-}
-
-function tickText(tick, span) {
-  if (Math.abs(tick) >= 1000) return compact(tick);
-  if (tick !== 0 && span < 0.005) return (+tick.toPrecision(3)).toExponential();
-  const digits = Math.min(Math.max(0, Math.ceil(1.2 - Math.log10(span || 1))), 6);
-  return String(+tick.toFixed(digits));
-}
-
 function line(context, x, y, toX, toY) {
   context.beginPath();
   context.moveTo(x, y);
   context.lineTo(toX, toY);
   context.stroke();
-}
-
-function lastKnown(row) {
-  for (let k = row.length - 1; k >= 0; k--) if (row[k] !== null) return row[k];
-  return null;
-}
-
-// From the smallest to the largest value, with a little air; one wild value in a thousand does not flatten the rest.
-function range(rows, isLog) {
-  const values = known(rows, isLog);
-  if (!values.length) return [0, 1];
-  const cut = Math.floor(values.length / 1000);
-  const ends = [values[cut], values[values.length - 1 - cut]];
-  const [low, high] = isLog ? ends.map(Math.log10) : ends;
-  const air = (high - low || Math.abs(high) || 1) * 0.05;
-  return [low - air, high + air];
-}
-
-function known(rows, isPositive) {
-  return rows.flat().filter((value) => value !== null && (!isPositive || value > 0)).sort((a, b) => a - b);
-}
-
-// Whether a logarithmic axis says more: nothing is negative, and the largest would press half of the rest flat.
-function spansDecades(rows) {
-  const values = known(rows, false);
-  const positive = values.filter((value) => value > 0);
-  if (positive.length < 20 || values.some((value) => value < 0)) return false;
-  return positive.at(-1) > 20 * positive[Math.floor(positive.length / 2)];
 }
