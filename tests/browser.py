@@ -95,6 +95,18 @@ class Browser:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1 + is_phone, "mobile": is_phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
+    def forget(self) -> None:
+        """Be as at first: nothing stored, emulated or logged."""
+        self.driver.switch_to.new_window("tab")  # its session storage is its own
+        for handle in self.driver.window_handles[:-1]:
+            self.driver.switch_to.window(handle)
+            self.driver.close()
+        self.driver.switch_to.window(self.driver.window_handles[-1])
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        self.prefer()
+        self.errors(), self.addresses()
+
     def prefer(self, **features: str) -> None:
         """Have the system prefer something, as in ``color_scheme="dark"``."""
         media = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]

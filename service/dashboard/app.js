@@ -44,7 +44,7 @@ const alarms = new AlarmTable(at("alarm-table"), { onStep: goTo, onSource: (name
 const journal = new JournalTable({ onProblem: showProblem, onStep: goTo });
 const pivot = new PivotForm({ onPreview: (preview) => sketch.setPreview(preview), onDone: () => refresh(), askToken });
 const control = new RunControl({ onRuns: showRun, onDone: () => refresh(), askToken });
-const runs = new RunList({ onRead: (list) => control.setRuns(list), onChosen: showRun });
+const runs = new RunList({ onRead: (list) => control.setRuns(list), onChosen: (name) => { at("run-verdict").textContent = ""; showRun(name); } });
 for (const id of ["settings", "sections", "zoom", "legend"]) rove(at(id));
 
 function hooks() {
@@ -377,10 +377,24 @@ function askToken() {
       if (dialog.returnValue === "cancel") return resolve(false);
       keepToken(dialog.returnValue === "keep" ? value : "");
       showToken();
-      readRuns().then(() => choose(new Api(at("run").value)));
+      again();
       return resolve(dialog.returnValue === "keep" && value !== "");
     }, { once: true });
   });
+}
+
+// With another token: what was refused before is asked for again, and what was typed stays.
+async function again() {
+  await readRuns();
+  if (isRecord()) {
+    choose(new Api(at("run").value));
+    return;
+  }
+  state.lost = null;
+  state.events?.retry();
+  refresh();
+  journal.setApi(state.api);
+  readConfig(state.api);
 }
 
 function showToken() {
@@ -434,6 +448,10 @@ function choose(api) {
   judge();
   refresh();
   journal.setApi(api);
+  readConfig(api);
+}
+
+function readConfig(api) {
   api.get("config").then((config) => takeConfig(api, config), showProblem);
 }
 
@@ -457,7 +475,6 @@ function clear() {
   Object.assign(at("cursor"), { min: 0, max: 0, value: 0 });
   at("cursor-step").textContent = "–";
   at("run-name").textContent = at("run-state").textContent = "–";
-  at("run-verdict").textContent = "";
 }
 
 function follow(api) {
