@@ -1,19 +1,21 @@
 // The page that watches a run: what it reads, how often, and who shows it.
 
 import { Api, Events, keepToken, token } from "./api.js";
+import { firstOpen, joined, settledStep } from "./columns.js";
 import { inWords } from "./dialogs.js";
-import { clock, compact, count, duration, make, number, swatch, theme } from "./looks.js";
+import { labelOf, pointAt } from "./drawing.js";
+import { count, make, number, swatch, theme } from "./looks.js";
 import { Paper } from "./paper.js";
 import { PivotForm } from "./pivot.js";
-import { Plot, labelOf, pointAt } from "./plot.js";
+import { Plot } from "./plot.js";
 import { rove } from "./roving.js";
 import { RunControl, RunList } from "./runs.js";
 import { AlarmTable, JournalTable, RankTable, SourceTable, alarmMark, alarmText, missing } from "./tables.js";
+import { clearTiles, showTiles } from "./tiles.js";
 import { showVerdict, trainedSteps, verdictOf, whyNoPivot } from "./verdict.js";
 
 const POINTS = Math.min(800, Math.max(300, innerWidth)); // of a plot: more than its pixels would not show
 const POLL_MS = 5000; // ranks report without an event
-const OPEN_POINTS = 64; // the newest ones, asked for again as reports come
 const EVENT_MS = 1000; // events come in heaps; the page is redrawn once for each heap
 
 const at = (id) => document.getElementById(id);
@@ -126,7 +128,7 @@ async function readSeries(api) {
   const old = state.series;
   const isTail = old && !to && old.from === from && old.steps.length > 1 && old.steps.length < 2 * POINTS;
   const query = isTail
-    ? { from_step: firstOpen(old), per_point: old.per_point, points: POINTS }
+    ? { from_step: firstOpen(old, settledStep(state)), per_point: old.per_point, points: POINTS }
     : { from_step: from, to_step: to, points: POINTS };
   const found = await api.get("series", query);
   if (api !== state.api) return;
@@ -137,29 +139,6 @@ async function readSeries(api) {
     return;
   }
   state.series = { ...(isTail ? joined(old, found) : found), from };
-}
-
-// The first point that reports may still change: of ranks that are far behind those before it stay as they are.
-function firstOpen({ steps }) {
-  const settled = settledStep() ?? 0;
-  return steps[Math.min(Math.max(pointAt(steps, settled) - 1, steps.length - OPEN_POINTS, 0), steps.length - 1)];
-}
-
-// The first step that some rank has still to report, of those that decisions wait for; null if none has.
-function settledStep() {
-  const { overview, status } = state;
-  if (!overview || isRecord() || trainedSteps(overview) >= overview.total_steps) return null;
-  const absent = new Set(status?.ranks.filter((rank) => rank.is_absent).map((rank) => rank.rank));
-  const steps = overview.ranks.filter(({ rank }) => !absent.has(rank)).map(({ step }) => step);
-  return steps.length ? Math.min(...steps) + 1 : null;
-}
-
-function joined(old, tail) {
-  const kept = pointAt(old.steps, tail.steps[0]);
-  const glue = (before, after) => [...before.slice(0, kept), ...after];
-  const columns = ["weights", "proportions", "losses", "index", "width"].map((name) =>
-    [name, old[name].map((row, i) => glue(row, tail[name][i]))]);
-  return { ...tail, ...Object.fromEntries(columns), steps: glue(old.steps, tail.steps), num_random: glue(old.num_random, tail.num_random), loss: glue(old.loss, tail.loss) };
 }
 
 // --- showing ---
@@ -175,36 +154,13 @@ function takePaths(paths) {
 
 function showOverview() {
   const { overview, status } = state;
-  const { phase } = overview;
-  showPace();
-  const trained = trainedSteps(overview);
-  at("tile-step").textContent = `${count(trained)} of ${count(overview.total_steps)}`;
-  at("tile-progress").max = overview.total_steps;
-  at("tile-progress").value = Math.min(trained, overview.total_steps);
-  at("tile-phase").textContent = phase ? `${count(phase.index)}, ${phase.kind}` : "none yet";
-  at("tile-phase-more").textContent = phase ? `steps ${count(phase.start)}–${count(phase.start + phase.length - 1)}${since(phase.at, ", decided")}` : "";
-  const regime = overview.regimes.findLast(({ start }) => start <= Math.max(overview.end - 1, 0)) ?? overview.regimes[0];
-  at("tile-regime").textContent = phase?.regime ?? regime.name;
-  const next = overview.regimes.find(({ start }) => start >= overview.end && start > 0);
-  at("tile-regime-more").textContent = [since(regime.at, "since "), next ? `then ${next.name} at ${count(next.start)}` : ""].filter(Boolean).join(", ");
-  at("tile-ranks").textContent = count(overview.ranks.length);
-  const most = Math.max(0, ...overview.ranks.map((rank) => rank.lag));
-  at("tile-ranks-more").textContent = most ? `up to ${count(most)} ${most === 1 ? "step" : "steps"} behind` : "";
-  const newest = overview.alarms[0];
-  const lasting = new Set(overview.alarms.filter((alarm) => alarm.is_lasting).map((alarm) => alarm.source));
-  at("tile-alarms").textContent = lasting.size ? `${count(overview.num_alarms)}, ${count(lasting.size)} lasting` : count(overview.num_alarms);
-  at("tile-alarms").className = lasting.size ? "alarming" : "";
-  at("tile-alarms-more").textContent = newest ? `${newest.source} at step ${count(newest.step)}${since(newest.at, ", ")}` : "";
+  showTiles(overview, { isRecord: isRecord() });
   announceAlarms();
   sources.show(overview, state.positions);
   ranks.show(overview, status);
   alarms.show(overview.alarms);
   if (state.names.length) pivot.show(overview, state.names);
   control.show(at("run").value, status, overview);
-}
-
-function since(time, before) {
-  return time === null || time === undefined ? "" : `${before} ${clock(time)}`.replace("  ", " ");
 }
 
 // The verdict on what is known now, which changes also while nothing comes.
@@ -220,15 +176,6 @@ function judge() {
   if (before && before !== state.verdict.kind && before !== "connecting") at("announcer").textContent = `Run ${name}: ${state.verdict.text}`;
 }
 
-function showPace() {
-  const { steps_per_s: pace, total_steps: total, batch_tokens: tokens, ranks: reporting } = state.overview;
-  const left = total - Math.max(-1, ...reporting.map((rank) => rank.step)) - 1;
-  at("tile-pace").textContent = pace === null ? "–" : pace === 0 ? "idle" : `${compact(pace * tokens)} tokens/s`;
-  at("tile-pace-more").textContent = pace === null ? (isRecord() ? "a record has none" : "not known yet")
-    : pace === 0 ? (left > 0 ? "no new step in the last minute" : "all steps are done")
-      : `${compact(pace)} steps/s${left > 0 ? `, ${duration(left / pace)} left` : ""}`;
-}
-
 // Says aloud what one would look up for.
 function announceAlarms() {
   const { num_alarms: total, alarms } = state.overview;
@@ -242,7 +189,7 @@ function showSeries() {
   const isLive = !isRecord() && trainedSteps(overview) < overview.total_steps;
   const data = {
     ...series, regimes: overview.regimes, alarms: overview.alarms, inAlarm, positions: series.names.map((name) => state.positions.get(name)),
-    settled: settledStep() ?? undefined, parent: state.parent, forkStep: state.forkStep,
+    settled: settledStep(state) ?? undefined, parent: state.parent, forkStep: state.forkStep,
   };
   for (const plot of Object.values(plots)) plot.show(data);
   for (const grain of document.querySelectorAll(".grain")) {
@@ -457,9 +404,7 @@ function readConfig(api) {
 
 function clear() {
   hideProblem();
-  for (const tile of document.querySelectorAll(".tiles dd[id]")) Object.assign(tile, { textContent: tile.classList.contains("more") ? "" : "–" });
-  at("tile-progress").value = 0;
-  at("tile-alarms").className = "";
+  clearTiles();
   for (const id of ["legend", "rank-table", "cursor-weights"]) at(id).replaceChildren();
   at("legend").dataset.key = "";
   for (const id of ["ranks-note", "loss-note", "config-text"]) at(id).textContent = "";
