@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from mixer.plots import write_page
-from service.auth import TokenBook
+from service.auth import token_book
 from service.past import Past, create_past_app
 from service.settings import Settings
 from tests.browser import Browser, in_browser
@@ -27,10 +27,10 @@ STATE, CLICK = "#state-text", "document.querySelector(arguments[0]).click()"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("night")
-    with Server(curriculum(folder, NAMES, total_steps=400, feedback_lag=1), folder / "runs") as server:
+    with Server(curriculum(folder, NAMES, total_steps=400), folder / "runs") as server:
         for name, fields in {"small": SMALL, "old": SMALL, "ending": {"total_steps": 40}}.items():
             plan = curriculum(folder, NAMES[:3], **fields).model_dump(mode="json", exclude_none=True)
-            del plan["base_dir"]
+            plan.pop("base_dir", None)
             assert post(server.url + "/runs", json={"name": name, "curriculum": plan}).status_code == 201
         for name, steps in {"main": 120, "small": 100, "old": 60}.items():
             Trainer(server.url, name).train(steps)
@@ -160,7 +160,9 @@ class TestRuns:
     def test_a_recorded_walk_is_shown(self, browser: Browser, server: Server) -> None:
         past = Past(server.settings.folder / "old" / "journal.jsonl", "old-walk")
         settings, port = Settings(folder=server.settings.folder), free_port()
-        config = uvicorn.Config(create_past_app(past, settings, TokenBook(server.store)), port=port, log_level="error")
+        config = uvicorn.Config(
+            create_past_app(past, settings, token_book(settings, server.store)), port=port, log_level="error"
+        )
         serving = uvicorn.Server(config)
         thread = threading.Thread(target=serving.run, daemon=True)
         thread.start()

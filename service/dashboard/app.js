@@ -97,7 +97,8 @@ async function lose(error) {
   if (error.status === 401 || error.status === 403) state.lost = { kind: "closed", at: null, text: "no access" };
   else if (error.status === 0 || error.status >= 500 || error.name === "TimeoutError") {
     state.lost = { kind: "gone", at: state.readAt ?? state.lost?.at ?? Date.now() / 1000, text: error.status >= 500 ? "failing" : "gone" };
-  } else if (!isRecord()) {
+  } else if (error.status === 404) state.lost = { kind: "closed", at: null, text: "no such run" };
+  else if (!isRecord()) {
     await readRuns();
     if (isRecord()) choose(new Api(at("run").value));
   }

@@ -66,7 +66,11 @@ export class PivotForm {
     const inForce = overview.regimes.findLast((regime) => regime.start <= step) ?? overview.regimes[0];
     const isNew = JSON.stringify(inForce) !== JSON.stringify(this.inForce);
     this.inForce = inForce;
+    const marks = JSON.stringify([...this.alarms].map(([name, list]) => [name, list.some((alarm) => alarm.is_lasting)]));
+    const isMarked = marks === this.marks || this.at("pivot-table").contains(document.activeElement);
+    if (!isMarked) this.marks = marks;
     if (!this.bounds || (isNew && !this.isTouched)) this.reset();
+    else if (!isMarked) this.fill();
   }
 
   reset() {
