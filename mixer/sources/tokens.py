@@ -6,7 +6,8 @@ without a copy, and ids of 32 bits stay where Arrow read them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,20 +43,25 @@ class TokenColumn:
         self._limit = 2**32 if vocab_size is None else vocab_size
         self._row_length = row_length
 
-    def read(self, array: pa.Array | pa.ChunkedArray, numbers: IntArray) -> tuple[TokenArray, IntArray]:
+    def read(
+        self, column: pa.Array | pa.ChunkedArray | Sequence[Any], numbers: IntArray
+    ) -> tuple[TokenArray, IntArray]:
         """Return all ids, uint32 [N], and the borders of the lists in them, int64 [lists + 1].
 
         Args:
-            array: the column of some rows.
+            column: the column of some rows, from Arrow or as Python lists.
             numbers: the number of each of those rows in its source, from 1, for messages.
 
         Raises:
-            MalformedDataError: a row that is null, holds a null, a negative id, one outside the vocabulary, or has
-                another length than a row; it names source, row and value.
+            MalformedDataError: a row that is null, has another length than a row, or holds a null, a negative id, one
+                outside the vocabulary or what is no whole number; it names source, row and value.
         """
+        array: Any = column
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            array = self._from_python(column, numbers)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-        if not _is_list(array.type) or not pa.types.is_integer(array.type.value_type):
+        if not _is_list_of_integers(array.type):
             raise MalformedDataError(
                 f"source {self.source}: column {self.column!r} holds {array.type}, not lists of whole numbers"
             )
@@ -74,6 +80,8 @@ class TokenColumn:
         if values.null_count:
             position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
             raise self._malformed(numbers[_list_of(borders, position)], "holds a null among its ids")
+        if pa.types.is_null(values.type):  # every list is empty
+            return np.empty(0, dtype=np.uint32), borders
         ids = values.to_numpy(zero_copy_only=True)
         self._check_range(ids, borders, numbers)
         return ids.view(np.uint32) if ids.dtype.itemsize == 4 else ids.astype(np.uint32), borders
@@ -81,13 +89,37 @@ class TokenColumn:
     def _check_range(self, ids: IntArray, borders: IntArray, numbers: IntArray) -> None:
         if not len(ids):
             return
-        unsigned = ids.view(f"u{ids.dtype.itemsize}")  # negative ones become larger than any vocabulary
-        if unsigned.max() < self._limit:
+        unsigned = ids.view(f"u{ids.dtype.itemsize}")  # the bits of a negative id are above all that its type holds
+        limit = min(self._limit, np.iinfo(ids.dtype).max + 1)
+        if unsigned.max() < limit:
             return
-        position = int(np.argmax(unsigned >= self._limit))
-        raise self._malformed(
-            numbers[_list_of(borders, position)],
-            f"holds the id {ids[position]}, outside the vocabulary of {self._limit}; "
+        position = int(np.argmax(unsigned >= limit))
+        raise self._outside(numbers[_list_of(borders, position)], ids[position])
+
+    def _from_python(self, lists: Sequence[Any], numbers: IntArray) -> pa.Array:
+        """Return Python lists as a column, for data sets that are not Arrow underneath."""
+        with contextlib.suppress(pa.ArrowException, OverflowError):
+            array = pa.array(lists)
+            if pa.types.is_null(array.type) or _is_list_of_integers(array.type):
+                return array.cast(pa.list_(pa.int64())) if pa.types.is_null(array.type) else array
+        for number, ids in zip(numbers, lists, strict=True):
+            if ids is None:
+                raise self._malformed(number, "is null, not a list of token ids")
+            if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+                raise self._malformed(number, f"is {_shown(ids)}, not a list of token ids")
+            for each in ids:
+                if each is None:
+                    raise self._malformed(number, "holds a null among its ids")
+                if isinstance(each, bool) or not isinstance(each, int | np.integer):
+                    raise self._malformed(number, f"holds {_shown(each)} among its ids, which are whole numbers")
+                if not 0 <= each < self._limit:
+                    raise self._outside(number, each)
+        return pa.array([np.fromiter(ids, np.int64) for ids in lists])
+
+    def _outside(self, number: int, token: Any) -> MalformedDataError:
+        return self._malformed(
+            number,
+            f"holds the id {token}, outside the vocabulary of {self._limit}; "
             "read it with the tokenizer that it was made with",
         )
 
@@ -157,7 +189,7 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
             wanted = np.array([self._renderer.matches(row) for row in rows])
             for row in rows:
                 self._remember(row)
-        ids, borders = self._column.read(column if self._is_table else as_array(column), numbers)
+        ids, borders = self._column.read(column, numbers)
         self._batch = _Tokens(ids, borders, wanted)
         return len(column)
 
@@ -207,16 +239,14 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         return rows[chosen[0] : chosen[-1] + 1] if _is_run(chosen) else rows[chosen]
 
 
-def as_array(lists: list[Any]) -> pa.Array:
-    """Return Python lists as a column, for data sets that are not Arrow underneath."""
-    try:
-        return pa.array(lists)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([str(each) for each in lists])  # of a type that is refused with the column's name
+def _is_list_of_integers(kind: pa.DataType) -> bool:
+    """Whether a column can hold lists of token ids; lists that are all empty have no type of values."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)))
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def _flattened(array: pa.Array) -> tuple[pa.Array, IntArray]:
