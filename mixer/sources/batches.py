@@ -28,6 +28,7 @@ class Batch:
         columns: the needed columns, as lists of Python's values or as a table.
         num_rows: how many records.
         place: says where a record is.
+        file: the one that they are of; "" if it is not known.
         names: the columns that there are, if a needed one may be missing.
         is_open: whether other records may have columns that these lack, as in JSON.
         bad: why a record cannot be read, by its number in the batch; its values do not count.
@@ -37,10 +38,12 @@ class Batch:
     columns: pa.Table | Mapping[str, Sequence[Any]]
     num_rows: int
     place: Place
+    file: str = ""
     names: Sequence[str] | None = None
     is_open: bool = False
     bad: dict[int, str] = field(default_factory=dict)
     digest: Callable[[int], str | None] = lambda row: None
+    start: Position | None = None  # where it begins among the files; None if only its data set knows
 
     @property
     def is_table(self) -> bool:

@@ -1,7 +1,8 @@
 """Parquet and Arrow files as tables of a few hundred rows, in the thread that asks.
 
-`datasets` reads Parquet through Python file objects in Arrow's own threads, whole row groups ahead: 1.5 times as slow for
-files of this machine. To resume, row groups and record batches before the place are skipped, those of Parquet unread.
+`datasets` reads Parquet through Python file objects in Arrow's own threads, whole row groups ahead: 1.5 times as slow
+for files of this machine. To resume, row groups and record batches before the place are skipped, those of Parquet
+unread.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def read_parquet(file: TableFile, position: Position) -> Iterator[tuple[Batch, P
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
             borders = np.cumsum([0, *sizes])
             names = parquet.schema_arrow.names
-            columns = [name for name in file.columns if name in names]
+            columns = [name for name in file.columns if name in names] or names[:1]
             for groups, start, end in _runs(sizes, file.num_rows):
                 if end <= row:
                     continue
@@ -95,9 +96,9 @@ def _batch(file: TableFile, table: pa.Table, first: int, names: list[str], borde
         if borders is None:
             return f"{file.name}, row {row + 1}"
         group = int(np.searchsorted(borders, row, side="right")) - 1
-        return f"{file.name}, row group {group}, row {row - int(borders[group]) + 1} of it"
+        return f"{file.name}, row group {group}, row {row - int(borders[group]) + 1}"
 
-    return Batch(table, table.num_rows, place, names=names)
+    return Batch(table, table.num_rows, place, file.name, names=names)
 
 
 def _unreadable(file: TableFile, error: Exception, where: str) -> Exception:

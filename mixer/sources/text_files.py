@@ -1,9 +1,9 @@
 """Files of text record by record: JSON lines and other JSON, CSV, and plain text by paragraphs.
 
-A file is read in blocks of whole records. Where a block ends depends only on where it begins, so that a reader that goes
-on at the beginning of a block gives the batches that one from the beginning of the file gives. Values are those that
-Python's own `json` and `csv` give of one record at a time; of JSON only numbers that are looked at (in templates and
-``where``) are decoded by the slower of the two decoders, which keeps them as they are spelled.
+A file is read in blocks of whole records. Where a block ends depends only on where it begins, so that a reader that
+goes on at the beginning of a block gives the batches that one from the beginning of the file gives. Values are those
+that Python's own `json` and `csv` give of one record at a time; of JSON only numbers that are looked at (in templates
+and ``where``) are decoded by the slower of two decoders, which keeps them as they are spelled.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ def read_text(file: TextFile, position: Position) -> Iterator[Read]:
         bad: dict[int, str] = {}
         texts = [_decoded(piece, i, bad) for i, piece in enumerate(pieces)]
         columns = {"text": texts} if "text" in file.columns else {}
-        yield _batch(file, mark, block, starts, columns, bad=bad, names=["text"]), (mark := mark.after(block)).position()
+        yield (
+            _batch(file, mark, block, starts, columns, bad=bad, names=["text"]),
+            (mark := mark.after(block)).position(),
+        )
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -369,7 +372,9 @@ class _CsvLines(Iterator[str]):
         self.taken()
 
 
-def _csv_batch(file: TextFile, header: list[str], lines: _CsvLines, reader: Any, mark: _Mark) -> tuple[Batch, _Mark] | None:
+def _csv_batch(
+    file: TextFile, header: list[str], lines: _CsvLines, reader: Any, mark: _Mark
+) -> tuple[Batch, _Mark] | None:
     """Return the next records and where those after them begin; None at the end."""
     index = [header.index(name) if name in header else None for name in file.columns]
     starts, rows, bad = list[int](), list[list[str]](), dict[int, str]()
@@ -397,8 +402,9 @@ def _csv_batch(file: TextFile, header: list[str], lines: _CsvLines, reader: Any,
     columns: dict[str, list[Any]] = {}
     for name, k in zip(file.columns, index, strict=True):
         if k is not None:
-            columns[name] = [Cell(row[k]) for row in rows]
-            _find_bytes(columns[name], bad)
+            values = [row[k] for row in rows]
+            _find_bytes(values, bad)
+            columns[name] = [Cell(value) for value in values] if file.keeps_spelling else values
     return _batch(file, mark, block, starts, columns, bad=bad, names=header), mark.after(block)
 
 
@@ -418,6 +424,7 @@ def _find_bytes(values: list[str], bad: dict[int, str]) -> None:
                 value.encode()
             except UnicodeEncodeError as error:
                 bad.setdefault(i, f"not UTF-8 (byte 0x{ord(value[error.start]) - 0xDC00:02x})")
+                values[i] = ""
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------
@@ -462,7 +469,7 @@ def _batch(
         read = block[: starts[row]] if row < len(starts) else block
         return f"{xxhash.xxh3_64_intdigest(read, seed=mark.digest):016x}" if read else f"{mark.digest:016x}"
 
-    return Batch(columns, len(starts), place, digest=digest, **options)
+    return Batch(columns, len(starts), place, file.name, digest=digest, **options)
 
 
 def _skip(stream: BinaryIO, num_bytes: int) -> None:

@@ -1,8 +1,8 @@
 """Values of records as their file spells them: a number in a template is the characters that stand in the file.
 
-JSON and CSV are text. What they spell is what a template gives: ``27``, ``2.50`` and ``9007199254740993`` stay so, JSON's
-``true``, ``false`` and ``null`` too, and lists and objects are JSON again. Files whose columns have types (Parquet, Arrow)
-spell nothing: a value is as Python prints it, except that booleans are ``true`` and ``false`` there as well.
+JSON and CSV are text. What they spell is what a template gives: ``27``, ``2.50`` and ``9007199254740993`` stay so,
+JSON's ``true``, ``false`` and ``null`` too, and lists and objects are JSON again. Files whose columns have types
+(Parquet, Arrow) spell nothing: a value is as Python prints it, but booleans are ``true`` and ``false`` there as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Number(float):
     spelling: str
 
     def __new__(cls, spelling: str) -> Number:
+        """Return the number that a text of JSON spells."""
         number = super().__new__(cls, spelling)
         number.spelling = spelling
         return number
@@ -88,4 +89,5 @@ class TemplateFormatter(string.Formatter):
     """``str.format`` that gives each value as its file spells it, unless the template asks for a format."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
+        """Return one value as text."""
         return format(value, format_spec) if format_spec else spelled(value)
