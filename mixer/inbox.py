@@ -60,6 +60,7 @@ class Inbox:
         self._had: dict[int, list[list[int]]] = {}  # rank -> disjoint closed intervals of steps, in order
         self._heard: list[list[int]] = []  # those of any rank
         self._open: dict[int, IntArray] = {}  # rows reported of steps of which some are missing, [K]
+        self._nothing: IntArray = np.zeros(num_sources, dtype=np.int64)
 
     def has(self, step: int, rank: int) -> bool:
         """Return whether the report of (step, rank) has come before."""
@@ -67,9 +68,7 @@ class Inbox:
 
     def told(self, step: int) -> IntArray | None:
         """Return the rows of each source that were reported of a step, [K]; None if those were all."""
-        if not _has(self._heard, step):
-            return np.zeros(self._num_sources, dtype=np.int64)
-        return self._open.get(step)
+        return self._open.get(step) if _has(self._heard, step) else self._nothing
 
     def add(self, step: int, losses: SourceLosses, *, cutoffs: Sequence[int] = ()) -> None:
         """Accept a report that ``has`` does not know.
@@ -91,10 +90,10 @@ class Inbox:
         _note(self._had.setdefault(losses.rank, []), step)
 
     def _note_rows(self, step: int, rows: IntArray) -> None:
-        told = self.told(step)
+        told = self._open.pop(step, None)
         if not _has(self._heard, step):
             _note(self._heard, step)
-        self._open.pop(step, None)
+            told = self._nothing
         if told is not None and int(told.sum() + rows.sum()) < self._batch_rows:
             self._open[step] = told + rows
             if len(self._open) > OPEN_STEPS:

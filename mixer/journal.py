@@ -72,6 +72,8 @@ class Journal:
         except OSError as error:
             os.close(self._file)
             raise JournalError(f"{path}: another process writes this journal; stop it, or use another file") from error
+        own = os.fstat(self._file)
+        self._identity = (own.st_dev, own.st_ino)
         self.position = Position(0, FIRST)
         self._size = 0
 
@@ -123,8 +125,7 @@ class Journal:
         except OSError as error:
             what = error.strerror
         else:
-            own = os.fstat(self._file)
-            if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            if (found.st_dev, found.st_ino) != self._identity:
                 what = "another file is there now"
             elif found.st_size != self._size:
                 what = f"it has {found.st_size} bytes, and {self._size} were written"

@@ -62,16 +62,16 @@ class Limits:
             raise FeedbackError(
                 f"step {step}: rank {losses.rank} reports, but {self.batch_rows} rows have no more ranks than that"
             )
-        is_sound = (rows <= self.batch_rows) & (tokens <= np.minimum(rows, self.batch_rows) * self.row_tokens)
-        is_sound &= sums <= tokens * self.nats
+        is_sound = rows <= self.batch_rows
+        if is_sound.all():  # so that no product is too large
+            is_sound = (tokens <= rows * self.row_tokens) & (sums <= tokens * self.nats)
         if is_sound.all():
             high = np.minimum(self.row_tokens, tokens - rows + 1)
             low = np.maximum(1, tokens - (rows - 1) * self.row_tokens)
-            least = np.divide(sums * sums, high * tokens, out=np.zeros(rows.size), where=tokens > 0)
-            most = np.square(sums / low)
-            is_sound = (squares == 0) | (
-                (squares >= least * (1 - SLACK) - LEAST_SLACK) & (squares <= most * (1 + SLACK) + LEAST_SLACK)
-            )
+            of_sums = sums * sums
+            is_sound = of_sums * (1 - SLACK) <= (squares + LEAST_SLACK) * (high * tokens)
+            is_sound &= (squares - LEAST_SLACK) * (low * low) <= of_sums * (1 + SLACK)
+            is_sound |= squares == 0
             if is_sound.all():
                 return  # nearly always; what follows finds the words
         self._refuse(losses, int(np.flatnonzero(~is_sound)[0]), names, step)
@@ -117,6 +117,8 @@ class Limits:
             RepeatedRowsError: it had, but others reported them.
         """
         rows = losses.rows
+        if drawn is not None and told is not None and (told + rows <= drawn).all():
+            return  # nearly always
         if drawn is not None and (rows > drawn).any():
             i = int(np.flatnonzero(rows > drawn)[0])
             raise FeedbackError(
@@ -126,10 +128,8 @@ class Limits:
         num, already = int(rows.sum()), self.batch_rows if told is None else int(told.sum())
         if drawn is None and num > self.batch_rows:
             raise FeedbackError(f"step {step} reports {num} rows, but its batch has {self.batch_rows}")
-        is_left = num == 0 or (told is not None and num + already <= self.batch_rows)
-        if is_left and drawn is not None and told is not None:
-            is_left = bool((rows + told <= drawn).all())
-        if not is_left:
+        is_left = drawn is None and told is not None and num + already <= self.batch_rows
+        if num and not is_left:
             share = "all" if already >= self.batch_rows else f"{already} of the"
             raise RepeatedRowsError(
                 f"step {step} reports {num} rows more, but {share} {self.batch_rows} rows of its batch were reported "

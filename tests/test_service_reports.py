@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,8 @@ def test_whatever_ranks_ask_and_say_no_row_counts_twice_and_honest_ranks_of_one_
     folder: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     ranks = [(rank, world_size) for world_size in (1, 2, 4, 8) for rank in range(world_size)]
-    name = f"runs{data.draw(st.integers(0, 2**60))}"
-    with running(curriculum_of(folder), tmp_path / name) as engine:
+    runs = Path(mkdtemp(dir=tmp_path))
+    with running(curriculum_of(folder), runs) as engine:
         batch = rows_of(body(engine, 0, 0, 1))
         taken: set[tuple[int, int]] = set()
         for rank, world_size in data.draw(st.permutations(ranks)):
@@ -125,7 +126,7 @@ def test_whatever_ranks_ask_and_say_no_row_counts_twice_and_honest_ranks_of_one_
                 assert taken
         (world_size,) = {world_size for _, world_size in taken}
         assert len(taken) == world_size
-    reports = feedback(tmp_path / name / "run" / "journal.jsonl")
+    reports = feedback(runs / "run" / "journal.jsonl")
     counted: Counter[int] = Counter()
     for report in reports:
         counted.update(dict(zip(report["sources"], report["rows"], strict=True)))
@@ -206,12 +207,12 @@ def test_a_trainer_goes_on_that_was_started_again_with_more_ranks(
 def ask_ahead(engine: Engine, until: int) -> None:
     """Ask for the weights, and the batches, of step after step, as whoever wants all of a run decided."""
     for step in range(until):
-        for ask in (engine.phase(step, 0.02, may_decide=True), engine.body(step, 0, 1, 0.02)):
-            try:
-                asyncio.run(ask)  # type: ignore[arg-type]
-            except NotReadyError as error:
-                if "no phase that rests on losses is decided beyond" in str(error):
-                    return
+        try:
+            asyncio.run(engine.phase(step, 0.05, may_decide=True))
+            asyncio.run(engine.body(step, 0, 1, 0.05))
+        except NotReadyError as error:
+            if "no phase that rests on losses is decided beyond" in str(error):
+                return
 
 
 def test_whoever_asks_far_ahead_leaves_the_steps_that_a_trainer_needs(folder: Path, tmp_path: Path) -> None:
