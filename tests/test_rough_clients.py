@@ -69,11 +69,13 @@ def said(answer: bytes) -> tuple[int, str]:
 
 
 def posted(*lines: bytes) -> bytes:
-    return b"\r\n".join([b"POST /feedback HTTP/1.1", b"host: x", b"content-type: application/json", *lines, b"", b""])
+    return b"\r\n".join(
+        [b"POST /feedback HTTP/1.1", b"host: localhost", b"content-type: application/json", *lines, b"", b""]
+    )
 
 
 def test_clients_that_send_no_whole_head_are_left(served: Served) -> None:
-    begun = [b"", b"GET /weights HT", b"\r\n", b"GET /weights HTTP/1.1\r\nhost: x\r\n"]
+    begun = [b"", b"GET /weights HT", b"\r\n", b"GET /weights HTTP/1.1\r\nhost: localhost\r\n"]
     start = time.monotonic()
     with ExitStack() as stack:
         clients = [stack.enter_context(connected(served)) for _ in begun]
@@ -101,7 +103,7 @@ def test_a_body_that_drips_is_refused_however_many_bytes_come(served: Served) ->
 
 def test_a_head_without_end_is_cut_off(served: Served) -> None:
     with connected(served) as client:
-        client.sendall(b"GET /weights HTTP/1.1\r\nhost: x\r\n")
+        client.sendall(b"GET /weights HTTP/1.1\r\nhost: localhost\r\n")
         try:
             for number in range(100_000):
                 client.sendall(b"x-%d: %s\r\n" % (number, b"y" * 1000))
@@ -156,7 +158,7 @@ def test_clients_that_vanish_in_the_middle_of_a_body_or_of_a_wait_leave_nothing_
         if number % 2:
             client.sendall(posted(b"content-length: 1000") + REPORT)
         else:
-            client.sendall(b"GET /batches/69?wait_s=1 HTTP/1.1\r\nhost: x\r\n\r\n")
+            client.sendall(b"GET /batches/69?wait_s=1 HTTP/1.1\r\nhost: localhost\r\n\r\n")
         if number % 3:  # without a farewell
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
@@ -168,11 +170,11 @@ def test_a_client_that_does_not_read_is_cut_off_and_one_that_reads_slowly_is_not
     size = len(get(served.url + "/openapi.json").content)
     number = 16_000_000 // size  # more than the kernel takes in
     with connected(served, receive_bytes=4096) as client:
-        client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * number)
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * number)
         time.sleep(3 * TIMEOUT_S)
         assert len(rest(client)) < number * size
     with connected(served, receive_bytes=65536) as client:
-        client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * number)
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * number)
         start, taken = time.monotonic(), 0
         while taken < number * size:
             piece = client.recv(262144)
@@ -222,7 +224,7 @@ def test_sigterm_finishes_what_is_in_flight_and_waits_for_nobody_who_waits(tmp_p
     """A half-sent report is taken, a poll is told to come back, a stream of events ends; then a snapshot, and exit 0."""
     with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "60") as server:
         with connected(server) as poller, connected(server) as reporter:
-            poller.sendall(b"GET /batches/60?wait_s=50 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            poller.sendall(b"GET /batches/60?wait_s=50 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             reporter.sendall(posted(b"content-length: %d" % len(REPORT)) + REPORT[:10])
             with listen(server.url + "/events") as events:  # answered after both of them were accepted
                 time.sleep(0.5)
