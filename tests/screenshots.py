@@ -60,7 +60,7 @@ def served(folder: Path) -> Iterator[Server]:
             Trainer(server.url, run_name).train(150)
         for run_name, source, step in (("main", "code", 2100), ("small", "code", 90), ("main", "source-07", 2900)):
             server.watch(run_name).add({**alarm(source, step), "at": now - 1800})
-        assert post(f"{server.url}/runs/old/archive").status_code == 200
+        assert post(f"{server.url}/runs/old/archive", json={}).status_code == 200
         yield server
 
 

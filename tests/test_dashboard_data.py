@@ -425,6 +425,6 @@ def test_a_record_is_never_silent() -> None:
 def test_the_loss_of_all_sources_is_weighted_by_their_tokens(chronicle: Chronicle, per_point: int, top: int) -> None:
     found = series(chronicle, per_point=per_point, top=top)
     phases = np.searchsorted(chronicle.starts, [*found["steps"], found["until"]])
-    sums, tokens = (chronicle.tables[name].rows.sum(axis=1) for name in ("loss_sums", "tokens"))
+    sums, tokens = chronicle.reported.table().sum(axis=2)
     expected = [sums[a:b].sum() / tokens[a:b].sum() for a, b in itertools.pairwise(phases)]
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
