@@ -286,7 +286,10 @@ class TestInABrowser:
 
         browser.open(f"{server.url}/?run=main")
         browser.wait(lambda: "code" in browser.text("#journal-table"))
-        press = lambda *keys: ActionChains(browser.driver).send_keys(*keys).perform()  # noqa: E731
+
+        def press(key: str) -> None:
+            ActionChains(browser.driver).send_keys(key).perform()
+
         named = (
             "(e => e.id || e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40))(document.activeElement)"
         )

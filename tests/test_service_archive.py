@@ -38,7 +38,7 @@ def trained(folder: Path, **settings: Any) -> Iterator[tuple[Server, float]]:
 
 def answers(server: Server) -> dict[str, Any]:
     """Return what everybody who looks at the run reads, but for what passes."""
-    found = {}
+    found: dict[str, Any] = {}
     for path in READ:
         answer = server.get(f"/runs/other/{path}")
         assert answer.status_code == 200, answer.text
