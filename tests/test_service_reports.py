@@ -376,6 +376,13 @@ def test_a_copy_stays_as_it_was_whatever_comes_after_it() -> None:
         assert shown_of(copied) == before
         run.hasten(run.step + 200)
         assert shown_of(copied) == before
+    copied = run.watch.chronicle()
+    before = shown_of(copied)
+    one = {"sources": [0, 1], "rows": [1, 1], "tokens": [32, 32], "loss_sums": [64.0, 64.0], "square_sums": [4.0, 4.0]}
+    for step in (0, run.step - 1):
+        run.watch.add({"type": "feedback", "step": step, "rank": 5, **one})
+    assert shown_of(copied) == before
+    assert shown_of(run.watch.chronicle()) != before
 
 
 def shown_of(chronicle: Chronicle) -> str:
