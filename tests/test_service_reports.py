@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -140,9 +141,13 @@ def feedback(journal: Path) -> list[dict[str, Any]]:
 
 def test_a_trainer_that_draws_by_the_weights_itself_reports_its_own_rows(folder: Path, tmp_path: Path) -> None:
     with running(curriculum_of(folder), tmp_path / "runs") as engine:
-        asyncio.run(engine.phase(0, 10, may_decide=True))
         own: IntArray = np.array([2, 2, 2, 2])
         losses = SourceLosses(own, own * T, np.full(4, 6.0 * T), rank=0)
+        while not engine.is_ready:
+            time.sleep(0.01)
+        with pytest.raises(FeedbackError, match=r"step 0 reports 2 rows of s\d, but its batch has \d of it"):
+            engine.report(0, losses)  # nobody asked for weights to draw by
+        asyncio.run(engine.phase(0, 10, may_decide=True))
         assert engine.report(0, losses)
         with pytest.raises(RepeatedRowsError):
             engine.report(0, replace(losses, rank=1))
