@@ -28,7 +28,7 @@ class RequestError(ServiceError):
 
     code = "request"
     status = 422
-    hint = "compare the request with /docs, or let service.client make it"
+    hint = "compare the request with /openapi.json, or let service.client make it"
 
 
 class UnauthorizedError(ServiceError):
@@ -45,6 +45,14 @@ class ForbiddenError(ServiceError):
     code = "forbidden"
     status = 403
     hint = "use a token of the scope that the message names, or ask who runs the server"
+
+
+class ForeignPageError(ServiceError):
+    """A request that any web page could send to a server without tokens."""
+
+    code = "foreign-page"
+    status = 403
+    hint = "send `content-type: application/json` to localhost or 127.0.0.1, or make tokens: `mixer token create`"
 
 
 class UnknownRunError(ServiceError):
