@@ -32,7 +32,7 @@ class Limits:
     Attributes:
         batch_rows: B, rows of the global batch; no rank has less than one, so ranks are below it.
         row_tokens: T, tokens of a row that may carry a loss.
-        nats: largest mean loss of a token.
+        nats: largest mean loss of a token, and of a row.
     """
 
     batch_rows: int
@@ -51,7 +51,7 @@ class Limits:
 
         With n rows, N tokens, a loss sum S and a square sum Q, the rows have t tokens each, ``lo <= t <= hi``, where
         ``hi = min(T, N - n + 1)`` and ``lo = max(1, N - (n - 1) T)``. Then, by Cauchy and Schwarz,
-        ``S^2 / (hi N) <= Q <= (S / lo)^2``. Q = 0 says nothing.
+        ``S^2 / (hi N) <= Q <= (S / lo)^2``, and no more than n times ``nats^2``. Q = 0 says nothing.
 
         Raises:
             FeedbackError: a rank, rows, tokens or squares that no batch of this run has.
@@ -65,6 +65,7 @@ class Limits:
         is_sound = rows <= self.batch_rows
         if is_sound.all():  # so that no product is too large
             is_sound = (tokens <= rows * self.row_tokens) & (sums <= tokens * self.nats)
+            is_sound &= squares <= rows * self.nats**2
         if is_sound.all():
             high = np.minimum(self.row_tokens, tokens - rows + 1)
             low = np.maximum(1, tokens - (rows - 1) * self.row_tokens)

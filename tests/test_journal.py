@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mixer.journal
+from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.fork import fork
@@ -553,3 +554,23 @@ def test_reports_are_written_as_they_came(tmp_path: Path) -> None:
     assert record["step"] == 4
     assert record["loss_sums"] == losses.on_grid().loss_sums[seen].tolist()
     assert record["rows"] == rows[seen].tolist()
+
+
+def test_a_walk_goes_no_further_while_its_journal_is_moved_away_wherever_the_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run, path = curriculum(3), Path("run.jsonl")
+    with Journal.create(path) as journal:
+        walk = Walk(run, journal=journal)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        drive(walk, 20)  # the path was of another folder
+        state = walk.state_dict()
+        (tmp_path / path).rename(tmp_path / "aside")
+        with pytest.raises(JournalError, match=r"^run\.jsonl: No such file .* put the file back as it was"):
+            walk.phase_at(walk.frontier)
+        assert walk.state_dict() == state
+        (tmp_path / "aside").rename(tmp_path / path)
+        drive(walk, 60, since=20)
+    assert audit(tmp_path / path).difference is None
