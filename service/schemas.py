@@ -213,6 +213,7 @@ class SourceProgress(_Wire):
     documents: int
     epoch: int
     unique_tokens: int | None
+    bad_records: int = Field(0, description="skipped, as on_bad_record says")
 
 
 class Status(_Wire):

@@ -32,6 +32,11 @@ class CompressionError(Exception):
     """A stream that is not what its name says, or is damaged or cut; the message says which, not where."""
 
 
+def has_codec(codec: str) -> bool:
+    """Whether this build of pyarrow can decompress it."""
+    return bool(pa.Codec.is_available(codec))
+
+
 def compression_of(name: str) -> str | None:
     """Return the ending of a file's name that says how it is compressed, or None."""
     suffix = PurePath(name).suffix.lower()
@@ -113,7 +118,7 @@ class _Frames(io.RawIOBase):
     """Streams that pyarrow decompresses, frame after frame, and refuses where they are cut."""
 
     def __init__(self, raw: BinaryIO, suffix: str) -> None:
-        if not pa.Codec.is_available(CODECS[suffix]):
+        if not has_codec(CODECS[suffix]):
             raise MissingDependencyError(
                 f"{suffix} files need a pyarrow with {NAMES[suffix]}; install one: pip install --upgrade pyarrow"
             )

@@ -27,7 +27,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, httpx  # type: ignore[attr-defined]  # httpx, or the fork that the hub uses
 
 from mixer.config import RetriesConfig
-from mixer.errors import MalformedDataError, MissingDataError, MixerError, SourceError, SourceUnavailableError
+from mixer.errors import (
+    MalformedDataError,
+    MissingDataError,
+    MissingDependencyError,
+    MixerError,
+    SourceError,
+    SourceUnavailableError,
+)
 from mixer.sources.batches import UnreadableFile
 
 log = logging.getLogger("mixer.sources")
@@ -153,6 +160,8 @@ def explained(
     name: str, error: Exception, files: tuple[Path, ...], bare: type[SourceError]
 ) -> MixerError | NetworkFault:
     """Return our error for one of `datasets`; ``bare`` is what a ValueError that is not pyarrow's means here."""
+    if isinstance(error, MissingDependencyError):
+        return MissingDependencyError(f"source {name}: {error}")
     if isinstance(error, MixerError):
         return error
     if isinstance(error, UnreadableFile):

@@ -42,7 +42,11 @@ class DataFile:
         """Return what is in it, decompressed."""
         raw = Path(self.name).open("rb") if self.remote is None else self.remote(self.name)  # noqa: SIM115
         suffix = compression_of(self.name.partition("?")[0] if self.remote else self.name)
-        return raw if suffix is None else decompressed(raw, suffix)
+        try:
+            return raw if suffix is None else decompressed(raw, suffix)
+        except BaseException:
+            raw.close()
+            raise
 
     @property
     def size(self) -> int | None:
