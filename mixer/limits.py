@@ -118,8 +118,6 @@ class Limits:
             RepeatedRowsError: it had, but others reported them.
         """
         rows = losses.rows
-        if drawn is not None and told is not None and (told + rows <= drawn).all():
-            return  # nearly always
         if drawn is not None and (rows > drawn).any():
             i = int(np.flatnonzero(rows > drawn)[0])
             raise FeedbackError(
@@ -129,7 +127,9 @@ class Limits:
         num, already = int(rows.sum()), self.batch_rows if told is None else int(told.sum())
         if drawn is None and num > self.batch_rows:
             raise FeedbackError(f"step {step} reports {num} rows, but its batch has {self.batch_rows}")
-        is_left = drawn is None and told is not None and num + already <= self.batch_rows
+        is_left = told is not None and num + already <= self.batch_rows
+        if drawn is not None and told is not None:
+            is_left = bool((told + rows <= drawn).all())
         if num and not is_left:
             share = "all" if already >= self.batch_rows else f"{already} of the"
             raise RepeatedRowsError(
