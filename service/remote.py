@@ -290,6 +290,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         was_new = False
         names = self.curriculum.names
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(names)):
+            assert losses is not None, "every rank of a service has losses"
             report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
             was_new = self.walk.report(step, report) or was_new
             if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
