@@ -31,11 +31,11 @@ from service import tables
 from service.deadlines import DeadlineConnection, within
 from service.errors import RunStateError, StoreError
 
-ANSWER_S = 4.5  # of a transaction: whoever asks is answered within 5 s, whatever keeps the database
+ANSWER_S = 4.0  # of a transaction: whoever asks is answered within 5 s, whatever keeps the database
 LONG_S = 60.0  # of one that moves a whole journal
 SLOW_S = 1.0  # a transaction that failed after so long waited for a database that does not answer
 REST_S = 1.0  # then all others fail at once for so long, or those that stand in a line would wait in turn
-BUSY_TIMEOUT_MS = 4000  # of SQLite
+BUSY_TIMEOUT_MS = 3500  # of SQLite
 SERVER_OPTIONS: dict[str, Any] = {
     "application_name": "curriculum-mixer",
     "keepalives_idle": 10,
@@ -43,7 +43,7 @@ SERVER_OPTIONS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
     # a process that is stopped in the middle of a transaction keeps its locks no longer than others wait for them
-    "options": "-c statement_timeout=4500 -c idle_in_transaction_session_timeout=3000",
+    "options": "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=2500",
 }
 
 
