@@ -26,7 +26,7 @@ ASKED: dict[str, Callable[[str], Any]] = {
     "a batch beyond those leased": lambda url: get(url + "/batches/60?wait_s=0"),
     "a pivot": lambda url: post(url + "/pivots", json={"name": "late", "exclude": ["s2"]}),
     "readiness": lambda url: get(url + "/readyz"),
-    "a pause": lambda url: post(url + "/runs/run/pause"),
+    "a pause": lambda url: post(url + "/runs/run/pause", json={}),
 }
 
 
