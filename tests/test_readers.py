@@ -12,6 +12,8 @@ import json
 import lzma
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,7 +390,7 @@ def test_a_stream_that_is_cut_anywhere_is_an_error_with_its_file(
     name = data.draw(st.sampled_from(["a.jsonl", "a.txt", "a.csv"])) + suffix
     (tmp_path / name).write_bytes(members[:end])
     with pytest.raises(MalformedDataError, match=rf"source web: .*{name}.*cut off: the \w+ stream has no end"):
-        read(tmp_path, data_files=name, **({"text": "text"} if "csv" not in name else {"where": {}}))
+        read(tmp_path, data_files=name)
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -547,6 +549,26 @@ def test_everything_is_read_and_listed_when_asked_for(tmp_path: Path) -> None:
     assert [record.split(": ")[1].split(", ")[1] for record in found.pop("a")] == ["line 501", "line 701"]
     assert found == {}
     assert problem.startswith(f"source b: {tmp_path / 'b.jsonl.gz'}, after line ")
+
+
+def test_the_command_tells_of_cut_and_bad_files_in_one_line_each(tmp_path: Path) -> None:
+    write_with_bad(tmp_path / "a.jsonl", {500: '{"text": 7}'})
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(LINES[:9]).encode())[:-9])
+    (tmp_path / "run.yaml").write_text(
+        "total_steps: 9\nbatch_rows: 2\nsequence_length: 8\ntokenizer: {train_vocab_size: 300}\n"
+        "sources: [{name: a, data_files: a.jsonl, on_bad_record: skip}, {name: b, data_files: b.jsonl.gz}]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from mixer.cli import main; main()", "check", str(tmp_path / "run.yaml"), "--all"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("bad record", "problem"))]
+    assert (done.returncode, done.stderr) == (1, "")
+    assert lines[0] == f"bad record: source a: {tmp_path / 'a.jsonl'}, line 501: column 'text' is int '7', not text"
+    assert lines[1].startswith(f"problem: source b: {tmp_path / 'b.jsonl.gz'}: cut off")
+    assert len(lines) == 2
 
 
 # -- real files ------------------------------------------------------------------------------------------------------
