@@ -135,6 +135,8 @@ def _read(text: _Reader, num_sources: int) -> list[Arrived]:
     losses = tokens * text.take((num_sources,)) + text.take_noise(shape, rows > 0)
     has_squares = text.take((num_reports,))
     squares = text.take_noise(shape) + _likely_squares(rows, tokens, losses) * has_squares[:, None]
+    if (losses < 0).any() or (squares < 0).any():  # of a release that did not see that a sum was too large
+        raise ValueError("a sum of losses below 0")
     noted = np.flatnonzero(head[:, 3])
     lows: dict[int, Array] = {}
     if noted.size:

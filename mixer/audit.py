@@ -231,7 +231,7 @@ class Redrive:
 
     def _compared(self, line: Line) -> Difference | None:
         """Compare a line with the one that the walk would have written in its place, byte for byte."""
-        written = {**self._tape.written.popleft(), "number": line.number}
+        written = {**self._tape.written.popleft(), **line.time(), "number": line.number}
         text = orjson.dumps(written, option=orjson.OPT_SERIALIZE_NUMPY)
         return None if text == line.body else _first_difference(line, orjson.loads(text))
 

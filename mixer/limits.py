@@ -32,7 +32,7 @@ class Limits:
     Attributes:
         batch_rows: B, rows of the global batch; no rank has less than one, so ranks are below it.
         row_tokens: T, tokens of a row that may carry a loss.
-        nats: largest mean loss of a token.
+        nats: largest mean loss of a token, and of a row.
     """
 
     batch_rows: int
@@ -51,7 +51,7 @@ class Limits:
 
         With n rows, N tokens, a loss sum S and a square sum Q, the rows have t tokens each, ``lo <= t <= hi``, where
         ``hi = min(T, N - n + 1)`` and ``lo = max(1, N - (n - 1) T)``. Then, by Cauchy and Schwarz,
-        ``S^2 / (hi N) <= Q <= (S / lo)^2``. Q = 0 says nothing.
+        ``S^2 / (hi N) <= Q <= (S / lo)^2``, and no more than n times ``nats^2``. Q = 0 says nothing.
 
         Raises:
             FeedbackError: a rank, rows, tokens or squares that no batch of this run has.
@@ -65,6 +65,7 @@ class Limits:
         is_sound = rows <= self.batch_rows
         if is_sound.all():  # so that no product is too large
             is_sound = (tokens <= rows * self.row_tokens) & (sums <= tokens * self.nats)
+            is_sound &= squares <= rows * self.nats**2
         if is_sound.all():
             high = np.minimum(self.row_tokens, tokens - rows + 1)
             low = np.maximum(1, tokens - (rows - 1) * self.row_tokens)
@@ -117,8 +118,6 @@ class Limits:
             RepeatedRowsError: it had, but others reported them.
         """
         rows = losses.rows
-        if drawn is not None and told is not None and (told + rows <= drawn).all():
-            return  # nearly always
         if drawn is not None and (rows > drawn).any():
             i = int(np.flatnonzero(rows > drawn)[0])
             raise FeedbackError(
@@ -128,7 +127,9 @@ class Limits:
         num, already = int(rows.sum()), self.batch_rows if told is None else int(told.sum())
         if drawn is None and num > self.batch_rows:
             raise FeedbackError(f"step {step} reports {num} rows, but its batch has {self.batch_rows}")
-        is_left = drawn is None and told is not None and num + already <= self.batch_rows
+        is_left = told is not None and num + already <= self.batch_rows
+        if drawn is not None and told is not None:
+            is_left = bool((told + rows <= drawn).all())
         if num and not is_left:
             share = "all" if already >= self.batch_rows else f"{already} of the"
             raise RepeatedRowsError(

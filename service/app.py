@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from mixer.config import Curriculum
 from mixer.errors import MixerError
+from service.archive import Archive
 from service.auth import token_book
 from service.dashboard import add_dashboard
 from service.errors import RequestError, ServiceError, StoreError, error_body, error_to_body, hint_of, status_of
@@ -24,8 +25,8 @@ from service.guard import Guard, Receive, Scope, Send, error_headers
 from service.lane import FastLane
 from service.links import add_links
 from service.metrics import Metrics
-from service.routes.common import default_engine, named_engine
-from service.routes.decisions import decisions
+from service.routes.common import default_engine, default_readable, named_engine, named_readable
+from service.routes.decisions import pivoting, record
 from service.routes.delivery import delivery
 from service.routes.operations import health_router, live, runs_router
 from service.routes.watching import watching
@@ -71,6 +72,7 @@ def create_app(
     app = GuardedApp("Weights and batches for trainers, decided while they train.", lifespan=lifespan)
     app.state.settings, app.state.store, app.state.runs, app.state.book = settings, store, runs, book
     app.state.events, app.state.metrics = events, metrics
+    app.state.archive = Archive(store, settings.folder)
 
     def drain() -> None:
         events.close()
@@ -78,8 +80,11 @@ def create_app(
             engine.drain()
 
     app.state.drain = drain
-    for prefix, engine_of in (("", default_engine), ("/runs/{run}", named_engine)):
-        for router in (decisions(engine_of), delivery(engine_of), live(engine_of), watching(engine_of)):
+    for prefix, engine_of, readable in (
+        ("", default_engine, default_readable),
+        ("/runs/{run}", named_engine, named_readable),
+    ):
+        for router in (record(readable), pivoting(engine_of), delivery(engine_of), live(engine_of), watching(readable)):
             app.include_router(router, prefix=prefix)
     app.include_router(runs_router())
     app.include_router(health_router())

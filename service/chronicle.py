@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import statistics
 import threading
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from service.words import told
 
 NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
 PACE_S = 60.0  # throughput is measured over so long
+STALL_S, STALL_STEPS, USUAL = 60.0, 5.0, 32  # a step that takes longer, and five times what the newest 32 took, stalls
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Entry:
 
     def shown(self) -> dict[str, Any]:
         """Return it as the page has it."""
-        return {"line": self.line, "type": self.type, "step": self.step, "text": self.text}
+        return {
+            "line": self.line, "type": self.type, "step": self.step, "at": self.record.get("at"), "text": self.text
+        }  # fmt: skip
 
 
 @dataclass
@@ -162,6 +166,9 @@ class Chronicle:
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
     regimes: tuple[Regime, ...] = ()  # those that began, then those planned, in order of their first step
     begun: list[Regime] = field(default_factory=list)  # as phases say
+    begun_at: dict[int, float | None] = field(default_factory=dict)  # by first step: the time of that phase's line
+    in_alarm: frozenset[str] = frozenset()  # sources, as the newest decision that looked at them says
+    judged_at: int = -1  # the first step of its phase
     is_own: bool = True  # lines are this run's; False while they are those that a fork shares with its parent
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
@@ -217,7 +224,8 @@ class Chronicle:
             self._plan()
         elif kind == "alarm":
             said = {"kind": record["detector"], "message": facts_in_words(record)}
-            self.alarms.append({"step": record["step"], "source": record["source"], **said})
+            known = {name: record.get(name) for name in ("step", "source", "decided_before", "at")}
+            self.alarms.append({**known, **said})
         elif kind == "fork":
             self.is_own = record["fingerprint"] == self.header["fingerprint"]
             self._plan()
@@ -245,7 +253,12 @@ class Chronicle:
                 )
         self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
         self.before, self.newest = self.newest, dict(record)
+        if record["parts"]:
+            held = record["parts"].get("alarm") or ()
+            self.in_alarm = frozenset(name for name, is_held in zip(self.names, held, strict=False) if is_held)
+            self.judged_at = record["start"]
         if record["region"] is not None:
+            self.begun_at[record["start"]] = record.get("at")
             self.begun.append(_begun(record, planned_regimes(self.curriculum, self.pivots), self.names))
             self._plan()
 
@@ -328,6 +341,7 @@ class Chronicle:
         same.reported = self.reported.copy()
         same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
         same.unique_tokens, same.known = dict(self.unique_tokens), dict(self.known)
+        same.begun_at = dict(self.begun_at)
         same.tokens, same.heard_in = self.tokens.copy(), self.heard_in.copy()
         return same
 
@@ -360,12 +374,25 @@ class Pace:
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()  # when the newest step was first reported
         self._step = -1
+        self._heard_at = clock()
+        self._took: deque[float] = deque(maxlen=USUAL)  # seconds a step
 
     def note(self, step: int) -> None:
         """A report of ``step`` has come."""
         if step > self._step:
-            self._step = step
-            self._seen.append((self._clock(), step))
+            now = self._clock()
+            if self._step >= 0:
+                self._took.append((now - self._heard_at) / (step - self._step))
+            self._step, self._heard_at = step, now
+            self._seen.append((now, step))
+
+    def quiet_s(self) -> float:
+        """Seconds since a new step was reported, or since this process began to listen."""
+        return self._clock() - self._heard_at
+
+    def stall_s(self) -> float:
+        """Seconds without a new step after which something is wrong: what is long beside the newest steps."""
+        return max(STALL_S, STALL_STEPS * statistics.median(self._took)) if self._took else STALL_S
 
     def steps_per_s(self) -> float | None:
         """Steps per second over the last minute, or since the first report if that is less; None before two of them."""
@@ -378,9 +405,15 @@ class Pace:
 
 
 class Watch:
-    """A chronicle that whoever writes the journal tells each line, read from other threads."""
+    """A chronicle that whoever writes the journal tells each line, read from other threads.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        clock: in seconds, for the pace.
+        is_live: False for a record, which is never silent: nobody reports.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, is_live: bool = True) -> None:
+        self._is_live = is_live
         self._chronicle = Chronicle()
         self._pace = Pace(clock)
         self._lock = threading.Lock()
@@ -414,6 +447,13 @@ class Watch:
         """Return how fast steps are reported, over the last minute; None if that is not known yet."""
         with self._lock:
             return self._pace.steps_per_s()
+
+    def silence(self) -> dict[str, float]:
+        """Return for how long no new step has been reported, and from when on that is a stall; seconds."""
+        if not self._is_live:
+            return {}
+        with self._lock:
+            return {"quiet_s": self._pace.quiet_s(), "stall_s": self._pace.stall_s()}
 
     def chronicle(self) -> Chronicle:
         """Return the chronicle as it stands; what is added later does not reach it."""

@@ -319,9 +319,12 @@ class Engine:
             self._builder.want(step)
         await self._until(lambda: step < self._decisions.frontier, step, wait_s if may_decide else 0, claims=may_decide)
         try:
-            return self._decisions.at(step)
+            found = self._decisions.at(step)
         except UndecidedError:  # cut away meanwhile
             raise self._not_yet(step) from None
+        if may_decide:
+            self._given.note_weights(found.start)
+        return found
 
     def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
         """Return the smallest and the largest weight that the region of a decided step lets each source reach."""

@@ -1,7 +1,7 @@
 """Which ranks were given the batches of the newest steps, so that a rank reports what it was given, and each row once.
 
-Memory alone: of steps that were given before this process began nothing is known, nor of those that a trainer never
-asks for because it draws by the weights itself. Their reports are bounded by the walk.
+Memory alone: of steps that were given before this process began nothing is known. A trainer that draws by the weights
+itself asks for those, and for no batch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Given:
     def __init__(self) -> None:
         self._ranks: OrderedDict[int, dict[int, int]] = OrderedDict()  # step -> world size -> its ranks, as bits
         self._counted: OrderedDict[int, int] = OrderedDict()  # step -> world size
+        self._drawn_by: OrderedDict[int, None] = OrderedDict()  # first steps of phases whose weights trainers asked for
 
     def note(self, steps: range, rank: int, world_size: int) -> None:
         """Note that a rank was given the batches of some steps."""
@@ -33,6 +34,16 @@ class Given:
             ranks[world_size] = ranks.get(world_size, 0) | bit
         while len(self._ranks) > KEPT_STEPS:
             self._ranks.popitem(last=False)
+
+    def note_weights(self, start: int) -> None:
+        """Note that a trainer asked for the weights of the phase from a step."""
+        self._drawn_by[start] = None
+        while len(self._drawn_by) > KEPT_STEPS:
+            self._drawn_by.popitem(last=False)
+
+    def has_weights(self, start: int) -> bool:
+        """Return whether a trainer asked for the weights of the phase from a step."""
+        return start in self._drawn_by
 
     def knows(self, step: int) -> bool:
         """Return whether anybody is known to have been given a step."""

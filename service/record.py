@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ class RunJournal:
             self._compare(record, *self._expected)
             return
         place = self._lines.place
+        if record["type"] != "feedback":  # a fact for people: no decision looks at it
+            record = {**record, "at": round(time.time(), 3)}
         self._lines.append(record)
         self._passed = self._lines.position
         self._tell(place, _plain(record), self._passed.line, is_new=True)
@@ -227,7 +230,7 @@ def open_lines(store: Store, run: str, folder: Path, *, fsync: Fsync = "phase") 
         if lines.position.line == 0:
             _check_unknown(store, run, "the journal in the database has no line")
         return lines
-    path, unfinished = _path(folder, run), folder / run / UNFINISHED
+    path, unfinished = journal_path(folder, run), folder / run / UNFINISHED
     path.parent.mkdir(parents=True, exist_ok=True)
     if unfinished.exists():
         unfinished.rename(path)
@@ -262,7 +265,7 @@ def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Cu
         out = folder / run / UNFINISHED
         out.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)  # the server was killed while it made the run
-        fork(_path(folder, parent), at_step, curriculum, out)
+        fork(journal_path(folder, parent), at_step, curriculum, out)
         return []
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "parent.jsonl", Path(name) / "fork.jsonl"
@@ -277,5 +280,6 @@ def drop_unfinished(run: str, folder: Path) -> None:
     (folder / run / UNFINISHED).unlink(missing_ok=True)
 
 
-def _path(folder: Path, run: str) -> Path:
+def journal_path(folder: Path, run: str) -> Path:
+    """Return where the journal of a run lies, if it is a file."""
     return folder / run / "journal.jsonl"

@@ -12,6 +12,7 @@ import numpy as np
 
 from mixer.errors import FeedbackError
 from mixer.rewards import SourceLosses
+from service.decisions import UndecidedError
 from service.given import Given
 from service.parts import Parts
 from service.window import Built
@@ -27,7 +28,7 @@ class Reports:
     """
 
     def __init__(self, parts: Parts, given: Given, built: Callable[[int], Built | None]) -> None:
-        self._walk, self._names = parts.walk, parts.curriculum.names
+        self._walk, self._decisions, self._names = parts.walk, parts.decisions, parts.curriculum.names
         self._given, self._built = given, built
         self._first_own = parts.served.given  # nobody was given a step from there on before this process began
 
@@ -35,7 +36,7 @@ class Reports:
         """Take in a report; False if that rank had reported the step before. See ``Engine.report``."""
         given, rank = self._given, losses.rank
         if self._walk.has_report(step, rank) or not given.knows(step):
-            return self._walk.report(step, losses, has_own_draws=True)
+            return self._walk.report(step, losses, has_own_draws=self._may_be_own(step))
         world = given.world_of(step, rank, world_size, is_sure=step >= self._first_own)
         built = self._built(step)
         if world is not None and built is not None:
@@ -43,6 +44,15 @@ class Reports:
         is_new = self._walk.report(step, losses)
         given.count(step, world)
         return is_new
+
+    def _may_be_own(self, step: int) -> bool:
+        """Return whether a step that nobody is known to have been given may be of a trainer that draws by itself."""
+        if step < self._first_own:
+            return True
+        try:
+            return self._given.has_weights(self._decisions.at(step).start)
+        except UndecidedError:  # the walk says so
+            return False
 
     def _check_share(self, step: int, losses: SourceLosses, world: int, built: Built) -> None:
         """Raise FeedbackError for more rows of a source than a rank was given, one of ``world``."""

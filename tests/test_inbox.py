@@ -143,7 +143,7 @@ def test_an_inbox_restored_from_json_goes_on_as_the_first_would(
     before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
     first = filled(before)
-    restored = Inbox(1, is_by_step=True)
+    restored = Inbox(1, batch_rows=1, is_by_step=True)
     restored.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for inbox in (first, restored):
         for step, rank in after:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
 from mixer.audit import audit
-from mixer.errors import FeedbackError, InvalidLossError, MixerError, RepeatedRowsError
+from mixer.errors import FeedbackError, InvalidLossError, MixerError, RepeatedRowsError, StateMismatchError
 from mixer.explain import explain
 from mixer.journal import Journal, read_journal
 from mixer.limits import Limits
@@ -255,6 +255,17 @@ def test_sums_of_any_size_wait_in_a_state_to_the_last_bit(
 def _bits(arrived: Arrived) -> tuple[Any, ...]:
     losses = [getattr(arrived.losses, name).tobytes() for name in ("rows", "tokens", "loss_sums", "square_sums")]
     return (arrived.first_step, arrived.reports, None if arrived.lows is None else arrived.lows.tobytes(), *losses)
+
+
+def test_a_sum_that_an_older_release_packed_though_it_was_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ones = np.ones(3, dtype=np.int64)
+    waiting = [Arrived(0, 0, 1, SourceLosses(ones, ones, np.full(3, 1e16)))]
+    assert state_to_reports(reports_to_state(waiting), 3)[0].losses.loss_sums.tolist() == [1e16] * 3
+    monkeypatch.setattr("mixer.arrived.MOST_PACKED", math.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        old = reports_to_state(waiting)
+    with pytest.raises(StateMismatchError, match="no packed reports"):
+        state_to_reports(old, 3)
 
 
 @pytest.mark.parametrize("value", [1e9, 1e16, 1e30])

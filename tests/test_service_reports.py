@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -140,9 +141,13 @@ def feedback(journal: Path) -> list[dict[str, Any]]:
 
 def test_a_trainer_that_draws_by_the_weights_itself_reports_its_own_rows(folder: Path, tmp_path: Path) -> None:
     with running(curriculum_of(folder), tmp_path / "runs") as engine:
-        asyncio.run(engine.phase(0, 10, may_decide=True))
         own: IntArray = np.array([2, 2, 2, 2])
         losses = SourceLosses(own, own * T, np.full(4, 6.0 * T), rank=0)
+        while not engine.is_ready:
+            time.sleep(0.01)
+        with pytest.raises(FeedbackError, match=r"step 0 reports 2 rows of s\d, but its batch has \d of it"):
+            engine.report(0, losses)  # nobody asked for weights to draw by
+        asyncio.run(engine.phase(0, 10, may_decide=True))
         assert engine.report(0, losses)
         with pytest.raises(RepeatedRowsError):
             engine.report(0, replace(losses, rank=1))
@@ -376,6 +381,13 @@ def test_a_copy_stays_as_it_was_whatever_comes_after_it() -> None:
         assert shown_of(copied) == before
         run.hasten(run.step + 200)
         assert shown_of(copied) == before
+    copied = run.watch.chronicle()
+    before = shown_of(copied)
+    one = {"sources": [0, 1], "rows": [1, 1], "tokens": [32, 32], "loss_sums": [64.0, 64.0], "square_sums": [4.0, 4.0]}
+    for step in (0, run.step - 1):
+        run.watch.add({"type": "feedback", "step": step, "rank": 5, **one})
+    assert shown_of(copied) == before
+    assert shown_of(run.watch.chronicle()) != before
 
 
 def shown_of(chronicle: Chronicle) -> str:

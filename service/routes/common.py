@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
+from fastapi.concurrency import run_in_threadpool
 
+from service.archive import Past
 from service.auth import Identity, Scope
 from service.engine import Engine
 from service.runs import Runs
 from service.schemas import ErrorBody
 
-EngineOf = Callable[..., Awaitable[Engine]]  # as all that routes depend on: else each costs a hop to a thread
+EngineOf = Callable[..., Awaitable[Engine | Past]]  # as all that routes depend on: else each costs a hop to a thread
 RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
 
 
@@ -30,6 +32,20 @@ async def default_engine(request: Request) -> Engine:
 async def named_engine(request: Request, run: RunName) -> Engine:
     """Return the engine of the run in the path."""
     return runs_of(request).engine(run)
+
+
+async def default_readable(request: Request) -> Engine | Past:
+    """Return the default run for those who only read: archived, it is a record."""
+    name = runs_of(request).default
+    return await default_engine(request) if name is None else await named_readable(request, name)
+
+
+async def named_readable(request: Request, run: RunName) -> Engine | Past:
+    """Return the run in the path for those who only read: archived, it is a record."""
+    if runs_of(request).record(run).status == "archived":
+        past: Past = await run_in_threadpool(request.app.state.archive.past, run)
+        return past
+    return await named_engine(request, run)
 
 
 def identity_of(request: Request) -> Identity:
