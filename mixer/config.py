@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from mixer.conditions import Condition
 from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.phases import PhaseLaw
@@ -37,7 +38,6 @@ CONFIG_VERSION = 1
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
-Scalar = str | int | float | bool | None
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
@@ -58,7 +58,9 @@ class SourceConfig(Frozen):
     rows: str | None = Field(
         None, description="column with lists of exactly sequence_length + 1 token ids, as they are"
     )
-    where: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="keep rows whose columns equal these values")
+    where: dict[str, Condition] = Field(
+        {}, description="keep rows whose columns equal these values, or compare with them: {ge: 3}, {not_null: true}"
+    )
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
     on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
     tokens: int | None = Field(None, gt=0, description="number of distinct tokens, where known")

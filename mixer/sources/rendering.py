@@ -12,7 +12,8 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixer.config import RENDERINGS, Scalar, SourceConfig
+from mixer.conditions import UnlikeTypesError, holds
+from mixer.config import RENDERINGS, SourceConfig
 from mixer.config_errors import suggestion
 from mixer.errors import ConfigError, MalformedDataError, MissingDataError
 
@@ -26,7 +27,7 @@ class Renderer:
 
     def __init__(self, source: SourceConfig) -> None:
         self.name = source.name
-        self._where = {column: _alternatives(wanted) for column, wanted in source.where.items()}
+        self._where = source.where
         self._template = source.template
         self._messages = source.messages
         self._text = source.text or "text"
@@ -50,9 +51,15 @@ class Renderer:
                     f"columns: {', '.join(known) or 'none'}; set {', '.join(RENDERINGS)} or where to one of them"
                 )
 
-    def matches(self, row: Row) -> bool:
-        """Whether every column of ``where`` has one of the values asked for."""
-        return not self._where or all(_among(row[column], wanted) for column, wanted in self._where.items())
+    def matches(self, row: Row, number: int) -> bool:
+        """Whether every column of ``where`` is what it asks for; ``number`` is only for messages."""
+        for column, condition in self._where.items():
+            try:
+                if not holds(row[column], condition):
+                    return False
+            except UnlikeTypesError as error:
+                raise self._malformed(number, f"column {column!r} {error}") from error
+        return True
 
     def render(self, row: Row, number: int) -> str:
         """Return the document of a row; ``number`` counts rows from 1 and is only for messages."""
@@ -92,15 +99,6 @@ class Renderer:
 
     def _malformed(self, number: int, reason: str) -> MalformedDataError:
         return MalformedDataError(f"source {self.name}: row {number}: {reason}")
-
-
-def _alternatives(wanted: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
-    return wanted if isinstance(wanted, tuple) else (wanted,)
-
-
-def _among(value: Any, wanted: tuple[Scalar, ...]) -> bool:
-    """Equality that keeps true apart from 1, which Python does not."""
-    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in wanted)
 
 
 def _fields(name: str, template: str) -> list[str]:

@@ -444,7 +444,7 @@ class TextStream(Stream[list[str]]):
 
     def _document(self, row: dict[str, Any]) -> str | None:
         """Return the text of a row, or None if it is not for this stream."""
-        if not self._renderer.matches(row):
+        if not self._renderer.matches(row, self.num_rows):
             self._remember(row)
             return None
         text = self._renderer.render(row, self.num_rows)

@@ -186,7 +186,7 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         wanted = None
         if self._source.where:
             rows = [dict(zip(self._source.where, row, strict=True)) for row in self._where_rows(batch)]
-            wanted = np.array([self._renderer.matches(row) for row in rows])
+            wanted = np.array([self._renderer.matches(row, i) for i, row in enumerate(rows, start=int(numbers[0]))])
             for row in rows:
                 self._remember(row)
         ids, borders = self._column.read(column, numbers)
