@@ -25,7 +25,7 @@ def train(folder: Path, until: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint)
+        saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         dataset.load_state_dict(saved["data"])

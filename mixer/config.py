@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from mixer.conditions import Condition
 from mixer.config_errors import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.phases import PhaseLaw
@@ -46,9 +48,19 @@ MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # columns hold no others
-Scalar = str | Int64 | float | bool | None
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
+
+
+    """Return a folder's path; raise ValueError for a URL, which would become a folder of that name."""
+    if _URL.match(folder):
+        raise ValueError(
+            f"{folder!r} is a URL, but rows are prepared into a folder of this machine; "
+            "name one, and copy it to where it is wanted"
+        )
+    return folder
 
 
 class SourceConfig(Frozen):
@@ -68,7 +80,9 @@ class SourceConfig(Frozen):
     rows: str | None = Field(
         None, description="column with lists of exactly sequence_length + 1 token ids, as they are"
     )
-    where: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="keep rows whose columns equal these values")
+    where: dict[str, Condition] = Field(
+        {}, description="keep rows whose columns equal these values, or compare with them: {ge: 3}, {not_null: true}"
+    )
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
     on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
     on_bad_record: Literal["stop", "skip"] = Field("stop", description="when a record cannot be read")
@@ -185,7 +199,9 @@ class Curriculum(Frozen):
         None, gt=0, le=MAX_VOCAB, description="the model's vocabulary; the tokenizer must fit in it"
     )
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    prepared: str | None = Field(None, description="folder that `mixer prepare` made, relative to the config file")
+    prepared: Annotated[str, AfterValidator(check_folder)] | None = Field(
+        None, description="folder that `mixer prepare` made, relative to the config file"
+    )
     holdout: float = Field(0.0, ge=0, le=0.5, description="share of each source's documents that is never trained on")
     floors: dict[str, Weight] = Field({}, description="smallest weight by source")
     caps: dict[str, Weight] = Field({}, description="largest weight by source")

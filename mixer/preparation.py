@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from mixer.cache import written_whole
-from mixer.config import Curriculum, SourceConfig
+from mixer.config import Curriculum, SourceConfig, check_folder
 from mixer.config_errors import suggestion
-from mixer.errors import MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
+from mixer.errors import ConfigError, MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
 from mixer.packing import smallest_dtype
 from mixer.sources.manifest import (
     MANIFEST,
@@ -104,9 +104,13 @@ def prepare(
     Raises:
         PreparedMismatchError: finished rows that are not those of the config, without ``force``.
         PreparationError: rows that cannot be written, a worker that died, or another preparation in ``out``.
+        ConfigError: ``out`` is a URL.
         SourceError, TokenizerError, UnknownSourceError: what cannot be read.
     """
-    out = Path(out)
+    try:
+        out = Path(check_folder(str(out)))
+    except ValueError as error:
+        raise ConfigError(f"prepare: {error}") from error
     for name in sources or ():
         if name not in curriculum.names:
             raise UnknownSourceError(f"prepare: unknown source {name!r}{suggestion(name, curriculum.names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -51,6 +52,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             pq.write_table(table, folder / commit / "data" / f"train-0000{part}-of-00002.parquet", row_group_size=30)
         lines = (json.dumps({"chat": [{"role": "user", "content": f"{word} chat {i}"}]}) for i in range(3))
         (folder / commit / "extra.jsonl").write_text("\n".join(lines))
+        (folder / commit / "table.csv").write_text("zip,when\n02116,2024-01-03T10:30:00+02:00\n1.10,NA\n")
+        more = (
+            '{"zip": 27, "when": 2.50}\n{"when": 9007199254740993, "zip": null, "new": {}}\n{"zip": true, "when": 1}\n'
+        )
+        (folder / commit / "more.jsonl.gz").write_bytes(gzip.compress(more.encode()))
     with serving(folder, REPOSITORY, OLD) as hub:
         yield hub
 
@@ -69,6 +75,7 @@ def read(
     state: dict[str, Any] | None = None,
     groups: int = 1,
     offline: bool = False,
+    quiet: bool = True,
     **source: Any,
 ) -> dict[str, Any]:
     """Stream in a new process that knows no other hub and has an empty cache."""
@@ -91,7 +98,8 @@ def read(
         timeout=200,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr  # and nothing is said on the way
+    assert done.returncode == 0, done.stderr
+    assert (done.stderr == "") == quiet, done.stderr  # nothing is said on the way, unless a record is skipped
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -126,6 +134,17 @@ def test_files_of_a_repository_are_chosen_and_rendered(endpoint: Hub, tmp_path: 
     endpoint.newest = NEW
     result = read(endpoint.url, tmp_path, data_files="extra.jsonl", messages="chat", revision=OLD)
     assert result["groups"] == [["> old chat 0", "> old chat 1", "> old chat 2"]]
+
+
+def test_values_are_as_the_files_of_the_hub_spell_them(endpoint: Hub, tmp_path: Path) -> None:
+    found = read(endpoint.url, tmp_path, data_files="table.csv", template="{zip} {when}")
+    assert found["groups"] == [["02116 2024-01-03T10:30:00+02:00", "1.10 NA"]]
+    skipping = {"template": "{zip} {when}", "on_bad_record": "skip"}
+    environment = {"data_files": "more.jsonl.gz", **skipping}
+    assert read(endpoint.url, tmp_path, **environment, quiet=False)["groups"] == [["27 2.50", "true 1"]]
+    stopped = read(endpoint.url, tmp_path, data_files="more.jsonl.gz", template="{zip} {when}")
+    assert stopped["code"] == "malformed-data"
+    assert f"@{OLD}/more.jsonl.gz, line 2: column 'zip' of the template is null" in stopped["message"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mixer.checking import check
 from mixer.config import Curriculum
 from mixer.errors import (
+    ConfigError,
     EmptySourceError,
     MissingDataError,
     PreparationError,
@@ -524,6 +526,39 @@ def test_data_sets_of_the_program_are_prepared_too(folder: Path) -> None:
     curriculum = config(folder, sources=[{"name": "mine"}])
     prepare(curriculum, folder / "out", streams={"mine": dataset})
     np.testing.assert_array_equal(rows_of(folder / "out", "mine"), streamed(config(folder, ("web",))))
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/x", "gs://bucket", "hf://datasets/me/rows", "file:///rows", "https://host/x", "abfs+s://x"]
+)
+def test_a_url_is_refused_as_the_place_of_rows_before_anything_is_made(folder: Path, url: str) -> None:
+    curriculum = config(folder)
+    before = sorted(folder.rglob("*"))
+    for out in (url, Path(url)):
+        with pytest.raises(
+            ConfigError, match="is a URL, but rows are prepared into a folder of this machine; name one"
+        ):
+            prepare(curriculum, out)
+    with pytest.raises(ConfigError, match=f"prepared: '{re.escape(url)}' is a URL"):
+        config(folder, prepared=url)
+    config(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_command_refuses_a_url_as_it_was_written(folder: Path) -> None:
+    config(folder)
+    before = sorted(folder.rglob("*"))
+    run = [sys.executable, "-c", "from mixer.cli import main; main()", "prepare"]
+    command = [*run, "run.yaml", "--out", "s3://bucket/x"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "'s3://bucket/x' is a URL" in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_with_a_colon_in_its_name_is_none(folder: Path) -> None:
+    assert prepare(config(folder), folder / "rows:2024").manifest is not None
+    assert config(folder, prepared="rows:2024").prepared == "rows:2024"
 
 
 def test_the_command_prepares_verifies_and_finds_a_changed_bit(folder: Path) -> None:

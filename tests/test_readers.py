@@ -8,14 +8,18 @@ import csv
 import gzip
 import importlib.util
 import io
+import itertools
 import json
 import lzma
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,10 +27,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixer.config import Curriculum, SourceConfig
+from mixer.dataset import MixtureDataset
 from mixer.errors import ConfigError, MalformedDataError, MissingDataError, MissingDependencyError, StateMismatchError
 from mixer.sources import bad_records, check_sources, compression, text_files
 from mixer.sources.huggingface import open_stream
 from mixer.sources.streams import Stream
+from mixer.tokenizer import train
 
 in_one_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -388,7 +394,7 @@ def test_a_stream_that_is_cut_anywhere_is_an_error_with_its_file(
     name = data.draw(st.sampled_from(["a.jsonl", "a.txt", "a.csv"])) + suffix
     (tmp_path / name).write_bytes(members[:end])
     with pytest.raises(MalformedDataError, match=rf"source web: .*{name}.*cut off: the \w+ stream has no end"):
-        read(tmp_path, data_files=name, **({"text": "text"} if "csv" not in name else {"where": {}}))
+        read(tmp_path, data_files=name)
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -527,6 +533,54 @@ def test_a_mended_file_is_gone_on_with_and_one_that_changed_before_is_not(
             stream_of(tmp_path, data_files=path.name).load_state_dict(state)
 
 
+def test_a_run_that_a_bad_record_stopped_goes_on_in_the_mended_file_with_the_same_batches(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_with_bad(path, {})
+    (tmp_path / "tokenizer.json").write_text(train(LINES, 300, "<|endoftext|>").to_str())
+    source = {"name": "a", "data_files": "a.jsonl"}
+    data = {"total_steps": 900, "batch_rows": 8, "sequence_length": 64, "tokenizer": "tokenizer.json"}
+    run = Curriculum.from_data({**data, "sources": [source]}, base_dir=tmp_path)
+    expected = [batch["input_ids"].tolist() for batch in itertools.islice(MixtureDataset(run), 500)]
+    write_with_bad(path, {600: '{"text": 7}'})
+    given: list[Any] = []
+    states: list[Any] = []
+
+    def take(dataset: MixtureDataset) -> None:
+        for batch in itertools.islice(dataset, 500 - len(given)):
+            given.append(batch["input_ids"].tolist())
+            states[:] = [dataset.state_dict()]
+
+    with pytest.raises(MalformedDataError, match=r"a\.jsonl, line 601"):
+        take(MixtureDataset(run))
+    assert 0 < len(given) < 500
+    write_with_bad(path, {})
+    mended = MixtureDataset(run)
+    mended.load_state_dict(states[0])
+    take(mended)
+    assert given == expected
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "parquet", "arrow"])
+def test_where_datasets_is_right_the_documents_are_the_same(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": text, "kind": "ab"[i % 2]} for i, text in enumerate(TEXTS[:500])]
+    path = tmp_path / f"a.{kind}"
+    if kind == "json":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["text", "kind"], *(row.values() for row in rows)])
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    streamed = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    assert documents(tmp_path, data_files=path.name, where={"kind": "a"}) == [
+        row["text"] for row in streamed if row["kind"] == "a"
+    ]
+
+
 def test_an_old_state_is_refused_by_its_version_with_the_way_out(tmp_path: Path) -> None:
     write_with_bad(tmp_path / "a.jsonl", {})
     stream = stream_of(tmp_path, data_files="a.jsonl")
@@ -547,6 +601,26 @@ def test_everything_is_read_and_listed_when_asked_for(tmp_path: Path) -> None:
     assert [record.split(": ")[1].split(", ")[1] for record in found.pop("a")] == ["line 501", "line 701"]
     assert found == {}
     assert problem.startswith(f"source b: {tmp_path / 'b.jsonl.gz'}, after line ")
+
+
+def test_the_command_tells_of_cut_and_bad_files_in_one_line_each(tmp_path: Path) -> None:
+    write_with_bad(tmp_path / "a.jsonl", {500: '{"text": 7}'})
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(LINES[:9]).encode())[:-9])
+    (tmp_path / "run.yaml").write_text(
+        "total_steps: 9\nbatch_rows: 2\nsequence_length: 8\ntokenizer: {train_vocab_size: 300}\n"
+        "sources: [{name: a, data_files: a.jsonl, on_bad_record: skip}, {name: b, data_files: b.jsonl.gz}]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from mixer.cli import main; main()", "check", str(tmp_path / "run.yaml"), "--all"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("bad record", "problem"))]
+    assert (done.returncode, done.stderr) == (1, "")
+    assert lines[0] == f"bad record: source a: {tmp_path / 'a.jsonl'}, line 501: column 'text' is int '7', not text"
+    assert lines[1].startswith(f"problem: source b: {tmp_path / 'b.jsonl.gz'}: cut off")
+    assert len(lines) == 2
 
 
 # -- real files ------------------------------------------------------------------------------------------------------

@@ -8,15 +8,34 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mixer import kernels
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_each_dependency_is_named_once_in_all_tables() -> None:
+    """Two lines of one name may ask for two versions; an extra names what another has by that extra."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    tables = [data["project"]["dependencies"], *data["project"]["optional-dependencies"].values()]
+    for table in [*tables, data["build-system"]["requires"]]:
+        names = [canonicalize_name(Requirement(line).name) for line in table]
+        assert len(names) == len(set(names)), table
+    ours = canonicalize_name(data["project"]["name"])
+    counts = Counter(canonicalize_name(Requirement(line).name) for table in tables for line in table)
+    assert [name for name, count in counts.items() if count > 1 and name != ours] == []
+    extras = data["project"]["optional-dependencies"]
+    named = {extra for table in tables for line in table for extra in Requirement(line).extras if ours in line}
+    assert named <= set(extras)
 
 
 @pytest.fixture(scope="module")

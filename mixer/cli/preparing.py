@@ -24,7 +24,7 @@ def prepare(
     ] = None,
     *,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the rows; default: the config's `prepared`.", file_okay=False)
+        str | None, typer.Option(metavar="DIR", help="Folder for the rows; default: the config's `prepared`.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Sources to read at once; default: cores / 4.")] = None,
     sources: Annotated[str | None, typer.Option(help="Names, with commas between; default: all.")] = None,
@@ -53,12 +53,12 @@ def prepare(
     if out is None:
         if curriculum.prepared is None:
             raise typer.BadParameter("give --out DIR, or set `prepared: DIR` in the config")
-        out = curriculum.resolve(curriculum.prepared)
+        out = str(curriculum.resolve(curriculum.prepared))
     _prepare(curriculum, out, jobs, sources, force=force, as_json=as_json)
 
 
 def _prepare(
-    curriculum: Curriculum, out: Path, jobs: int | None, sources: str | None, *, force: bool, as_json: bool
+    curriculum: Curriculum, out: str, jobs: int | None, sources: str | None, *, force: bool, as_json: bool
 ) -> None:
     from mixer.preparation import default_jobs, prepare  # loads the tokenizers' library
 

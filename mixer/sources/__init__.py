@@ -87,9 +87,11 @@ def open_sources(
 ) -> list[RowSource]:
     """Open every source in declared order.
 
-    Several readers divide each source: by its files if their number divides by that of the readers, else document by
+    Several readers divide each source: by its files if their number divides by that of the readers and nothing looks
+    across files, as ``take``, ``map`` and ``interleave_datasets`` of a data set passed in may; else document by
     document, so that every reader parses all and tokenises its own. No two give the same document and together they
-    give all; a reader's ``progress`` counts its own. Its state fits the same ``reader`` of the same ``num_readers``.
+    give what one reader gives; a reader's ``progress`` counts its own. Its state fits the same ``reader`` of the same
+    ``num_readers``.
 
     Args:
         curriculum: the run; its ``sources``, ``sequence_length``, ``holdout`` and ``retries`` count here.

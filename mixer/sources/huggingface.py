@@ -231,18 +231,34 @@ def _own_copy(name: str, dataset: Any) -> datasets.IterableDataset:
             f"source {name}: the data set has a shuffle buffer, which is not in its saved state, "
             "so a resume could not be exact; pass it without .shuffle()"
         )
+    if _draws_without_a_seed(dataset._ex_iterable):
+        raise ConfigError(
+            f"source {name}: the data set was interleaved with probabilities but no seed, so that every process would "
+            "give other rows; pass one, as in interleave_datasets(..., seed=0)"
+        )
     try:
         return copy.deepcopy(dataset).with_format(None)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"source {name}: the data set cannot be copied: {error}") from error
 
 
+def _wrappers(examples: Any) -> Iterator[Any]:
+    """Yield what a data set is made of, the outermost first; `datasets` has no public way to ask."""
+    yield examples
+    for inner in (getattr(examples, "ex_iterable", None), *getattr(examples, "ex_iterables", ())):
+        if inner is not None:
+            yield from _wrappers(inner)
+
+
 def _has(examples: Any, kind: str) -> bool:
-    """Whether one of the wrappers of a data set is of a class or its subclass; `datasets` has no public way to ask."""
-    inner = [getattr(examples, "ex_iterable", None), *getattr(examples, "ex_iterables", ())]
-    return any(each.__name__ == kind for each in type(examples).__mro__) or any(
-        _has(each, kind) for each in inner if each is not None
-    )
+    """Whether one of the wrappers of a data set is of a class or its subclass."""
+    return any(each.__name__ == kind for wrapper in _wrappers(examples) for each in type(wrapper).__mro__)
+
+
+def _draws_without_a_seed(examples: Any) -> bool:
+    """Whether a data set draws from what the operating system gave as a seed: NumPy takes 128 bits of it."""
+    generators = [wrapper.generator for wrapper in _wrappers(examples) if hasattr(wrapper, "generator")]
+    return any(generator.bit_generator.seed_seq.entropy >= 2**64 for generator in generators)
 
 
 @contextlib.contextmanager

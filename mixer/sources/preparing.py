@@ -327,7 +327,7 @@ class SourcePreparation:
             write_splits_file(self._folder, filled)
             with written_whole(self._folder / RECORD) as record:
                 record.write(SourceRecord(settings=self._format.settings, source=manifest).model_dump_json(indent=2))
-            for leftover in [self._folder / STATE, *self._folder.glob("*.rows")]:
+            for leftover in [*self._folder.glob("*.rows"), *self._folder.glob(f"*{STATE}*")]:  # parts of it, too
                 leftover.unlink(missing_ok=True)
         return manifest
 

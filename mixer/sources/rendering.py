@@ -12,11 +12,12 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixer.config import RENDERINGS, Scalar, SourceConfig
+from mixer.conditions import UnlikeTypesError, holds
+from mixer.config import RENDERINGS, SourceConfig
 from mixer.config_errors import suggestion
 from mixer.errors import ConfigError, MissingDataError
 from mixer.sources.batches import BadRecord
-from mixer.sources.values import Cell, Number, TemplateFormatter
+from mixer.sources.values import Number, TemplateFormatter
 
 TURNS = {"user": "> ", "human": "> ", "assistant": "< ", "gpt": "< ", "system": "* "}
 
@@ -30,7 +31,7 @@ class Renderer:
 
     def __init__(self, source: SourceConfig) -> None:
         self.name = source.name
-        self._where = {column: _alternatives(wanted) for column, wanted in source.where.items()}
+        self._where = source.where
         self._template = source.template
         self._messages = source.messages
         self._text = source.text or "text"
@@ -63,8 +64,18 @@ class Renderer:
                 )
 
     def matches(self, row: Row) -> bool:
-        """Whether every column of ``where`` has one of the values asked for."""
-        return not self._where or all(_among(row[column], wanted) for column, wanted in self._where.items())
+        """Whether every column of ``where`` is what it asks for.
+
+        Raises:
+            BadRecord: a value that cannot be compared.
+        """
+        for column, condition in self._where.items():
+            try:
+                if not holds(row[column], condition):
+                    return False
+            except UnlikeTypesError as error:
+                raise BadRecord(f"column {column!r} {error}") from error
+        return True
 
     @property
     def keeps_spelling(self) -> bool:
@@ -110,19 +121,6 @@ class Renderer:
         if not isinstance(value, str):
             raise BadRecord(f"{what} is {_kind(value)}, not text")
         return str(value)
-
-
-def _alternatives(wanted: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
-    return wanted if isinstance(wanted, tuple) else (wanted,)
-
-
-def _among(value: Any, wanted: tuple[Scalar, ...]) -> bool:
-    """Equality that keeps true apart from 1, which Python does not."""
-    for other in wanted:
-        spelled = value.like(other) if isinstance(value, Cell) else value
-        if spelled == other and isinstance(spelled, bool) == isinstance(other, bool):
-            return True
-    return False
 
 
 def _fields(name: str, template: str) -> list[str]:

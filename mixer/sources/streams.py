@@ -38,6 +38,9 @@ GROUP_CHARACTERS = 128 * 1024  # bounds what one call tokenises, and so what a r
 BATCH_ROWS = 64  # rows that become Python's at once; they may be long, and most of a group's are short
 TABLE_ROWS = 256  # rows of a table that `datasets` gives at once, which costs it 0.25 ms whatever their number
 
+# wrappers of `datasets` that treat each row by itself, and what they may be around
+OF_EACH_ROW = frozenset({"ExamplesIterable", "ArrowExamplesIterable", "SelectColumnsIterable"})
+
 STATE_VERSION = 5
 NUM_SEEN = 8  # values of a `where` column that an error shows
 
@@ -307,14 +310,14 @@ class Stream(ABC, Generic[Group]):
     ) -> tuple[datasets.IterableDataset | FileRecords, int]:
         """Return the data set with the files and columns that are needed only, and which documents of them to take.
 
-        The files are dealt out if their number divides by that of the readers; else each reads all and takes every
-        ``num_readers``-th document, the second value.
+        The files are dealt out if their number divides by that of the readers and nothing looks across files; else each
+        reader reads all and takes every ``num_readers``-th document, the second value.
 
         Raises:
             MissingDataError: a column that is not there.
         """
         stride, readers = 1, self._share.num_readers
-        if readers > 1 and dataset.num_shards % readers == 0:
+        if readers > 1 and dataset.num_shards % readers == 0 and _is_the_sum_of_its_files(dataset):
             dataset = dataset.shard(readers, self._share.reader, contiguous=False)
         else:
             stride = readers
@@ -582,6 +585,22 @@ def _check_encodable(text: str) -> None:
     except UnicodeEncodeError as error:
         half = ord(text[error.start])
         raise BadRecord(f"half a surrogate pair (U+{half:04X}) at character {error.start + 1} of its text") from error
+
+
+def _is_the_sum_of_its_files(dataset: datasets.IterableDataset) -> bool:
+    """Whether readers that share the files of a data set give together what one reader of all gives.
+
+    It is so under wrappers that treat each row by itself. ``take`` and ``skip`` count rows, ``interleave_datasets`` and
+    ``split_dataset_by_node`` choose among them, and the functions of ``map`` and ``filter`` may do either.
+    """
+    if getattr(dataset, "_distributed", None) is not None:  # `datasets` splits what is left once more
+        return False
+    examples = getattr(dataset, "_ex_iterable", None)  # not of tables that we read ourselves
+    while examples is not None:
+        if type(examples).__name__ not in OF_EACH_ROW:
+            return False
+        examples = getattr(examples, "ex_iterable", None)
+    return True
 
 
 _LEFT_OPEN: list[Any] = []  # iterators of a parent process, which wait for its threads when they are closed

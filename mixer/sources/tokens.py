@@ -18,6 +18,7 @@ from mixer.config import SourceConfig
 from mixer.sources.batches import BadRecord, Batch
 from mixer.sources.holdout import token_bytes
 from mixer.sources.records import FileRecords
+from mixer.sources.rendering import Row
 from mixer.sources.streams import Stream
 from mixer.types import BoolArray, IntArray, TokenArray
 
@@ -169,19 +170,26 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         return None if identity is None else f"{identity} {self._row_length}"
 
     def _hold(self, batch: Batch) -> None:
-        wanted = None
+        wanted, bad = None, dict(batch.bad)
         if self._source.where:
             rows = [dict(zip(self._source.where, row, strict=True)) for row in self._where_rows(batch)]
-            wanted = np.array([self._renderer.matches(row) for row in rows], dtype=bool)
-            wanted[[*batch.bad]] = True  # nobody knows
+            wanted = np.array([self._is_wanted(i, row, bad) for i, row in enumerate(rows)], dtype=bool)
             for row in rows:
                 self._remember(row)
-        column, bad = batch.columns[self._column.column], dict(batch.bad)
+        column = batch.columns[self._column.column]
         try:
             ids, borders = self._column.read(column)
         except BadRecord:
             ids, borders = self._one_by_one(column, bad)
         self._batch = _Tokens(ids, borders, wanted, bad)
+
+    def _is_wanted(self, i: int, row: Row, bad: dict[int, str]) -> bool:
+        """Whether a row matches ``where``; one of which nobody knows is, and is bad."""
+        try:
+            return i in bad or self._renderer.matches(row)
+        except BadRecord as error:
+            bad[i] = str(error)
+            return True
 
     def _one_by_one(self, column: Any, bad: dict[int, str]) -> tuple[TokenArray, IntArray]:
         """Read each row by itself and remember which are bad; they are empty, or rows of zeros."""
