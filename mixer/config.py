@@ -54,6 +54,7 @@ RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source h
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
 
 
+def check_folder(folder: str) -> str:
     """Return a folder's path; raise ValueError for a URL, which would become a folder of that name."""
     if _URL.match(folder):
         raise ValueError(
