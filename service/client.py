@@ -20,6 +20,7 @@ import urllib3
 
 from mixer.batches import RowBatch
 from mixer.config import Pivot
+from mixer.errors import ConfigError
 from mixer.rewards import SourceLosses
 from service.calls import Answer, Call, Calls, Raw, TransientError, read
 from service.direct import Direct
@@ -58,8 +59,9 @@ class MixerClient:
         verify: an ``ssl.SSLContext`` for certificates of your own.
 
     Raises (every method):
-        UnreachableError: the server did not answer, or kept answering that it cannot, for ``patience_s``.
-        MixerError: what the server refused, with the class of the error's code where there is one.
+        UnreachableError: the server did not answer for ``patience_s``.
+        MixerError: what the server refused, or went on refusing for ``patience_s`` where that may pass, with the class
+            of the error's code where there is one.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class MixerClient:
         patience_s: float = PATIENCE_S,
         verify: ssl.SSLContext | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self._path = urlsplit(self.url).path  # of a proxy
         self._calls = Calls(run)
         self._patience_s = patience_s
@@ -222,7 +224,7 @@ class AsyncMixerClient:
         patience_s: float = PATIENCE_S,
         verify: ssl.SSLContext | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self._calls = Calls(run)
         self._patience_s = patience_s
         self._http = httpx2.AsyncClient(
@@ -293,6 +295,28 @@ class AsyncMixerClient:
         raise AssertionError("tenacity returns or raises")
 
 
+def checked_url(url: str) -> str:
+    """Return the URL of a server without a slash at its end.
+
+    Raises:
+        ConfigError: it has no scheme, another than http or https, no host, a wrong port, or a query.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"url {url!r}: {error}; give it as in http://host:8642") from error
+    if parts.scheme not in ("http", "https") or "://" not in url:
+        reason = "it begins with neither http:// nor https://"
+    elif not parts.hostname or any(character.isspace() for character in url):
+        reason = "it has no host" if not parts.hostname else "it has a space in it"
+    elif parts.query or parts.fragment:
+        reason = "it has a query or a fragment"
+    else:
+        return url.rstrip("/")
+    raise ConfigError(f"url {url!r}: {reason}; give it as in http://host:8642")
+
+
 def _authorization(token: str | None) -> dict[str, str]:
     token = token if token is not None else os.environ.get("MIXER_TOKEN")
     return {"authorization": f"Bearer {token}"} if token else {}
@@ -308,6 +332,8 @@ def _retrying(url: str, patience_s: float, is_given_up: Callable[[], bool] = lam
 
     def give_up(state: tenacity.RetryCallState) -> Any:
         error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, TransientError) and error.error is not None:  # it answered, and said what is wrong
+            raise error.error from error
         raise UnreachableError(
             f"gave up on {url} after {state.attempt_number} attempts in {state.seconds_since_start:.0f} s: {error}; "
             "start the server again, and this trainer: both go on where they were"
