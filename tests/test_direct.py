@@ -137,3 +137,16 @@ def test_what_the_server_went_on_answering_is_raised_by_its_class(code: str, ask
 def test_a_url_that_is_none_is_refused_with_the_reason(url: str, kind: Any) -> None:
     with pytest.raises(ConfigError, match="give it as in http://host:8642"):
         kind(url)
+
+
+def test_a_server_that_never_was_there_is_told_sooner_than_one_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.ABSENT_S", 0.0)
+    monkeypatch.setattr("service.client.PATIENCE_S", 0.6)
+    with answering(keeps=False, says_so=True) as (url, _):
+        client = MixerClient(url)
+        client.batches(range(2))
+    with pytest.raises(UnreachableError, match="gave up on") as gone:
+        client.batches(range(2))
+    with pytest.raises(UnreachableError, match="gave up on .* after 1 attempts in 0 s"):
+        MixerClient(url).status()
+    assert "after 1 attempts" not in str(gone.value)
