@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP) --no-build-isolation --editable
 
-.PHONY: demo serve test test-all lint bench clean
+.PHONY: demo serve test test-all lint bench screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/run.stamp  ## train a small ANDREA on text from this machine, under a moving mixture
@@ -36,6 +36,9 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.guard
 	$(BIN)/python -m benchmarks.states
 	$(BIN)/python -m benchmarks.service
+
+screenshots: $(VENV)/dev.stamp  ## pictures of the page, wide, on a phone and dark, to be looked at (needs chromium)
+	$(BIN)/python -m tests.screenshots screenshots
 
 $(VENV)/created.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'

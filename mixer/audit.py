@@ -168,6 +168,7 @@ class Redrive:
             "fingerprint": curriculum.fingerprint,
             "policy": _part(state["policy"], 1),
             "before": None,
+            "inbox": {name: part for name, part in state["inbox"].items() if name != "open"},  # what is past is told
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
@@ -212,7 +213,7 @@ class Redrive:
     def _followed(self, line: Line, record: dict[str, Any]) -> Difference | None:
         before = self._tape.position
         if record["type"] == "feedback":
-            self.walk.report(record["step"], record_to_losses(record, len(self.walk.names)))
+            self.walk.report(record["step"], record_to_losses(record, len(self.walk.names)), is_recorded=True)
         elif record["type"] == "pivot":
             tables = {name: record[name] for name in ("name", "floors", "caps", "exclude")}
             self.walk.pivot(
@@ -230,7 +231,7 @@ class Redrive:
 
     def _compared(self, line: Line) -> Difference | None:
         """Compare a line with the one that the walk would have written in its place, byte for byte."""
-        written = {**self._tape.written.popleft(), "number": line.number}
+        written = {**self._tape.written.popleft(), **line.time(), "number": line.number}
         text = orjson.dumps(written, option=orjson.OPT_SERIALIZE_NUMPY)
         return None if text == line.body else _first_difference(line, orjson.loads(text))
 

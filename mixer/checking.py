@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,21 +10,24 @@ from mixer.config import Curriculum
 from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
 from mixer.policies import make_policy
 from mixer.region import MAX_VERTEX_SOURCES
-from mixer.sources import check_sources
+from mixer.sources import bad_records, check_sources
 from mixer.sources.prepared import Prepared
 from mixer.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``mixer check`` found: every problem, and the regimes with their regions."""
+    """What ``mixer check`` found: every problem, the regimes with their regions, and records that cannot be read."""
 
     problems: tuple[str, ...]
     regimes: tuple[dict[str, Any], ...]
+    bad_records: tuple[str, ...] = ()
 
 
-def check(curriculum: Curriculum) -> Report:
+def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
     """Return what can be said of a run before it starts; sources are opened and their first documents read.
+
+    With ``reads_all`` every source is read to its end, and every record that cannot be read is listed.
 
     Sources of a run from prepared rows are not: the rows are all that it reads.
     """
@@ -44,7 +48,36 @@ def check(curriculum: Curriculum) -> Report:
             problems += error.problems
         except MixerError as error:
             problems.append(str(error))
-    return Report(tuple(problems), tuple(_regime_facts(curriculum)))
+    listed: list[str] = []
+    if reads_all and reads_text:
+        found, more = bad_records(curriculum)
+        problems = [*dict.fromkeys([*_without(problems, found), *more, *_too_many(curriculum, found)])]
+        listed = [record for records in found.values() for record in records]
+    return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed))
+
+
+def _without(problems: list[str], found: dict[str, list[str]]) -> list[str]:
+    """Return the problems that are not one of the records found, which are listed by themselves."""
+    records = tuple(record for records in found.values() for record in records)
+    return [problem for problem in problems if not problem.startswith(records)]
+
+
+def _too_many(curriculum: Curriculum, found: dict[str, list[str]]) -> Iterator[str]:
+    """Yield a sentence for each source whose bad records would stop a run."""
+    for source in curriculum.sources:
+        num = len(found.get(source.name, ()))
+        if not num:
+            continue
+        if source.on_bad_record == "stop":
+            yield (
+                f"source {source.name}: {num} bad record{'s' * (num > 1)} would stop a run; mend what is listed, or "
+                "set on_bad_record: skip"
+            )
+        elif num > source.max_bad_records:
+            yield (
+                f"source {source.name}: {num} bad records, but max_bad_records is {source.max_bad_records}; mend what "
+                "is listed, or raise it"
+            )
 
 
 def _prepared_problems(curriculum: Curriculum) -> tuple[bool, list[str]]:

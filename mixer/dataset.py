@@ -7,6 +7,7 @@ ahead and ask this process for each phase (``channel``), so that a change arrive
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping
@@ -21,22 +22,23 @@ from mixer.batches import BatchReader, TokenBatch
 from mixer.channel import Address, Answering, RemotePhases
 from mixer.config import Curriculum
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
+from mixer.mesh import MeshRanks, Role
 from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
-from mixer.ranks import Claim, agreement, default_ranks, summed_over_ranks
+from mixer.ranks import Claim, Ranks, default_ranks
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
-from mixer.suspension import Suspension
+from mixer.suspension import Suspension, may_suspend, refused
 from mixer.tensors import Batch, single_rows, tensors_of
-from mixer.turns import InTurn, Turns
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
+    from torch.distributed.device_mesh import DeviceMesh
 
     from mixer.tokenizer import TextTokenizer
 
@@ -54,13 +56,16 @@ class MixtureDataset(IterableDataset[Batch]):
     the newest reported step; a trainer that reports nothing says which batches it trained on with ``delivered``, or
     begins again where the data set stood.
 
-    With a streamed source whose ``on_failure`` is ``suspend`` ranks meet to agree: each makes the data set, at the same
-    time, and iterates it as often as the others.
+    A streamed source whose ``on_failure`` is ``suspend`` needs one reading process: one rank without workers.
 
     Args:
         curriculum: the run.
         rank, world_size: whose rows of the global batch to deliver; those of ``torch.distributed`` by default, or all.
         process_group: the ranks that share the global batch, if they are not all of ``torch.distributed``.
+        mesh: all ranks of a trainer that is parallel in other ways, too, instead of the three above: rank and world
+            size are those of its data-parallel axes, and every report reaches all of its ranks.
+        mesh_axes: what axes with names of your own are: "data" if their ranks have other rows, "context" if other
+            tokens of the same rows, "model" if the same tokens.
         walk: who decides; by default a ``Walk`` of its own. A ``Replay`` repeats a recorded run.
         journal: where its own walk is recorded: an open Journal, or a path that is created or gone on with.
         streams: Hugging Face ``IterableDataset`` objects by source name, instead of what the config names.
@@ -72,7 +77,8 @@ class MixtureDataset(IterableDataset[Batch]):
 
     Raises:
         ConfigError, SourceError, TokenizerError: what cannot be read, before the first batch.
-        TopologyError: ranks that cannot share the batch, or streams that so many readers cannot share.
+        TopologyError: ranks that cannot share the batch, streams that so many readers cannot share, or a mesh whose
+            axes are unclear.
     """
 
     def __init__(
@@ -82,6 +88,8 @@ class MixtureDataset(IterableDataset[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
         process_group: Any = None,
+        mesh: DeviceMesh | None = None,
+        mesh_axes: Mapping[str, Role] | None = None,
         walk: Decider | None = None,
         journal: Journal | str | Path | None = None,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
@@ -96,23 +104,32 @@ class MixtureDataset(IterableDataset[Batch]):
         if walk is not None and walk.curriculum.fingerprint != curriculum.fingerprint:
             raise ConfigError("the walk was made for another curriculum; make both from the same one")
         self.curriculum = curriculum
-        self.rank, self.world_size = default_ranks(rank, world_size)
-        self._group = process_group
+        if mesh is None:
+            self._ranks = Ranks(*default_ranks(rank, world_size), process_group)
+        elif (rank, world_size, process_group) == (None, None, None):
+            self._ranks = MeshRanks(mesh, mesh_axes)
+        else:
+            raise TopologyError(
+                "a mesh says which ranks share the batch: give no rank, world_size or process_group with it"
+            )
+        self.rank, self.world_size = self._ranks.rank, self._ranks.world_size
+        self._may_suspend = may_suspend(curriculum, walk)
+        if self._may_suspend and self.world_size > 1:
+            raise refused(curriculum, f"{self.world_size} ranks read")
         self._rows = Rows(curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer)
         self._batches = batches
         self._provenance = provenance
         self._token_dtype = self._rows.token_dtype if compact else WIDE
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
-        self._reports = Reports(curriculum.rows_of_rank(self.world_size))
+        self._reports = self._new_reports()
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
-        self._suspension: Suspension | InTurn | None = self._agreeing(self._desk)
-        self._is_in_turn = self._suspension is not None  # how workers compose
-        self._answering = self._answering_workers(self._desk)
+        self._suspension = Suspension.of(curriculum, self._desk.walk)
+        self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
@@ -166,27 +183,10 @@ class MixtureDataset(IterableDataset[Batch]):
         yield from single_rows(self._composed(step, num_workers), first, step + num_workers, self._stand_at)
 
     def _read(self, step: int) -> TokenBatch:
-        """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
+        """Read a batch; what cannot be reached is suspended, if it is to be."""
         if self._suspension is not None:
             return self._suspension.read(self._reader, step).split(self._token_dtype)
-        try:
-            return self._reader.read_split(step, self._token_dtype)
-        except SourceUnavailableError as error:
-            if error.name not in self.curriculum.suspended_if_lost:
-                raise
-            raise SourceUnavailableError(
-                f"{error}; it is suspended only where all ranks can agree before they train on a batch: when this data "
-                f"set was made, torch.distributed was not up with its {self.world_size} ranks. Call "
-                "torch.distributed.init_process_group first, or prepare the sources (`mixer prepare`)",
-                name=error.name,
-            ) from error
-
-    def _agreeing(self, desk: Desk) -> Suspension | None:
-        """Return who suspends sources, None if none is to be, or ranks cannot agree; every rank calls."""
-        if not self.curriculum.suspended_if_lost:
-            return None
-        ranks = agreement(self.rank, self.world_size, self._group)
-        return None if ranks is None else Suspension(self.curriculum, desk.walk, ranks)
+        return self._reader.read_split(step, self._token_dtype)
 
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row
@@ -197,16 +197,23 @@ class MixtureDataset(IterableDataset[Batch]):
         tensors = tensors_of(batch, provenance=self._provenance)
         return tensors if self._desk is not None else Parcel(tensors)
 
-    def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
+    def _new_reports(self) -> Reports:
+        over_slices = self._ranks.over_slices(self.curriculum.sequence_length)
+        return Reports(self.curriculum.rows_of_rank(self.world_size), over_slices)
+
+    def report(self, batch: Mapping[str, Any], token_losses: Tensor | None, mask: Tensor | None = None) -> bool:
         """Tell the walk what a batch taught; return whether it took in a step that it did not know.
 
         Parts of a batch (gradient accumulation, collated rows) may be reported one by one: the walk is told once all
         rows of this rank's step are there, or a later step begins. With several ranks every rank reports every step:
-        the losses are summed over ranks, and the ranks prove to each other that they decided alike.
+        the losses are summed over ranks, and the ranks prove to each other that they decided alike. With a mesh those
+        that have no losses, such as all pipeline stages but the last, report None, and a rank of context parallelism
+        reports its slice.
 
         Args:
             batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``.
-            token_losses: loss of each token in nats, [b, T], on any device.
+            token_losses: loss of each token in nats, [b, T], on any device; of a slice of each row in context
+                parallelism, or None where other ranks of the mesh have them.
             mask: tokens that count, bool [b, T]; all by default.
 
         Raises:
@@ -216,13 +223,15 @@ class MixtureDataset(IterableDataset[Batch]):
         """
         desk, was_new = self._main, False
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
-            if self.world_size > 1:
-                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
-                losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
-            was_new = desk.walk.report(step, losses) or was_new
+            claim = functools.partial(self._claim, step, desk)
+            total = self._ranks.total(losses, claim, len(self.curriculum.names))
+            was_new = desk.walk.report(step, total) or was_new
             if desk.has_workers:
                 desk.delivered(step)
         return was_new
+
+    def _claim(self, step: int, desk: Desk) -> Claim:
+        return Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
 
     def delivered(self, batch: Mapping[str, Any]) -> None:
         """Note that a batch was trained on, where no losses are reported but batches are composed ahead."""
@@ -257,11 +266,9 @@ class MixtureDataset(IterableDataset[Batch]):
             self._load_state_of_copy(state, num_workers)
             return
         readers = self._desk.load_state_dict(state)
-        if isinstance(self._suspension, Suspension):
-            self._suspension.ranks.forget()
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
-        self._reports = Reports(self._reports.rows_per_step)
+        self._reports = self._new_reports()
         self._is_placed = self._rows.is_prepared or len(readers) == 1
         if self._is_placed:
             self._reader.load_state_dict(readers[0] if readers else {})
@@ -283,13 +290,6 @@ class MixtureDataset(IterableDataset[Batch]):
             return None
         return self._before if self._row else self._reader.state_dict()
 
-    def _answering_workers(self, desk: Desk) -> Answering:
-        """Return who answers workers, which compose in turn where a source may be suspended while they read."""
-        if not isinstance(self._suspension, Suspension):
-            return Answering(desk.methods())
-        turns = Turns(desk, self._suspension)
-        return Answering(desk.methods() | turns.methods(), on_leave=turns.leave)
-
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
         return self._rows.open(
             self._phase_at, worker=worker, num_workers=num_workers, on_read_through=self._read_through
@@ -303,8 +303,6 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _begin_here(self, desk: Desk) -> None:
         """Bring the reader to where the run stands."""
-        if isinstance(self._suspension, Suspension):
-            self._suspension.begin()
         if desk.has_workers or not self._is_placed:
             state = desk.read_here().of_reader(0, 1)
             self._step, self._row = desk.step, desk.row
@@ -324,6 +322,8 @@ class MixtureDataset(IterableDataset[Batch]):
                 self._beginning = self._desk.beginning(self._own_place(self._desk))
                 self._desk.leave_to_parent()
                 self._address = self._answering.open()
+            if self._may_suspend:
+                raise refused(self.curriculum, "a DataLoader worker reads" if info else "a copy of the data set reads")
             self._desk = self._reader = None  # type: ignore[assignment]
             assert self._address is not None
             self._phases = RemotePhases(self._address)
@@ -351,10 +351,6 @@ class MixtureDataset(IterableDataset[Batch]):
             if state is not None:
                 self._reader.load_state_dict(state)
                 self._before = state
-        self._suspension = None
-        if self._is_in_turn:
-            first = None if is_placed else beginning.step
-            self._suspension = InTurn(self._phases, self._iteration, num_workers, self._step, first)
 
     def _tell_place(self, end: int, num_workers: int) -> None:
         """Tell the process that decides where the streams stand that this copy reads, after the step before ``end``."""
@@ -396,7 +392,8 @@ class MixtureDataset(IterableDataset[Batch]):
             "_phases": None,
             "_reader": None,
             "_answering": None,
-            "_group": None,
+            "_ranks": None,
+            "_reports": None,
             "_suspension": None,
         }
         own = {"_address": address, "_beginning": beginning, "_num_iterations": 0, "_is_placed": False}

@@ -14,7 +14,7 @@ from mixer.types import Array
 
 TOLERANCE = 1e-9  # a weight this near to a bound stands at it
 PARTS = ("slope", "mean", "width", "repetition", "tokens", "index", "alarm")
-UNTOLD = ("type", "number", "chain", "decided_before")  # of an alarm line
+UNTOLD = ("type", "at", "number", "chain", "decided_before")  # of an alarm line
 
 
 def explain(path: str | Path, step: int) -> dict[str, Any]:

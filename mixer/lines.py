@@ -28,6 +28,11 @@ class _Model(BaseModel):
 
 
 class _Numbered(_Model):
+    at: float | None = Field(
+        None,
+        ge=0,
+        description="when it was written, in seconds since 1970 (UTC); of lines that a service wrote, but reports",
+    )
     number: int = Field(ge=1, description="its number, counted from 1")
 
 

@@ -54,6 +54,11 @@ class Line(NamedTuple):
         """The line's ``type``, without parsing the rest; empty if it does not begin with one."""
         return self.body[9 : self.body.find(b'"', 9)].decode(errors="replace") if self.body[:9] == _TYPE else ""
 
+    def time(self) -> dict[str, float]:
+        """Return the field that says when it was written, if it has one, without parsing the rest."""
+        found = _TIME.search(self.body, max(0, len(self.body) - _LONGEST_TIME))
+        return {} if found is None else {"at": orjson.loads(found[1])}
+
     def record(self) -> dict[str, Any]:
         """Return the line's fields."""
         try:
@@ -66,6 +71,8 @@ class Line(NamedTuple):
 
 
 _TYPE = b'{"type":"'
+_TIME = re.compile(rb',"at":([0-9.]+),"number":\d{1,18}\}\Z')
+_LONGEST_TIME = 70
 
 
 def chained(previous: str, body: bytes) -> str:

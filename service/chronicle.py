@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import statistics
 import threading
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from service.words import told
 
 NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
 PACE_S = 60.0  # throughput is measured over so long
+STALL_S, STALL_STEPS, USUAL = 60.0, 5.0, 32  # a step that takes longer, and five times what the newest 32 took, stalls
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Entry:
 
     def shown(self) -> dict[str, Any]:
         """Return it as the page has it."""
-        return {"line": self.line, "type": self.type, "step": self.step, "text": self.text}
+        return {
+            "line": self.line, "type": self.type, "step": self.step, "at": self.record.get("at"), "text": self.text
+        }  # fmt: skip
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Rank:
 
 class Table:
     """Rows of numbers that are appended to, float64 [N, K]: a start appends thousands before anybody looks at one.
+
+    A row that was appended is never written to again, so that copies may share it.
 
     Rows wait as the journal has them, and become numbers together, in a tenth of the time that each takes alone.
     """
@@ -81,7 +87,12 @@ class Table:
 
     def pop(self) -> None:
         """Take the last row away."""
-        self._size = len(self.rows) - 1
+        self._rows, self._size = self.rows[:-1].copy(), len(self.rows) - 1  # another's copy keeps it
+
+    def replace_last(self, row: Sequence[float]) -> None:
+        """Put another row in the place of the last one."""
+        self.pop()
+        self.append(row)
 
     @property
     def rows(self) -> Array:
@@ -102,6 +113,42 @@ class Table:
         return same
 
 
+class Heard:
+    """What reports have added up to by phase: loss sums and tokens, always of the same reports, also in a copy.
+
+    Both of a phase are one array, which a report replaces and never writes to.
+    """
+
+    def __init__(self, num_sources: int) -> None:
+        self._nothing = np.zeros((2, num_sources))
+        self.phases: list[Array] = []  # [2, K] each: loss sums, tokens
+
+    def append(self) -> None:
+        """Add a phase that nobody has reported."""
+        self.phases.append(self._nothing)
+
+    def pop(self) -> None:
+        """Take the last phase away."""
+        self.phases.pop()
+
+    def add(self, phase: int, sources: Sequence[int], loss_sums: Sequence[float], tokens: Sequence[int]) -> None:
+        """Add a report of some sources."""
+        new = self.phases[phase].copy()
+        new[:, sources] += (loss_sums, tokens)
+        self.phases[phase] = new
+
+    def table(self, first: int = 0, last: int | None = None) -> Array:
+        """Return loss sums and tokens of some phases, [2, N, K]."""
+        found = self.phases[first:last]
+        return np.stack(found, axis=1) if found else self._nothing[:, None][:, :0]
+
+    def copy(self) -> Heard:
+        """Return what there is now."""
+        same = copy.copy(self)
+        same.phases = list(self.phases)
+        return same
+
+
 @dataclass
 class Chronicle:
     """The columns of one walk. ``add`` takes the lines of its journal in order, the header first."""
@@ -119,10 +166,14 @@ class Chronicle:
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
     regimes: tuple[Regime, ...] = ()  # those that began, then those planned, in order of their first step
     begun: list[Regime] = field(default_factory=list)  # as phases say
+    begun_at: dict[int, float | None] = field(default_factory=dict)  # by first step: the time of that phase's line
+    in_alarm: frozenset[str] = frozenset()  # sources, as the newest decision that looked at them says
+    judged_at: int = -1  # the first step of its phase
     is_own: bool = True  # lines are this run's; False while they are those that a fork shares with its parent
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
+    reported: Heard = field(default_factory=lambda: Heard(0))
     known: dict[str, Sequence[float | None]] = field(default_factory=dict)  # index and width as last used, [K]
     weight_steps: Array = field(default_factory=lambda: np.zeros(0))  # weights times steps, summed, [K]
     tokens: Array = field(default_factory=lambda: np.zeros(0))  # tokens reported, [K]
@@ -153,7 +204,8 @@ class Chronicle:
         kind = record["type"]
         if kind == "header":
             self.header = dict(record)
-            columns = ("weights", "counts", "loss_sums", "tokens", "index", "width")
+            columns = ("weights", "counts", "index", "width")
+            self.reported = Heard(len(self.names))
             self.tables = {name: Table(len(self.names)) for name in columns}
             self.known = {name: [None] * len(self.names) for name in ("index", "width")}
             self.weight_steps = np.zeros(len(self.names))
@@ -172,7 +224,8 @@ class Chronicle:
             self._plan()
         elif kind == "alarm":
             said = {"kind": record["detector"], "message": facts_in_words(record)}
-            self.alarms.append({"step": record["step"], "source": record["source"], **said})
+            known = {name: record.get(name) for name in ("step", "source", "decided_before", "at")}
+            self.alarms.append({**known, **said})
         elif kind == "fork":
             self.is_own = record["fingerprint"] == self.header["fingerprint"]
             self._plan()
@@ -189,8 +242,7 @@ class Chronicle:
         self.regime_names.append(record["regime"])
         self.tables["weights"].append(record["weights"])
         self.tables["counts"].append(record["counts"])
-        for name in ("loss_sums", "tokens"):
-            self.tables[name].append(0.0)
+        self.reported.append()
         for name, before in self.known.items():
             parts = record["parts"].get(name)
             self.tables[name].append(np.nan if parts is None else parts)
@@ -201,7 +253,12 @@ class Chronicle:
                 )
         self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
         self.before, self.newest = self.newest, dict(record)
+        if record["parts"]:
+            held = record["parts"].get("alarm") or ()
+            self.in_alarm = frozenset(name for name, is_held in zip(self.names, held, strict=False) if is_held)
+            self.judged_at = record["start"]
         if record["region"] is not None:
+            self.begun_at[record["start"]] = record.get("at")
             self.begun.append(_begun(record, planned_regimes(self.curriculum, self.pivots), self.names))
             self._plan()
 
@@ -224,12 +281,13 @@ class Chronicle:
         if left:
             self.newest = left[0]
             self.lengths[-1] = left[0]["length"]
-            self.tables["counts"].rows[-1] = left[0]["counts"]
+            self.tables["counts"].replace_last(left[0]["counts"])
             return
         for column in (self.starts, self.lengths, self.kinds, self.regime_names):
             column.pop()
         for table in self.tables.values():
             table.pop()
+        self.reported.pop()
         if self.begun[-1].start >= pivot["at_step"]:
             self.begun.pop()
         self.newest, self.before = self.before, {}
@@ -240,8 +298,7 @@ class Chronicle:
         phase = bisect.bisect_right(self.starts, record["step"]) - 1
         if phase >= 0:
             drawn = record["sources"]
-            for name in ("loss_sums", "tokens"):
-                self.tables[name].rows[phase, drawn] += record[name]
+            self.reported.add(phase, drawn, record["loss_sums"], record["tokens"])
             self.tokens[drawn] += record["tokens"]
             self.heard_in[drawn] = np.maximum(self.heard_in[drawn], phase)
 
@@ -249,8 +306,7 @@ class Chronicle:
         """Return what reports have added up to, as plain data: with the other lines it makes the chronicle again."""
         return {
             "ranks": [[number, rank.step, rank.reports] for number, rank in self.ranks.items()],
-            "loss_sums": self.tables["loss_sums"].rows.tolist(),
-            "tokens": self.tables["tokens"].rows.tolist(),
+            **dict(zip(("loss_sums", "tokens"), self.reported.table().tolist(), strict=True)),
             "tokens_of": self.tokens.tolist(),
             "heard_in": self.heard_in.tolist(),
         }
@@ -259,8 +315,8 @@ class Chronicle:
         """Take ``heard`` in, having taken in every other line up to number ``num_lines``."""
         self.num_lines = num_lines
         self.ranks = {number: Rank(step, reports) for number, step, reports in heard["ranks"]}
-        for name in ("loss_sums", "tokens"):
-            self.tables[name].rows[:] = heard[name]
+        sums = np.array([heard["loss_sums"], heard["tokens"]], dtype=np.float64)
+        self.reported.phases = [phase.copy() for phase in sums.reshape(2, -1, len(self.names)).swapaxes(0, 1)]
         self.tokens, self.heard_in = np.array(heard["tokens_of"]), np.array(heard["heard_in"], dtype=np.int64)
 
     def now(self, name: str) -> Array:
@@ -269,21 +325,23 @@ class Chronicle:
 
     def losses_now(self) -> Array:
         """Mean loss of each source in the newest phase that it was heard of in, nats, [K]; NaN before the first."""
-        sums, tokens = self.tables["loss_sums"].rows, self.tables["tokens"].rows
         losses = np.full(len(self.names), np.nan)
         for i in np.flatnonzero(self.heard_in >= 0):
-            if tokens[self.heard_in[i], i] > 0:
-                losses[i] = sums[self.heard_in[i], i] / tokens[self.heard_in[i], i]
+            loss_sum, tokens = self.reported.phases[int(self.heard_in[i])][:, i]
+            if tokens > 0:
+                losses[i] = loss_sum / tokens
         return losses
 
     def snapshot(self) -> Chronicle:
-        """Return what there is now, to be read while more is added to this one: lists are copied, arrays shared."""
+        """Return what there is now, to be read while more is added to this one: lists are copied, rows shared."""
         same = copy.copy(self)
         for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots", "begun"):
             setattr(same, name, list(getattr(self, name)))
         same.tables = {name: table.ended() for name, table in self.tables.items()}
+        same.reported = self.reported.copy()
         same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
         same.unique_tokens, same.known = dict(self.unique_tokens), dict(self.known)
+        same.begun_at = dict(self.begun_at)
         same.tokens, same.heard_in = self.tokens.copy(), self.heard_in.copy()
         return same
 
@@ -316,12 +374,25 @@ class Pace:
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()  # when the newest step was first reported
         self._step = -1
+        self._heard_at = clock()
+        self._took: deque[float] = deque(maxlen=USUAL)  # seconds a step
 
     def note(self, step: int) -> None:
         """A report of ``step`` has come."""
         if step > self._step:
-            self._step = step
-            self._seen.append((self._clock(), step))
+            now = self._clock()
+            if self._step >= 0:
+                self._took.append((now - self._heard_at) / (step - self._step))
+            self._step, self._heard_at = step, now
+            self._seen.append((now, step))
+
+    def quiet_s(self) -> float:
+        """Seconds since a new step was reported, or since this process began to listen."""
+        return self._clock() - self._heard_at
+
+    def stall_s(self) -> float:
+        """Seconds without a new step after which something is wrong: what is long beside the newest steps."""
+        return max(STALL_S, STALL_STEPS * statistics.median(self._took)) if self._took else STALL_S
 
     def steps_per_s(self) -> float | None:
         """Steps per second over the last minute, or since the first report if that is less; None before two of them."""
@@ -334,9 +405,15 @@ class Pace:
 
 
 class Watch:
-    """A chronicle that whoever writes the journal tells each line, read from other threads."""
+    """A chronicle that whoever writes the journal tells each line, read from other threads.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        clock: in seconds, for the pace.
+        is_live: False for a record, which is never silent: nobody reports.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, is_live: bool = True) -> None:
+        self._is_live = is_live
         self._chronicle = Chronicle()
         self._pace = Pace(clock)
         self._lock = threading.Lock()
@@ -370,6 +447,13 @@ class Watch:
         """Return how fast steps are reported, over the last minute; None if that is not known yet."""
         with self._lock:
             return self._pace.steps_per_s()
+
+    def silence(self) -> dict[str, float]:
+        """Return for how long no new step has been reported, and from when on that is a stall; seconds."""
+        if not self._is_live:
+            return {}
+        with self._lock:
+            return {"quiet_s": self._pace.quiet_s(), "stall_s": self._pace.stall_s()}
 
     def chronicle(self) -> Chronicle:
         """Return the chronicle as it stands; what is added later does not reach it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,23 @@ import numpy as np
 from service.chronicle import Chronicle
 
 MAX_LISTED = 200  # regimes, alarms and ranks
+PHASE = ("index", "start", "length", "kind", "regime", "at")
 
 
 def overview(
-    chronicle: Chronicle, *, steps_per_s: float | None = None, query: str = "", limit: int = 200
+    chronicle: Chronicle,
+    *,
+    steps_per_s: float | None = None,
+    silence: Mapping[str, float] | None = None,
+    query: str = "",
+    limit: int = 200,
 ) -> dict[str, Any]:
     """Return the state of the run as plain data.
 
     Args:
         chronicle: of the run.
         steps_per_s: how fast it goes, if that is known.
+        silence: for how long nothing new was reported, of a run that goes on.
         query: list only the sources whose name contains this.
         limit: list at most so many sources, those of the largest weight.
     """
@@ -34,12 +42,16 @@ def overview(
         "num_lines": chronicle.num_lines,
         "num_entries": len(chronicle.entries),
         "steps_per_s": steps_per_s,
+        "quiet_s": None,
+        "stall_s": None,
+        **(silence or {}),
+        "began_at": chronicle.header.get("at"),
         "num_sources": len(chronicle.names),
-        "phase": {key: newest[key] for key in ("index", "start", "length", "kind", "regime")} if newest else None,
+        "phase": {key: newest.get(key) for key in PHASE} if newest else None,
         "regimes": _regimes(chronicle),
         "sources": _sources(chronicle, query.casefold(), limit),
         "ranks": _ranks(chronicle),
-        "alarms": chronicle.alarms[: -MAX_LISTED - 1 : -1],
+        "alarms": [_alarm(chronicle, alarm) for alarm in chronicle.alarms[: -MAX_LISTED - 1 : -1]],
         "num_alarms": len(chronicle.alarms),
     }
 
@@ -50,12 +62,19 @@ def _regimes(chronicle: Chronicle) -> list[dict[str, Any]]:
         {
             "name": regime.name,
             "start": regime.start,
+            "at": chronicle.begun_at.get(regime.start),
             "floors": dict(regime.bounds.floors),
             "caps": dict(regime.bounds.caps),
             "exclude": list(regime.bounds.exclude),
         }
         for regime in chronicle.regimes[-MAX_LISTED:]
     ]
+
+
+def _alarm(chronicle: Chronicle, alarm: Mapping[str, Any]) -> dict[str, Any]:
+    """One alarm, and whether it lasts: until a decision that looks at its source holds it in alarm no more."""
+    is_held = alarm["source"] in chronicle.in_alarm or alarm["decided_before"] > chronicle.judged_at
+    return {**{key: alarm[key] for key in ("step", "source", "kind", "message", "at")}, "is_lasting": is_held}
 
 
 def _ranks(chronicle: Chronicle) -> list[dict[str, int]]:

@@ -6,6 +6,7 @@ prefetching nor a restart of either side changes them.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
+from mixer.errors import RepeatedRowsError
 from mixer.feedback import Reports
 from mixer.packing import WIDE
 from mixer.phases import Phase
@@ -41,12 +43,15 @@ LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 16 << 20
 AHEAD_STEPS = 128  # four times what a server builds ahead of what is asked for, unless it is told otherwise
 CONNECTIONS = 3  # that ask at the same time, each for several batches at once
 
+log = logging.getLogger(__name__)
+
 
 class RemoteWalk:
     """The walk as a trainer sees it: it can be asked and told what a ``Walk`` can, and decides at the server."""
 
-    def __init__(self, client: MixerClient, curriculum: Curriculum) -> None:
+    def __init__(self, client: MixerClient, curriculum: Curriculum, world_size: int | None = None) -> None:
         self._client, self.curriculum, self.names = client, curriculum, curriculum.names
+        self._world_size = world_size
         self._kept: deque[Phase] = deque(maxlen=8)
 
     @property
@@ -61,7 +66,7 @@ class RemoteWalk:
 
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in a rank's losses; durable when this returns. False if they were known."""
-        return self._client.report(step, losses, self.names)
+        return self._client.report(step, losses, self.names, self._world_size)
 
     def pivot(self, pivot: Pivot, at_step: int | None = None) -> int:
         """Redraw the region, from the end of the newest phase or ``at_step`` on; return that step."""
@@ -233,7 +238,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         data = {key: value for key, value in config["curriculum"].items() if value is not None}
         self.curriculum = Curriculum.from_data(data, base_dir=".")
         self._reports = Reports(self.curriculum.rows_of_rank(self.world_size))
-        self.walk = RemoteWalk(self._client, self.curriculum)
+        self.walk = RemoteWalk(self._client, self.curriculum, self.world_size)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
         self._ahead, self._batches, self._provenance = Ahead(prefetch), batches, provenance
@@ -290,8 +295,12 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         was_new = False
         names = self.curriculum.names
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(names)):
+            assert losses is not None, "every rank of a service has losses"
             report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
-            was_new = self.walk.report(step, report) or was_new
+            try:
+                was_new = self.walk.report(step, report) or was_new
+            except RepeatedRowsError as error:  # as after a restart with another number of ranks
+                log.warning("%s", error)
             if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
                 self._stand_at(step + 1, 0)
         return was_new

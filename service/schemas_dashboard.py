@@ -10,6 +10,7 @@ from mixer.config import Weight
 
 Column = list[float | None]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+Written = Annotated[float | None, Field(description="when, in seconds since 1970; null: the journal has no times")]
 SourceName = Annotated[str, Field(max_length=100)]
 
 
@@ -31,6 +32,7 @@ class Series(_Answer):
     weights: list[Column]
     proportions: list[Column]
     losses: list[Column] = Field(description="nats per token; null where nothing was reported")
+    loss: Column = Field(description="of all sources together, nats per token")
     index: list[Column]
     width: list[Column]
 
@@ -60,6 +62,9 @@ class PhaseNow(_Answer):
     length: int
     kind: str
     regime: str
+    at: float | None = Field(
+        description="when that was written, in seconds since 1970; null if the journal has no times"
+    )
 
 
 class RegimeNow(_Answer):
@@ -67,6 +72,7 @@ class RegimeNow(_Answer):
 
     name: str
     start: int
+    at: float | None = Field(description="when its first phase was decided, in seconds since 1970")
     floors: dict[str, float]
     caps: dict[str, float]
     exclude: list[str]
@@ -88,6 +94,10 @@ class AlarmNow(_Answer):
     source: str
     kind: str = Field(description="what found it")
     message: str
+    at: float | None = Field(
+        description="when that was written, in seconds since 1970; null if the journal has no times"
+    )
+    is_lasting: bool = Field(description="the newest decision that looked at the source holds it in alarm")
 
 
 class Overview(_Answer):
@@ -103,6 +113,9 @@ class Overview(_Answer):
     num_lines: int
     num_entries: int = Field(description="lines that /journal lists: all but reports")
     steps_per_s: float | None = Field(description="reported over the last minute; null: not known yet")
+    quiet_s: float | None = Field(description="seconds since a new step was reported; null: a record")
+    stall_s: float | None = Field(description="so many of them are a stall, judged by how long steps took")
+    began_at: float | None = Field(description="when the run was made, in seconds since 1970")
     num_sources: int
     phase: PhaseNow | None
     regimes: list[RegimeNow]
@@ -138,6 +151,9 @@ class EntryNow(_Answer):
     line: int
     type: str
     step: int
+    at: float | None = Field(
+        description="when that was written, in seconds since 1970; null if the journal has no times"
+    )
     text: str
 
 

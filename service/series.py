@@ -85,7 +85,7 @@ def series(
     }
     if not chronicle.starts:
         columns: dict[str, list[Any]] = {name: [[] for _ in shown] for name in COLUMNS}
-        return {**head, "steps": [], "until": 0, "num_random": [], **columns}
+        return {**head, "steps": [], "until": 0, "num_random": [], **columns, "loss": []}
     edges = span.edges
     starts, kinds = np.array(chronicle.starts), np.array(chronicle.kinds[span.first : span.last])
     last_phase = span.last - 1
@@ -101,8 +101,8 @@ def series(
 COLUMNS = ("weights", "proportions", "losses", "index", "width")
 
 
-def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: bool) -> dict[str, list[Array]]:
-    """One row per source shown, then one for the others if there are any: [S, points] each."""
+def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: bool) -> dict[str, Any]:
+    """One row per source shown, then one for the others if there are any: [S, points] each; ``loss`` is of all."""
     offsets = span.edges - span.first
     lengths = np.array(chronicle.lengths[span.first : span.last], dtype=np.float64)[:, None]
     table = {name: rows.rows[span.first : span.last] for name, rows in chronicle.tables.items()}
@@ -112,16 +112,20 @@ def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: b
         kept = sums[:, shown]
         return np.column_stack([kept, np.delete(sums, shown, axis=1).sum(axis=1)]) if is_folded else kept
 
-    counts, tokens = summed(table["counts"]), summed(table["tokens"])
+    loss_sums, tokens = map(summed, chronicle.reported.table(span.first, span.last))
+    counts = summed(table["counts"])
     weighted = summed(table["weights"] * lengths)
     found = {
         "weights": weighted / np.add.reduceat(lengths, offsets, axis=0),
         "proportions": counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0),
-        "losses": np.divide(summed(table["loss_sums"]), tokens, out=np.full_like(weighted, np.nan), where=tokens > 0),
+        "losses": np.divide(loss_sums, tokens, out=np.full_like(weighted, np.nan), where=tokens > 0),
         "index": _last_known(table["index"][:, shown], offsets, is_folded=is_folded),
         "width": _last_known(table["width"][:, shown], offsets, is_folded=is_folded),
     }
-    return {name: list(np.ascontiguousarray(_shortened(values).T)) for name, values in found.items()}
+    columns = {name: list(np.ascontiguousarray(_shortened(values).T)) for name, values in found.items()}
+    sums, total = loss_sums.sum(axis=1), tokens.sum(axis=1)
+    loss = np.divide(sums, total, out=np.full_like(sums, np.nan), where=total > 0)
+    return {**columns, "loss": _shortened(loss)}
 
 
 def _shortened(values: Array) -> Array:

@@ -14,7 +14,7 @@ import pytest
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1300,1000"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1300,1000 --hide-scrollbars"
 )
 
 in_browser = [
@@ -88,8 +88,24 @@ class Browser:
 
     def size(self, width: int, height: int) -> None:
         """Be a phone."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+        self.screen(width, height, is_phone=True)
+
+    def screen(self, width: int, height: int, *, is_phone: bool = False) -> None:
+        """Be a screen of so many pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1 + is_phone, "mobile": is_phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def forget(self) -> None:
+        """Be as at first: nothing stored, emulated or logged."""
+        self.driver.switch_to.new_window("tab")  # its session storage is its own
+        for handle in self.driver.window_handles[:-1]:
+            self.driver.switch_to.window(handle)
+            self.driver.close()
+        self.driver.switch_to.window(self.driver.window_handles[-1])
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        self.prefer()
+        self.errors(), self.addresses()
 
     def prefer(self, **features: str) -> None:
         """Have the system prefer something, as in ``color_scheme="dark"``."""

@@ -169,9 +169,9 @@ def losses_of(rows: RowBatch, rank: int) -> SourceLosses:
 
 
 def decisions(journal: Path) -> list[dict[str, Any]]:
-    """Return the phases of a journal without what depends on the order in which reports came."""
+    """Return the phases of a journal without what depends on when reports came."""
     records = [json.loads(line) for line in journal.read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("chain", "number")} for r in records if r["type"] == "phase"]
+    return [{k: v for k, v in r.items() if k not in ("chain", "number", "at")} for r in records if r["type"] == "phase"]
 
 
 def reports(journal: Path) -> list[tuple[Any, ...]]:

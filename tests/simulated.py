@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,23 @@ from service.chronicle import Watch
 
 
 class SimulatedRun:
-    """A walk that learns from a synthetic learner, and the watch that follows its journal."""
+    """A walk that learns from a synthetic learner, and the watch that follows its journal.
 
-    def __init__(self, curriculum: Curriculum, journal: Path | None = None, num_ranks: int = 1) -> None:
-        self.curriculum, self.num_ranks, self.step = curriculum, num_ranks, 0
+    Args:
+        curriculum: of the walk.
+        journal: where to write it.
+        num_ranks: that report.
+        time_of: gives the time of a step, for lines that have times, as a service writes them.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        journal: Path | None = None,
+        num_ranks: int = 1,
+        time_of: Callable[[int], float] | None = None,
+    ) -> None:
+        self.curriculum, self.num_ranks, self.step, self.time_of = curriculum, num_ranks, 0, time_of
         self.lines: list[dict[str, Any]] = []
         self.watch = Watch()
         self._journal = None if journal is None else Journal.create(journal, fsync="never")
@@ -38,6 +52,8 @@ class SimulatedRun:
 
     def append(self, record: dict[str, Any]) -> None:
         """Take a line of the walk; feedback is not kept here, there is too much of it."""
+        if self.time_of is not None and record["type"] != "feedback":
+            record = {**record, "at": self.time_of(self.step)}
         plain = orjson.loads(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY))
         if plain["type"] != "feedback":
             self.lines.append(plain)
@@ -57,7 +73,8 @@ class SimulatedRun:
             counts, _ = phase_counts(
                 phase, seed=self.curriculum.seed, method="systematic", batch_rows=self.curriculum.batch_rows
             )
-            self.walk.report(self.step, self.learner.learn(self.step, counts.sum(axis=0)))
+            losses = self.learner.learn(self.step, counts.sum(axis=0))
+            self.walk.report(self.step, losses, is_recorded=True)  # no batch holds so many rows
             self.step = phase.start + phase.length
 
     def advance(self, num_steps: int, lags: tuple[int, ...] = ()) -> None:

@@ -113,7 +113,9 @@ def test_unlike_types_in_a_file_are_an_error_with_its_row_also_for_token_ids(tmp
     write_jsonl(tmp_path / "a.jsonl", rows)
     for fields in ({}, {"token_ids": "ids"}):
         data = {"name": "web", "data_files": str(tmp_path / "a.jsonl"), "where": {"score": {"ge": 3}}, **fields}
-        with pytest.raises(MalformedDataError, match=r"row 1: column 'score' is str '2', which has no answer to ge 3"):
+        with pytest.raises(
+            MalformedDataError, match=r"a\.jsonl, line 1: column 'score' is str '2', which has no answer to ge 3"
+        ):
             open_stream(SourceConfig(**data)).next_group()
         [problem] = check_sources(Curriculum(total_steps=1, batch_rows=1, sequence_length=1, sources=[data]))
         assert "column 'score' is str '2'" in problem

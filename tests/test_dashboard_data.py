@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,10 @@ from tests.simulated import SimulatedRun
 from tests.strategies import Problem, problems
 
 NAMES = ["web", "code", "books", "chat"]
+ALARM: dict[str, Any] = {
+    "type": "alarm", "step": 3, "detector": "cliff", "loss": 0.1, "expected": 3.0, "z": -9.0, "epochs": None,
+    "pivot": None, "why_not": None,
+}  # fmt: skip
 
 
 def curriculum(**fields: Any) -> Curriculum:
@@ -205,10 +210,14 @@ def test_a_pivot_that_cuts_the_newest_phase_leaves_what_is_left_of_it(back: int)
 
 
 def watched(lines: Iterable[Mapping[str, Any]]) -> Chronicle:
+    return watched_lines(lines).chronicle()
+
+
+def watched_lines(lines: Iterable[Mapping[str, Any]]) -> Watch:
     watch = Watch()
     for line in lines:
         watch.add(line)
-    return watch.chronicle()
+    return watch
 
 
 def test_a_fork_shows_what_it_shares_as_its_parent_had_it(tmp_path: Path) -> None:
@@ -326,3 +335,96 @@ def test_a_span_begins_where_its_points_do(chronicle: Chronicle) -> None:
     span = span_of(chronicle, points=1000, from_step=500, to_step=None, per_point=8)
     assert span.first % 8 == 0
     assert span.edges[0] == span.first
+
+
+# --- times, alarms that last, silence, all sources together ---
+
+
+def test_lines_are_listed_with_their_times_and_those_of_older_journals_without() -> None:
+    for time_of in (None, lambda step: 1e9 + step):
+        run = SimulatedRun(curriculum(), time_of=time_of)
+        run.hasten(300)
+        chronicle = run.watch.chronicle()
+        state = overview(chronicle)
+        regimes = {regime["name"]: regime["at"] for regime in state["regimes"]}
+        listed = [entry.shown() for entry in chronicle.entries if entry.type == "phase"]
+        if time_of is None:
+            assert (
+                {entry["at"] for entry in listed}
+                == {state["phase"]["at"], state["began_at"], *regimes.values()}
+                == {None}
+            )
+        else:
+            assert [entry["at"] for entry in listed] == [time_of(entry["step"]) for entry in listed]
+            assert state["phase"]["at"] == listed[-1]["at"]
+            assert regimes == {"firehose": 1e9, "polish": 1e9 + 105}
+
+
+@given(
+    calls=st.lists(
+        st.tuples(st.sampled_from(["alarm", "judged", "random"]), st.sets(st.sampled_from(NAMES))), max_size=20
+    )
+)
+def test_an_alarm_lasts_until_a_decision_that_looks_at_its_source_lets_go_of_it(
+    run: SimulatedRun, calls: list[tuple[str, set[str]]]
+) -> None:
+    watch = watched_lines([line for line in run.lines if line["type"] == "header"])
+    template = next(line for line in run.lines if line["type"] == "phase")
+    lasting = set[str]()
+    for step, (what, names) in enumerate(calls):
+        if what == "alarm":
+            for name in names:
+                watch.add({**ALARM, "source": name, "decided_before": step})
+            lasting |= names
+        phase_kind = "random" if what == "random" else "bandit"
+        parts: dict[str, Any] = {}
+        if phase_kind == "bandit":
+            held = names if what == "judged" else lasting
+            lasting = set(held)
+            parts = {"index": [1.0] * 4, "alarm": [float(name in held) for name in NAMES]}
+        watch.add({**template, "start": step, "length": 1, "kind": phase_kind, "parts": parts, "region": None})
+        state = overview(watch.chronicle())
+        assert {alarm["source"] for alarm in state["alarms"] if alarm["is_lasting"]} == lasting & {
+            alarm["source"] for alarm in state["alarms"]
+        }
+
+
+def test_an_alarm_of_the_newest_lines_lasts_before_anything_was_decided_on_it(run: SimulatedRun) -> None:
+    watch = watched_lines(run.lines)
+    watch.add({**ALARM, "source": "books", "decided_before": run.watch.chronicle().end})
+    [alarm] = overview(watch.chronicle())["alarms"]
+    assert (alarm["source"], alarm["is_lasting"]) == ("books", True)
+
+
+@given(st.lists(st.floats(0.01, 300), min_size=1, max_size=80), st.floats(0, 5000))
+def test_a_run_is_silent_since_its_newest_step_and_stalls_by_how_long_its_steps_take(
+    gaps: list[float], since: float
+) -> None:
+    now = [0.0]
+    watch = Watch(lambda: now[0])
+    report: dict[str, Any] = {"type": "feedback", "rank": 0, "sources": [], "loss_sums": [], "tokens": []}
+    watch.add({"type": "header", "curriculum": curriculum().model_dump(mode="json"), "parent": None})
+    watch.add({**report, "step": 0})
+    for step, gap in enumerate(gaps, start=1):
+        now[0] += gap
+        watch.add({**report, "step": step})
+        watch.add({**report, "step": 0, "rank": 1})  # a rank that is late is no new step
+    now[0] += since
+    silence = watch.silence()
+    assert silence["quiet_s"] == pytest.approx(since, abs=1e-6)
+    assert silence["stall_s"] >= 60
+    assert silence["stall_s"] >= 5 * min(gaps[-32:]) - 1e-6
+    assert silence["stall_s"] <= max(60, 5 * max(gaps[-32:]) + 1e-6)
+
+
+def test_a_record_is_never_silent() -> None:
+    assert Watch(is_live=False).silence() == {}
+
+
+@given(per_point=st.sampled_from([1, 2, 8]), top=st.integers(1, 6))
+def test_the_loss_of_all_sources_is_weighted_by_their_tokens(chronicle: Chronicle, per_point: int, top: int) -> None:
+    found = series(chronicle, per_point=per_point, top=top)
+    phases = np.searchsorted(chronicle.starts, [*found["steps"], found["until"]])
+    sums, tokens = chronicle.reported.table().sum(axis=2)
+    expected = [sums[a:b].sum() / tokens[a:b].sum() for a, b in itertools.pairwise(phases)]
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)

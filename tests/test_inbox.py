@@ -36,7 +36,8 @@ def filled(
     in_sums: bool | None = None,
     cutoffs: Sequence[int] = (),
 ) -> Inbox:
-    inbox = Inbox(1, is_by_step=is_by_step, in_sums=not is_by_step if in_sums is None else in_sums)
+    in_sums = not is_by_step if in_sums is None else in_sums
+    inbox = Inbox(1, batch_rows=1, is_by_step=is_by_step, in_sums=in_sums)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
             inbox.add(step, report(step, rank), cutoffs=cutoffs)
@@ -142,7 +143,7 @@ def test_an_inbox_restored_from_json_goes_on_as_the_first_would(
     before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
     first = filled(before)
-    restored = Inbox(1, is_by_step=True)
+    restored = Inbox(1, batch_rows=1, is_by_step=True)
     restored.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for inbox in (first, restored):
         for step, rank in after:

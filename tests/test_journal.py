@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mixer.journal
+from mixer.audit import audit
 from mixer.config import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.fork import fork
@@ -533,11 +534,11 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
         sources = [{"name": "a", "local": "topics"}]
         Walk(curriculum(1, sources=sources), journal=journal).learn_unique_tokens("a", 5)
     found["unique_tokens"] = set(lines(tmp_path / "sizes.jsonl")[-1]) - {"type"}
-    found["fork"] = set(ForkLine.model_fields) - {"type", "number"}  # tests/test_replay.py forks
+    found["fork"] = set(ForkLine.model_fields) - {"type", "at", "number"}  # tests/test_replay.py forks
     found["header.parent"] = set(Parent.model_fields)
-    found["alarm"] = set(AlarmLine.model_fields) - {"type", "number"}  # tests/test_guard.py raises some
+    found["alarm"] = set(AlarmLine.model_fields) - {"type", "at", "number"}  # tests/test_guard.py raises some
     found["phase.parts"].add("alarm")
-    assert documented() == {**found, "Every line": {"type", "number", "chain"}}
+    assert documented() == {**found, "Every line": {"type", "at", "number", "chain"}}
 
 
 def test_reports_are_written_as_they_came(tmp_path: Path) -> None:
@@ -553,3 +554,23 @@ def test_reports_are_written_as_they_came(tmp_path: Path) -> None:
     assert record["step"] == 4
     assert record["loss_sums"] == losses.on_grid().loss_sums[seen].tolist()
     assert record["rows"] == rows[seen].tolist()
+
+
+def test_a_walk_goes_no_further_while_its_journal_is_moved_away_wherever_the_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run, path = curriculum(3), Path("run.jsonl")
+    with Journal.create(path) as journal:
+        walk = Walk(run, journal=journal)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        drive(walk, 20)  # the path was of another folder
+        state = walk.state_dict()
+        (tmp_path / path).rename(tmp_path / "aside")
+        with pytest.raises(JournalError, match=r"^run\.jsonl: No such file .* put the file back as it was"):
+            walk.phase_at(walk.frontier)
+        assert walk.state_dict() == state
+        (tmp_path / "aside").rename(tmp_path / path)
+        drive(walk, 60, since=20)
+    assert audit(tmp_path / path).difference is None

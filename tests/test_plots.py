@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from mixer.cli import app
 from mixer.config import Curriculum
 from mixer.errors import EvidenceError
-from mixer.journal import Journal
+from mixer.journal import Journal, read_journal
+from mixer.palette import colour_of, dash_of
 from mixer.plots import view as view_module
 from mixer.plots import write_page, write_picture
 from mixer.plots.page import figures
@@ -131,3 +132,27 @@ def test_the_command_refuses_a_suffix_it_cannot_write(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["plot", str(path), "-o", str(tmp_path / "walk.html")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "walk.html").exists()
+
+
+def test_a_source_has_the_colour_of_its_declared_position_in_every_picture(tmp_path: Path) -> None:
+    view = make_view(read_story(walked(tmp_path / "w", 30, 200)))
+    assert view.shown.tolist() != list(range(20))
+    assert list(view.colours) == [colour_of(int(i)) for i in view.shown]
+    lines = next(figure for figure in figures(view) if "Loss" in figure.layout.title.text)
+    for trace, i in zip(lines.data, view.shown, strict=False):
+        assert trace.name == f"s{i}"
+        assert trace.line.color == colour_of(int(i))
+        assert trace.line.dash == (",".join(f"{size}px" for size in dash_of(int(i))) or "solid")
+
+
+def test_the_page_says_when_phases_were_decided_if_the_journal_does(tmp_path: Path) -> None:
+    text = write_page(walked(tmp_path / "w", steps=60), tmp_path / "w.html").read_text(encoding="utf-8")
+    assert "decided (UTC)" not in text
+    records = [
+        {key: value for key, value in record.items() if key != "number"} for record in read_journal(tmp_path / "w")
+    ]
+    with Journal.create(tmp_path / "timed") as journal:
+        for record in records:
+            journal.append({**record, "at": 1e9} if record["type"] == "phase" else record)
+    text = write_page(tmp_path / "timed", tmp_path / "w.html").read_text(encoding="utf-8")
+    assert '<td class="text">2001-09-09 01:46:40</td>' in text

@@ -124,7 +124,7 @@ def test_phases_journal_config_and_the_run_can_be_read(client: MixerClient, serv
     ],
 )
 def test_whatever_would_decide_deliver_or_write_is_refused(served: Served, method: str, path: str) -> None:
-    answer = httpx2.request(method, served.url + path, json={} if method == "POST" else None, timeout=100)
+    answer = httpx2.request(method, served.url + path, json=None if method == "GET" else {}, timeout=100)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (409, "past")
     assert "mixer fork" in error["hint"]

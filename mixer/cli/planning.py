@@ -17,22 +17,31 @@ if TYPE_CHECKING:
     from mixer.story import Story
 
 
-def check(config: ConfigPath, *, as_json: AsJson = False) -> None:
+def check(
+    config: ConfigPath,
+    *,
+    reads_all: Annotated[
+        bool, typer.Option("--all", help="Read every source to its end and list the records that cannot be read.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Find everything that would stop a run before it starts.
 
-    Opens every source, reads its first documents, loads the tokenizer, and works out the region of every regime.
-    Prints all problems, not the first alone. Exit code 1 if there are any.
+    Opens every source, reads its first documents (with `--all` everything), loads the tokenizer, and works out the
+    region of every regime. Prints all problems, not the first alone. Exit code 1 if there are any.
     """
     from mixer.checking import check as check_curriculum  # reads sources: `mixer --help` should not wait for that
     from mixer.config import Curriculum
 
-    report = check_curriculum(Curriculum.from_yaml(config))
+    report = check_curriculum(Curriculum.from_yaml(config), reads_all=reads_all)
     if as_json:
-        print_json({"problems": report.problems, "regimes": report.regimes})
+        print_json({"problems": report.problems, "regimes": report.regimes, "bad_records": report.bad_records})
     else:
         out = results()
         for regime in report.regimes:
             out.print(_regime_table(regime))
+        for record in report.bad_records:
+            out.print(f"bad record: {record}", markup=False, highlight=False, soft_wrap=True)
         for problem in report.problems:
             out.print(f"problem: {problem}", markup=False, highlight=False, soft_wrap=True)
         num = len(report.problems)

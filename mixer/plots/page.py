@@ -6,17 +6,21 @@ The plotting library is inlined once (about 4.5 MB), so that the page opens offl
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io
+import plotly.offline
 from plotly.subplots import make_subplots
 
 from mixer.cache import written_whole
 from mixer.guard import alarm_in_words
+from mixer.palette import OTHERS, PALETTE, dash_of
 from mixer.plots.simplex import corners, outline
 from mixer.plots.view import ALARM_COLOUR, KIND_COLOURS, Mark, View, make_view
 from mixer.story import Story, read_story
@@ -24,6 +28,7 @@ from mixer.types import Array
 
 MAX_TABLE_PHASES = 500
 REGION_COLOURS = ("#1b6ca8", "#b8860b", "#2e7d32", "#8e24aa", "#c2185b", "#5d4037")
+REGIONS_IN_DARK = ("#6db3f2", "#e3b341", "#6fcf7f", "#d78be6", "#f272a0", "#c9a99b")
 
 
 def write_page(journal: str | Path, output: str | Path, *, title: str = "Curriculum walk") -> Path:
@@ -36,7 +41,7 @@ def write_page(journal: str | Path, output: str | Path, *, title: str = "Curricu
 
 
 def _page(story: Story, title: str) -> str:
-    parts, table = ["<p>No phase has been decided yet.</p>"], ""
+    parts, table, script = ["<p>No phase has been decided yet.</p>"], "", ""
     facts = {
         "sources": len(story.names),
         "seed": story.header["curriculum"]["seed"],
@@ -50,30 +55,85 @@ def _page(story: Story, title: str) -> str:
         view = make_view(story)
         if view.phases_per_span > 1:
             facts["each point"] = f"mean of up to {view.phases_per_span} phases"
+        drawn = figures(view)
         parts = [
-            plotly.io.to_html(figure, full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
-            for i, figure in enumerate(figures(view))
+            f'<section><h2>{figure.layout.title.text}</h2><div id="figure-{i}"></div></section>'
+            for i, figure in enumerate(drawn)
         ]
-        table = _phase_table(story)
+        table, script = _phase_table(story), _scripts(drawn)
     listing = "".join(
         f"<div><dt>{html.escape(key)}</dt> <dd>{html.escape(str(value))}</dd></div>" for key, value in facts.items()
     )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{listing}</dl>"
-        f"{''.join(parts)}{table}</main></body></html>"
+        f"{''.join(parts)}{table}</main>{script}</body></html>"
     )
 
 
+def _scripts(drawn: Sequence[go.Figure]) -> str:
+    """Return the library once, the figures as data, and what draws them for this screen and its theme."""
+    plain = [json.loads(figure.to_json()) for figure in drawn]
+    for figure in plain:
+        del figure["layout"]["template"], figure["layout"]["title"]
+    templates = {
+        theme: plotly.io.templates[name].to_plotly_json()
+        for theme, name in (("light", "plotly_white"), ("dark", "plotly_dark"))
+    }
+    pairs = [*zip(PALETTE["light"], PALETTE["dark"], strict=True), (OTHERS["light"], OTHERS["dark"]), *_DARK.items()]
+    pairs += [(_faint(one), _faint(other)) for one, other in zip(REGION_COLOURS, REGIONS_IN_DARK, strict=True)]
+    pairs += zip(REGION_COLOURS, REGIONS_IN_DARK, strict=True)
+    data = json.dumps({"figures": plain, "templates": templates, "colours": pairs}).replace("</", "<\\/")
+    return (
+        f"<script>{plotly.offline.get_plotlyjs()}</script>"
+        f'<script type="application/json" id="drawn">{data}</script><script>{_SCRIPT}</script>'
+    )
+
+
+_DARK = {  # ink and kinds of phases on a dark paper
+    "#111": "#e7eaef", "#333": "#cfd5de", "#999": "#6b7686", "rgba(60,60,60,.25)": "rgba(210,215,222,.3)",
+    KIND_COLOURS["random"]: "#f0603f", KIND_COLOURS["bandit"]: "#34435a", KIND_COLOURS["fixed"]: "#2e353f",
+    ALARM_COLOUR: "#ff8a80",
+}  # fmt: skip
+_SCRIPT = """
+const drawn = JSON.parse(document.getElementById("drawn").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 700px)");
+const recoloured = (text) =>
+  drawn.colours.reduce((all, [one, other]) => all.replaceAll(`"${one}"`, `"${other}"`), text);
+function draw() {
+  drawn.figures.forEach((figure, i) => {
+    const text = JSON.stringify(figure), { data, layout } = JSON.parse(dark.matches ? recoloured(text) : text);
+    const [theme, paper] = dark.matches ? ["dark", "#0f1216"] : ["light", "#fff"];
+    Object.assign(layout, { template: drawn.templates[theme], paper_bgcolor: paper, plot_bgcolor: paper });
+    if (narrow.matches) {
+      const names = data.filter((trace) => trace.showlegend !== false && trace.name).length;
+      layout.legend = { ...layout.legend, orientation: "h", x: 0, y: -0.12, yanchor: "top" };
+      layout.margin = { l: 48, r: 8, t: 44, b: 40 };
+      layout.height = Math.min(layout.height, 420) + 11 * names;
+      layout.hovermode = "closest";
+    }
+    const options = { displaylogo: false, responsive: true, displayModeBar: narrow.matches ? false : "hover" };
+    Plotly.react(`figure-${i}`, data, layout, options);
+  });
+}
+for (const query of [dark, narrow]) query.addEventListener("change", draw);
+draw();
+"""
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 }
+:root { --ink: #222; --paper: #fff; --soft: #5a6270; --band: #f4f4f4 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7eaef; --paper: #0f1216; --soft: #9ba5b4; --band: #1b2027 } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 }
 main { max-width: 1100px; margin: 0 auto; padding: 1rem }
-dl { display: flex; flex-wrap: wrap; gap: .2rem 1.6rem } dl div { display: flex; gap: .4rem }
-dt { color: #666 } dd { margin: 0; font-weight: 600 }
-table { border-collapse: collapse; font-size: 13px } th, td { padding: .15rem .6rem; text-align: right }
-th:nth-child(3), td:nth-child(3), th:nth-child(4), td:nth-child(4), th:last-child, td:last-child { text-align: left }
-tr:nth-child(even) { background: #f4f4f4 }
+h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin: 1.2rem 0 0 }
+dl { display: flex; flex-wrap: wrap; gap: .2rem 1.6rem } dl div { display: flex; gap: .4rem; min-width: 0 }
+dt { color: var(--soft) } dd { margin: 0; font-weight: 600; min-width: 0; overflow-wrap: anywhere }
+.phases { overflow: auto; max-height: 40rem }
+table { border-collapse: collapse; font-size: 13px }
+th, td { padding: .15rem .6rem; text-align: right; white-space: nowrap }
+.text { text-align: left }
+tr:nth-child(even) { background: var(--band) }
 """
 
 
@@ -230,8 +290,8 @@ def _add_lines(
         if known.any():
             figure.add_scatter(
                 x=middles[known], y=_short(values[known, i]), name=html.escape(name), mode="lines",
-                line={"color": colour, "width": 1.5}, hovertemplate=f"%{{y:{form}}}", showlegend=showlegend,
-                legendgroup=name, row=row, col=None if row is None else 1,
+                line={"color": colour, "width": 1.5, "dash": _dash(int(i))}, hovertemplate=f"%{{y:{form}}}",
+                showlegend=showlegend, legendgroup=name, row=row, col=None if row is None else 1,
             )  # fmt: skip
 
 
@@ -248,7 +308,7 @@ def _proportions_figure(view: View) -> go.Figure:
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "height": 460,
-    "margin": {"l": 70, "r": 20, "t": 80, "b": 45},
+    "margin": {"l": 70, "r": 20, "t": 60, "b": 45},
     "xaxis": {"title": "step"},
     "colorway": ["#1f77b4", "#ff7f0e"],
     "legend": {"font": {"size": 12}, "tracegroupgap": 0},
@@ -260,6 +320,10 @@ def _short(values: Sequence[float] | Array) -> list[float | None]:
     return [None if np.isnan(value) else float(f"{value:.5g}") for value in np.asarray(values, dtype=np.float64)]
 
 
+def _dash(position: int) -> str:
+    return ",".join(f"{size}px" for size in dash_of(position)) or "solid"
+
+
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.08)"
@@ -267,15 +331,28 @@ def _faint(colour: str) -> str:
 
 def _phase_table(story: Story) -> str:
     phases = story.phases[-MAX_TABLE_PHASES:]
+    has_times = any("at" in phase for phase in phases)
     rows = "".join(
-        f"<tr><td>{phase['index']}</td><td>{phase['start']}&ndash;{phase['start'] + phase['length'] - 1}</td>"
-        f"<td>{phase['kind']}</td><td>{html.escape(phase['regime'])}</td><td>{_largest(story.names, phase)}</td></tr>"
+        f"<tr><td>{phase['index']}</td>{_time(phase) if has_times else ''}"
+        f"<td>{phase['start']}&ndash;{phase['start'] + phase['length'] - 1}</td>"
+        f'<td class="text">{phase["kind"]}</td><td class="text">{html.escape(phase["regime"])}</td>'
+        f'<td class="text">{_largest(story.names, phase)}</td></tr>'
         for phase in phases
     )
     which = f"The last {len(phases)} phases" if len(phases) < len(story.phases) else "Phases"
+    when = '<th class="text">decided (UTC)</th>' if has_times else ""
     return (
-        f"<h2>{which}</h2><table><thead><tr><th>phase</th><th>steps</th><th>kind</th><th>regime</th>"
-        f"<th>largest weights</th></tr></thead><tbody>{rows}</tbody></table>"
+        f'<h2>{which}</h2><div class="phases" tabindex="0" role="region" aria-label="Phases"><table><thead><tr>'
+        f'<th>phase</th>{when}<th>steps</th><th class="text">kind</th><th class="text">regime</th>'
+        f'<th class="text">largest weights</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _time(phase: Mapping[str, Any]) -> str:
+    """The cell that says when a phase was decided; lines of before a service wrote them have no time."""
+    at = phase.get("at")
+    return (
+        f'<td class="text">{"" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")}</td>'
     )
 
 

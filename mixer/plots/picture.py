@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixer.errors import EvidenceError, MissingDependencyError
+from mixer.palette import dash_of
 from mixer.plots.simplex import corners, outline
 from mixer.plots.view import ALARM_COLOUR, KIND_COLOURS, View, make_view
 from mixer.story import read_story
@@ -143,7 +144,9 @@ def _region(ax: Axes, view: View) -> None:
 def _lines(ax: Axes, view: View, values: Any, title: str) -> None:
     for colour, i in zip(view.colours, view.shown, strict=True):
         known = ~np.isnan(values[:, i])
-        ax.plot(view.middles[known], values[known, i], color=colour, linewidth=1)
+        dashes = dash_of(int(i))
+        style: Any = (0, dashes) if dashes else "-"
+        ax.plot(view.middles[known], values[known, i], color=colour, linewidth=1, linestyle=style)
     ax.set_title(title, fontsize=10)
     ax.set(xlim=(view.edges[0], view.edges[-1]), xlabel="step")
     _mark_regimes(ax, view)

@@ -11,18 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from mixer.palette import OTHERS, colour_of
 from mixer.region import Region
 from mixer.story import Story
 from mixer.types import Array, IntArray
 
 MAX_SOURCES = 20  # shown by name; the smaller ones are added up as "others"
 MAX_SPANS = 1200
-# ten strong colours, then ten light ones: neighbours in a stack stay apart
-COLOURS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#4d4d4d",
-    "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5", "#b3b3b3",
-)  # fmt: skip
-OTHERS_COLOUR = "#e0e0e0"
+OTHERS_COLOUR = OTHERS["light"]
 ALARM_COLOUR = "#d50000"
 KIND_COLOURS = {"random": "#c0392b", "bandit": "#aab7c4", "fixed": "#d9d9d9"}
 
@@ -98,7 +94,7 @@ def make_view(story: Story) -> View:
     return View(
         story=story,
         names=tuple(story.names[i] for i in shown),
-        colours=COLOURS[: shown.size],
+        colours=tuple(colour_of(int(i)) for i in shown),
         shown=shown,
         edges=starts[spans],
         weights=mean_weights,

@@ -43,7 +43,7 @@ class Progress:
 
     ``rows`` and ``tokens`` are those delivered. ``documents``, over all epochs, and ``epoch``, from 0, are as of the
     end of the group that the last row came from. ``unique_tokens`` is the length of one epoch, separators included,
-    and None until an epoch has ended.
+    and None until an epoch has ended. ``bad_records`` were skipped, over all epochs, as ``on_bad_record`` says.
     """
 
     rows: int = 0
@@ -51,6 +51,7 @@ class Progress:
     documents: int = 0
     epoch: int = 0
     unique_tokens: int | None = None
+    bad_records: int = 0
 
 
 class RowSource(Protocol):
@@ -138,6 +139,32 @@ def check_sources(curriculum: Curriculum, streams: Mapping[str, IterableDataset]
         except MixerError as error:
             problems.append(str(error))
     return problems
+
+
+def bad_records(
+    curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Read every source to its end.
+
+    Returns:
+        The records that cannot be read, by source, each with its file and line, and a sentence for every source that
+        cannot be read on. Sources without either are not among them.
+    """
+    streams = _known_streams(curriculum, streams)
+    found: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for source in curriculum.sources:
+        bad: list[str] = []
+        try:
+            stream = _opened(curriculum, streams, source, vocab_size=curriculum.vocab_size)
+            stream.on_bad = bad.append
+            while len(stream.next_group()):
+                pass
+        except MixerError as error:
+            problems.append(str(error))
+        if bad:
+            found[source.name] = bad
+    return found, problems
 
 
 def _opened(

@@ -31,6 +31,7 @@ class Read:
     num_documents: int
     encoded: Task[Encoded]
     end: dict[str, Any]  # the stream's state after it
+    num_bad: int = 0  # records that were skipped
 
 
 class ReadAhead:
@@ -165,10 +166,12 @@ class ReadAhead:
         if stream.place() != start:
             stream.load_state_dict(start)
         try:
+            num_bad = stream.num_bad
             documents = stream.try_group()
+            num_bad = stream.num_bad - num_bad
             if not len(documents) and self._repeat:
                 stream.restart()
-            return Read(len(documents), Task(partial(self._encode, documents)), stream.place())
+            return Read(len(documents), Task(partial(self._encode, documents)), stream.place(), num_bad)
         except BaseException:
             stream.load_state_dict(start)
             raise

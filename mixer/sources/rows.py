@@ -39,6 +39,7 @@ class _Counts:
     epoch: int = 0
     epoch_tokens: int = 0
     unique_tokens: int | None = None
+    bad: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class StreamedRows:
             documents=counts.documents,
             epoch=counts.epoch,
             unique_tokens=counts.unique_tokens,
+            bad_records=counts.bad,
         )
 
     def take(self, num_rows: int) -> TokenArray:
@@ -279,6 +281,7 @@ class StreamedRows:
                     )
                 else:
                     counts = self._next_epoch(counts, num_wanted)
+                counts = replace(counts, bad=counts.bad + read.num_bad)
                 self._ahead.pop()
         except BaseException:  # Ctrl-C too must not lose documents
             if self._ahead.place is not start.place:

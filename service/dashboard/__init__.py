@@ -7,9 +7,12 @@ nothing else.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+
+from mixer.palette import DASHES, OTHERS, PALETTE
 
 FOLDER = Path(__file__).parent
 KINDS = {
@@ -19,6 +22,7 @@ KINDS = {
     ".svg": "image/svg+xml",
 }
 HEADERS = {"Cache-Control": "no-cache"}  # asked again each time, answered 304 while it is the same
+ICON_HEADERS = {"Cache-Control": "max-age=86400"}  # the tab shows one when the server no longer answers
 
 
 def add_dashboard(app: FastAPI) -> None:
@@ -29,7 +33,10 @@ def add_dashboard(app: FastAPI) -> None:
 def dashboard_routes() -> APIRouter:
     """Return the router of the page; its files are read once, and no path from a request reaches the file system."""
     router = APIRouter(include_in_schema=False)
-    files = {path.name: _file(path) for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
+    files = {
+        path.name: _file(path.read_bytes(), path.suffix) for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS
+    }
+    files["palette.js"] = _file(palette_module().encode(), ".js")
 
     @router.get("/")
     def get_page(request: Request) -> Response:
@@ -44,13 +51,19 @@ def dashboard_routes() -> APIRouter:
     return router
 
 
-def _file(path: Path) -> tuple[bytes, str, str]:
+def palette_module() -> str:
+    """Return ``mixer.palette`` as a module of the page."""
+    values = {"PALETTE": PALETTE, "OTHERS": OTHERS, "DASHES": DASHES}
+    return "".join(f"export const {name} = {json.dumps(value)};\n" for name, value in values.items())
+
+
+def _file(body: bytes, suffix: str) -> tuple[bytes, str, str]:
     """Return a file's bytes, its type and its ETag."""
-    body = path.read_bytes()
-    return body, KINDS[path.suffix], f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    return body, KINDS[suffix], f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
 
 
 def _answer(request: Request, body: bytes, kind: str, tag: str) -> Response:
+    headers = {**(ICON_HEADERS if kind == KINDS[".svg"] else HEADERS), "ETag": tag}
     if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers={**HEADERS, "ETag": tag})
-    return Response(body, media_type=kind, headers={**HEADERS, "ETag": tag})
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=kind, headers=headers)

@@ -3,6 +3,7 @@
 // Events are read with fetch, not EventSource, which cannot send a token.
 
 const TOKEN = "mixer.token";
+const PATIENCE_MS = 20_000; // a server that is stopped takes connections and never answers
 const QUIET_MS = 90_000; // a stream that says nothing, not even a comment, for so long is taken for dead
 const base = new URL(".", document.baseURI); // the page may live under a proxy's prefix
 
@@ -35,10 +36,11 @@ export class Api {
     return url;
   }
 
-  async request(path, { query, body, signal } = {}) {
+  async request(path, { query, body, signal, patience_ms: patienceMs = PATIENCE_MS } = {}) {
     const headers = token() ? { Authorization: `Bearer ${token()}` } : {};
     if (body !== undefined) headers["Content-Type"] = "application/json";
-    const options = { method: body === undefined ? "GET" : "POST", headers, signal };
+    const ends = [signal, patienceMs === null ? null : AbortSignal.timeout(patienceMs)].filter(Boolean);
+    const options = { method: body === undefined ? "GET" : "POST", headers, signal: AbortSignal.any(ends) };
     if (body !== undefined) options.body = JSON.stringify(body);
     const response = await fetch(this.url(path, query), options).catch((error) => {
       if (error.name === "AbortError") throw error;

@@ -1,21 +1,19 @@
 // Colours and numbers, said once for every part of the page.
 
-// The first eight keep 3:1 against both papers and stay apart for the colour-blind; later ones walk by the golden angle.
-const PALETTE = {
-  light: ["#2a78d6", "#d9660a", "#0f8f6c", "#b5479d", "#857400", "#5b55c9", "#d03b3b", "#37839a"],
-  dark: ["#4f9cf0", "#f0903d", "#35c79f", "#e07fc8", "#cdb92f", "#9d97f5", "#f27979", "#63bdd6"],
-};
+import { DASHES, OTHERS, PALETTE } from "./palette.js"; // mixer/palette.py, as a module
 
 export function theme() {
   return document.documentElement.dataset.theme;
 }
 
+// Of a source by its declared position, the same on every page and plot; below 0: the others, added up.
 export function colourOf(position) {
-  const palette = PALETTE[theme()];
-  if (position < 0) return theme() === "dark" ? "#77808d" : "#8b93a0"; // the others, added up
-  if (position < palette.length) return palette[position];
-  const lightness = (theme() === "dark" ? [0.78, 0.66] : [0.6, 0.48])[position % 2];
-  return `oklch(${lightness} 0.12 ${Math.round((position * 137.508) % 360)})`;
+  return position < 0 ? OTHERS[theme()] : PALETTE[theme()][position % PALETTE[theme()].length];
+}
+
+// Sources beyond the palette have its colours again, and lines of another kind.
+export function dashOf(position) {
+  return position < 0 ? [] : DASHES[Math.floor(position / PALETTE.light.length) % DASHES.length];
 }
 
 // The page's own colours, as canvas needs them.
@@ -55,10 +53,42 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-export function swatch(colour) {
-  const mark = make("span", { className: "swatch", "aria-hidden": "true" });
-  mark.style.background = colour;
+export function swatch(position) {
+  const mark = make("span", { className: dashOf(position).length ? "swatch dashed" : "swatch", "aria-hidden": "true" });
+  mark.style.setProperty("--colour", colourOf(position));
   return mark;
+}
+
+const ofDay = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const ofYear = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
+// The time on this device's clock, with the day unless it is today; `at` in seconds since 1970.
+export function clock(at) {
+  if (at === null || at === undefined) return "";
+  const date = new Date(at * 1000);
+  return (date.toDateString() === new Date().toDateString() ? ofDay : ofYear).format(date);
+}
+
+export function timeOf(at) {
+  if (at === null || at === undefined) return "–";
+  return make("time", { dateTime: new Date(at * 1000).toISOString(), title: new Date(at * 1000).toString() }, clock(at));
+}
+
+// A small line without axes, [points], null where nothing is known; as tall as its own range.
+export function sparkline(values, position, name) {
+  const known = values.map((value, k) => [k, value]).filter(([, value]) => value !== null && value !== undefined);
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  for (const [key, value] of Object.entries({ viewBox: "0 0 72 18", class: "spark", role: "img", "aria-label": name })) svg.setAttribute(key, value);
+  if (!known.length) return svg;
+  const numbers = known.map(([, value]) => value);
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  const x = (k) => 1 + (70 * k) / Math.max(values.length - 1, 1);
+  const y = (value) => (high > low ? 16 - (14 * (value - low)) / (high - low) : 9);
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+  line.setAttribute("points", known.map(([k, value]) => `${x(k).toFixed(1)},${y(value).toFixed(1)}`).join(" "));
+  line.setAttribute("stroke", colourOf(position));
+  svg.append(line);
+  return svg;
 }
 
 // Fills a table: `columns` are [title, class]; a row's first cell is its heading.
@@ -94,4 +124,12 @@ export function debounced(milliseconds, action) {
     clearTimeout(timer);
     timer = setTimeout(() => action(...args), milliseconds);
   };
+}
+
+// The text, or as much of it as the space has room for.
+export function fitted(context, text, space) {
+  if (context.measureText(text).width <= space) return text;
+  let kept = text;
+  while (kept.length > 1 && context.measureText(`${kept}…`).width > space) kept = kept.slice(0, -1);
+  return `${kept}…`;
 }

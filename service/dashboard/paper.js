@@ -1,6 +1,6 @@
 // The walk in its region: sources at the corners of a polygon, mixtures at their weighted mean.
 
-import { colourOf, count, inks, number, prepare } from "./looks.js";
+import { colourOf, count, fitted, inks, number, prepare } from "./looks.js";
 
 const MAX_LABELS = 30;
 
@@ -18,6 +18,12 @@ export class Paper {
         : "A shadow of the region: several mixtures share a point, but no mixture of it lies outside the outline.";
     }
     this.describe();
+    this.draw();
+  }
+
+  clear() {
+    this.data = this.preview = this.cursor = null;
+    if (this.note) this.note.textContent = "";
     this.draw();
   }
 
@@ -194,11 +200,4 @@ export class Paper {
     context.stroke();
     this.spot(preview.landed_point, ink.bad, 5);
   }
-}
-
-function fitted(context, text, space) {
-  if (context.measureText(text).width <= space) return text;
-  let kept = text;
-  while (kept.length > 1 && context.measureText(`${kept}…`).width > space) kept = kept.slice(0, -1);
-  return `${kept}…`;
 }

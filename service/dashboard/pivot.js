@@ -1,13 +1,14 @@
 // The pivot's form: bounds of each source, tried on the server while one types, and asked for by an admin.
 
-import { asAdmin, confirmed } from "./dialogs.js";
-import { count, debounced, make, number } from "./looks.js";
+import { asAdmin, confirmed, inWords, say } from "./dialogs.js";
+import { count, debounced, make, number, swatch } from "./looks.js";
+import { alarmMark } from "./tables.js";
 
 const MAX_ROWS = 200; // of the sources that match; the rest is found by name
 
 export class PivotForm {
   constructor({ onPreview, onProblem, onDone, askToken }) {
-    Object.assign(this, { onPreview, onProblem, onDone, askToken, api: null, bounds: null, names: [], isTouched: false });
+    Object.assign(this, { onPreview, onProblem, onDone, askToken, api: null, bounds: null, names: [], isTouched: false, closed: "" });
     this.at = (id) => document.getElementById(id);
     this.form = this.at("pivot-form");
     this.soon = debounced(200, () => this.preview());
@@ -24,25 +25,52 @@ export class PivotForm {
     this.at("pivot-reset").addEventListener("click", () => this.reset());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.submit().catch((error) => this.say("bad", `${error.message} ${error.hint ?? ""}`));
+      this.submit().catch((error) => this.sayProblem(error));
     });
   }
 
   setApi(api) {
-    this.api = api;
-    this.bounds = null;
-    this.isTouched = false;
+    this.abort?.abort();
+    Object.assign(this, { api, bounds: null, inForce: null, result: null, names: [], isTouched: false });
+    this.at("pivot-table").replaceChildren();
+    this.at("pivot-submit").disabled = true;
+    this.say("", "");
+    this.onPreview(null);
+  }
+
+  // Why nothing can be redrawn now; empty if something can.
+  setClosed(reason) {
+    if (reason === this.closed) return;
+    this.closed = reason;
+    this.settleSubmit();
+    if (reason) this.say("", reason);
+    else if (this.isTouched) this.preview();
+    else this.say("", "Change a bound to see what it does.");
+  }
+
+  settleSubmit() {
+    this.at("pivot-submit").disabled = Boolean(this.closed) || !this.isTouched || !this.result?.is_feasible;
+  }
+
+  sayProblem(error) {
+    const { text, hint } = inWords(error);
+    this.say("bad", text, hint);
   }
 
   // Takes the bounds in force, unless somebody is at work on them.
   show(overview, names) {
     this.names = names;
+    this.alarms = Map.groupBy(overview.alarms, (alarm) => alarm.source);
     this.weights = new Map(overview.sources.map((source) => [source.name, source]));
     const step = Math.max(overview.end - 1, 0);
     const inForce = overview.regimes.findLast((regime) => regime.start <= step) ?? overview.regimes[0];
     const isNew = JSON.stringify(inForce) !== JSON.stringify(this.inForce);
     this.inForce = inForce;
+    const marks = JSON.stringify([...this.alarms].map(([name, list]) => [name, list.some((alarm) => alarm.is_lasting)]));
+    const isMarked = marks === this.marks || this.at("pivot-table").contains(document.activeElement);
+    if (!isMarked) this.marks = marks;
     if (!this.bounds || (isNew && !this.isTouched)) this.reset();
+    else if (!isMarked) this.fill();
   }
 
   reset() {
@@ -53,8 +81,9 @@ export class PivotForm {
     }]));
     this.at("pivot-step").value = "";
     this.fill();
-    this.say("", "Change a bound to see what it does.");
-    this.at("pivot-submit").disabled = true;
+    this.result = null;
+    this.say("", this.closed || "Change a bound to see what it does.");
+    this.settleSubmit();
     this.onPreview(null);
   }
 
@@ -88,8 +117,10 @@ export class PivotForm {
     });
     const cells = [make("td"), make("td"), make("td")];
     this.cells.set(name, cells);
-    return make("tr", {}, make("th", { scope: "row", className: "text", title: name }, name),
-      make("td", {}, floor), make("td", {}, cap), make("td", {}, box), ...cells);
+    const label = (text, ...children) => make("td", { "data-label": text }, ...children);
+    ["Bounds then", "Now", "Lands at"].forEach((text, i) => cells[i].setAttribute("data-label", text));
+    return make("tr", {}, make("th", { scope: "row", className: "text", title: name }, swatch(this.names.indexOf(name)), " ", alarmMark(this.alarms.get(name) ?? []), name),
+      label("Floor", floor), label("Cap", cap), label("Exclude", box), ...cells);
   }
 
   tables() {
@@ -107,6 +138,7 @@ export class PivotForm {
   async preview() {
     const wrong = [...this.bounds].find(([, bounds]) => !bounds.excluded && !(isBound(bounds.floor) && isBound(bounds.cap)));
     this.at("pivot-submit").disabled = true;
+    if (this.closed) return;
     if (wrong) {
       this.result = null;
       this.say("bad", `${wrong[0]}: a floor or a cap is a number from 0 to 1.`);
@@ -119,12 +151,12 @@ export class PivotForm {
     try {
       this.result = await this.api.post("pivots/preview", { ...this.tables(), at_step: step }, this.abort.signal);
     } catch (error) {
-      if (error.name !== "AbortError") this.say("bad", `${error.message} ${error.hint ?? ""}`);
+      if (error.name !== "AbortError") this.sayProblem(error);
       return;
     }
     this.fillResult();
     this.onPreview(this.result);
-    this.at("pivot-submit").disabled = !this.result.is_feasible;
+    this.settleSubmit();
     this.say(this.result.is_feasible ? "good" : "bad", verdict(this.result));
   }
 
@@ -140,10 +172,8 @@ export class PivotForm {
     }
   }
 
-  say(state, text) {
-    const place = this.at("pivot-verdict");
-    place.dataset.state = state;
-    if (place.textContent !== text) place.textContent = text;
+  say(state, text, hint = "") {
+    say(this.at("pivot-verdict"), state, text, hint);
   }
 
   async submit() {
@@ -175,7 +205,7 @@ export class PivotForm {
   }
 
   async send(body) {
-    const onRefused = (error) => this.say("bad", `${error.message} ${error.hint}`);
+    const onRefused = (error) => this.sayProblem(error);
     const taken = await asAdmin(() => this.api.post("pivots", body), { askToken: this.askToken, onRefused });
     if (!taken) return;
     this.isTouched = false;

@@ -1,7 +1,7 @@
 // The runs: which one is shown, and what an admin may do with it: pause it, let it go on, fork it, archive it.
 
 import { Api } from "./api.js";
-import { answered, asAdmin, confirmed } from "./dialogs.js";
+import { answered, asAdmin, confirmed, inWords, say } from "./dialogs.js";
 import { count, make } from "./looks.js";
 
 const PAUSE = "Ranks get no new batches and nothing is decided until the run is resumed; reports are still taken.";
@@ -18,6 +18,11 @@ export class RunList {
       this.button.setAttribute("aria-pressed", String(!this.hasArchived));
       this.fill();
     });
+  }
+
+  // As the list has it; null if that is not known.
+  get shown() {
+    return this.runs.find((run) => (this.chosen ? run.name === this.chosen : run.is_default)) ?? null;
   }
 
   get hasArchived() {
@@ -68,16 +73,20 @@ export class RunControl {
   }
 
   // chosen: as in the address, empty for the default run.
-  show(chosen, { is_paused: isPaused }, { end }) {
+  show(chosen, status, { end }) {
+    const isPaused = status?.is_paused ?? false;
     const run = this.runs.find(({ name, is_default: isDefault }) => (chosen ? name === chosen : isDefault));
     this.name = run?.name ?? chosen;
     this.isPaused = isPaused;
     this.end = end;
     this.at("run-name").textContent = this.name;
-    this.at("run-state").textContent = isPaused ? "paused" : "going on";
+    const isArchived = run?.status === "archived";
+    this.at("run-state").textContent = isArchived ? "archived" : isPaused ? "paused" : "going on";
+    this.at("run-pause").disabled = isArchived;
+    this.at("run-fork").disabled = isArchived && run.is_default; // a server of a record alone makes none
     this.at("run-pause").textContent = isPaused ? "Resume" : "Pause";
-    this.at("run-archive").disabled = run?.is_default ?? true;
-    this.at("run-archive-note").hidden = !this.at("run-archive").disabled;
+    this.at("run-archive").disabled = isArchived || (run?.is_default ?? true);
+    this.at("run-archive-note").hidden = isArchived || !this.at("run-archive").disabled;
   }
 
   // One thing at a time, and what went wrong is said here.
@@ -87,7 +96,7 @@ export class RunControl {
     try {
       await action();
     } catch (error) {
-      this.say("bad", `${error.message} ${error.hint ?? ""}`);
+      this.sayProblem(error);
     } finally {
       this.isBusy = false;
     }
@@ -139,12 +148,16 @@ export class RunControl {
   }
 
   post(name, action, body = {}) {
-    const onRefused = (error) => this.say("bad", `${error.message} ${error.hint}`);
+    const onRefused = (error) => this.sayProblem(error);
     return asAdmin(() => new Api(name).post(action, body), { askToken: this.askToken, onRefused });
   }
 
-  say(state, text) {
-    Object.assign(this.at("run-verdict").dataset, { state });
-    this.at("run-verdict").textContent = text;
+  sayProblem(error) {
+    const { text, hint } = inWords(error);
+    this.say("bad", text, hint);
+  }
+
+  say(state, text, hint = "") {
+    say(this.at("run-verdict"), state, text, hint);
   }
 }

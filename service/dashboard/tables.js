@@ -1,6 +1,9 @@
 // The tables of the page: sources as they stand, ranks, alarms, the journal.
 
-import { colourOf, compact, count, debounced, duration, fillTable, make, number, swatch } from "./looks.js";
+import { colourOf, compact, count, debounced, duration, fillTable, make, number, sparkline, swatch, timeOf } from "./looks.js";
+import { rove } from "./roving.js";
+
+const PICTURES = { name: ["Weight in its bounds"], weight: ["Weight over the steps shown"], loss: ["Loss over the steps shown"] }; // after a column
 
 const COLUMNS = [
   ["name", "Source"], ["weight", "Weight"], ["proportion", "Drawn so far"], ["lower", "Bounds"],
@@ -9,17 +12,18 @@ const COLUMNS = [
 
 export class SourceTable {
   constructor(table, { onSingle, onQuery }) {
-    Object.assign(this, { table, onSingle, sort: "weight", isDown: true, single: null, positions: new Map() });
+    Object.assign(this, { table, onSingle, sort: "weight", isDown: true, singles: new Set(), positions: new Map(), series: null });
     this.head = make("thead", {}, make("tr"));
     this.body = make("tbody");
     table.replaceChildren(this.head, this.body);
     document.getElementById("source-query").addEventListener("input", debounced(250, (event) => onQuery(event.target.value)));
     this.fillHead();
+    rove(table);
   }
 
   fillHead() {
     this.head.firstChild.replaceChildren(...COLUMNS.flatMap(([key, title]) => {
-      const button = make("button", { type: "button" }, title, key === this.sort ? (this.isDown ? " ↓" : " ↑") : "");
+      const button = make("button", { type: "button", title: `Sort by ${title.toLowerCase()}` }, title, key === this.sort ? (this.isDown ? " ↓" : " ↑") : "");
       button.addEventListener("click", () => {
         this.isDown = key === this.sort ? !this.isDown : key !== "name";
         this.sort = key;
@@ -29,7 +33,7 @@ export class SourceTable {
       });
       const cell = make("th", { scope: "col", className: key === "name" ? "text" : "" }, button);
       if (key === this.sort) cell.setAttribute("aria-sort", this.isDown ? "descending" : "ascending");
-      return key === "name" ? [cell, make("th", { scope: "col" }, make("span", { className: "hidden-text" }, "Picture"))] : [cell];
+      return [cell, ...(PICTURES[key] ?? []).map((name) => make("th", { scope: "col" }, make("span", { className: "hidden-text" }, name)))];
     }));
   }
 
@@ -39,9 +43,21 @@ export class SourceTable {
     this.fill();
   }
 
-  setSingle(name) {
-    this.single = name;
+  // The columns that sparklines are drawn from.
+  setSeries(series) {
+    this.series = series;
     this.fill();
+  }
+
+  setSingles(names) {
+    this.singles = names;
+    this.fill();
+  }
+
+  clear() {
+    this.overview = this.series = null;
+    this.body.replaceChildren();
+    document.getElementById("source-count").textContent = "";
   }
 
   fill() {
@@ -51,27 +67,45 @@ export class SourceTable {
     const rank = (source) => source[this.sort] ?? -Infinity;
     const sorted = [...sources].sort((a, b) => sign * (rank(a) < rank(b) ? -1 : rank(a) > rank(b) ? 1 : 0));
     const most = Math.max(...sources.map((source) => Math.min(Math.max(source.weight, source.proportion) * 1.5, 1)), 0.02);
-    const alarming = new Set(alarms.map((alarm) => alarm.source));
-    this.body.replaceChildren(...sorted.map((source) => this.row(source, most, alarming)));
+    const focused = this.body.contains(document.activeElement) ? document.activeElement.title : null;
+    this.body.replaceChildren(...sorted.map((source) => this.row(source, most, alarmsOf(alarms, source.name))));
+    if (focused !== null) this.buttonOf(focused)?.focus();
     document.getElementById("source-count").textContent =
       sources.length < total ? `${count(sources.length)} of ${count(total)} sources` : `${count(total)} sources`;
   }
 
-  row(source, most, alarming) {
-    const button = make("button", { type: "button", "aria-pressed": String(this.single === source.name), title: source.name },
-      swatch(colourOf(this.positions.get(source.name) ?? -1)), ` ${source.name}`);
-    button.addEventListener("click", () => this.onSingle(this.single === source.name ? null : source.name));
+  buttonOf(name) {
+    return [...this.body.querySelectorAll("button")].find((button) => button.title === name);
+  }
+
+  // Goes to a source's row.
+  find(name) {
+    const button = this.buttonOf(name);
+    button?.scrollIntoView({ block: "center" });
+    button?.focus({ preventScroll: true });
+  }
+
+  spark(column, source, position) {
+    const i = this.series?.names.indexOf(source.name) ?? -1;
+    return i < 0 ? null : sparkline(this.series[column][i], position, `${column === "weights" ? "weight" : "loss"} of ${source.name} over the steps shown`);
+  }
+
+  row(source, most, alarms) {
+    const position = this.positions.get(source.name) ?? -1;
+    const isSingle = this.singles.has(source.name);
+    const button = make("button", { type: "button", "aria-pressed": String(isSingle), title: source.name },
+      swatch(position), alarmMark(alarms), ` ${source.name}`);
+    button.addEventListener("click", () => this.onSingle(source.name));
     const epochs = source.unique_tokens ? `${(source.tokens / source.unique_tokens).toFixed(2)} epochs` : "";
-    const loss = alarming.has(source.name)
-      ? make("span", { className: "alarming", title: "There was an alarm for this source" }, `▼ ${number(source.loss)}`)
-      : number(source.loss);
-    return make("tr", { className: this.single === source.name ? "single" : "" },
+    return make("tr", { className: isSingle ? "single" : "" },
       make("th", { scope: "row", className: "text" }, button),
-      make("td", {}, bullet(source, most, colourOf(this.positions.get(source.name) ?? -1))),
+      make("td", {}, bullet(source, most, colourOf(position))),
       make("td", {}, number(source.weight)),
+      make("td", {}, this.spark("weights", source, position)),
       make("td", { title: `${count(source.rows)} rows; weights averaged ${number(source.mean_weight, 4)}` }, number(source.proportion)),
       make("td", {}, source.upper > 0 ? `${number(source.lower, 2)}–${number(source.upper, 2)}` : "not drawn"),
-      make("td", {}, loss),
+      make("td", {}, number(source.loss)),
+      make("td", {}, this.spark("losses", source, position)),
       make("td", {}, number(source.index)),
       make("td", {}, number(source.width)),
       make("td", { title: epochs }, compact(source.tokens)));
@@ -90,24 +124,42 @@ function bullet(source, most, colour) {
   return make("span", { className: "bullet", "aria-hidden": "true" }, room, bar, tick);
 }
 
+function alarmsOf(alarms, name) {
+  return alarms.filter((alarm) => alarm.source === name);
+}
+
+// Whether a source is in alarm, or was: in words for those who cannot see it.
+export function alarmMark(alarms) {
+  if (!alarms.length) return null;
+  const isLasting = alarms.some((alarm) => alarm.is_lasting);
+  return make("span", { className: isLasting ? "alarming" : "past-alarm" }, isLasting ? "▼" : "▽",
+    make("span", { className: "hidden-text" }, isLasting ? " in alarm: " : " was in alarm: "));
+}
+
 export class RankTable {
   constructor(table, note) {
     Object.assign(this, { table, note });
   }
 
-  show({ ranks }, { ranks: asking }) {
+  show({ ranks }, status) {
+    const asking = status?.ranks ?? []; // of a record nobody asks
     const reported = new Map(ranks.map((rank) => [rank.rank, rank]));
     const asked = new Map(asking.map((rank) => [rank.rank, rank]));
     const silent = asking.filter((rank) => !reported.has(rank.rank)).map((rank) => rank.rank);
-    const most = Math.max(0, ...ranks.map((rank) => rank.lag));
-    const told = most ? `the last one is ${count(most)} steps behind the first` : "all level";
-    this.note.textContent = ranks.length || silent.length
-      ? `${count(ranks.length)} reporting, ${told}${silent.length ? `; ${count(silent.length)} have not reported yet` : ""}.`
-      : "No rank has come yet.";
     const numbers = [...ranks.map((rank) => rank.rank), ...silent];
+    this.note.textContent = numbers.length ? `${count(ranks.length)} reporting, ${missing(ranks, silent)}.` : "No rank has come yet.";
     fillTable(this.table, [["rank"], ["asked for"], ["reported"], ["behind"], ["reports"], ["last asked"]],
       numbers.map((number) => row(number, reported.get(number), asked.get(number))), "Ranks");
   }
+}
+
+// Whose reports are missing, and since when.
+export function missing(ranks, silent = []) {
+  const behind = ranks.filter((rank) => rank.lag > 0);
+  const told = behind.slice(0, 3).map((rank) => `rank ${rank.rank} from step ${count(rank.step + 1)} on (${count(rank.lag)} behind)`);
+  if (behind.length > 3) told.push(`${count(behind.length - 3)} more`);
+  if (silent.length) told.push(`${silent.length > 1 ? "ranks" : "rank"} ${silent.slice(0, 8).join(", ")}${silent.length > 8 ? " and more" : ""} altogether`);
+  return told.length ? `reports are missing of ${told.join(", ")}` : "all level";
 }
 
 function row(number, reported, asked) {
@@ -120,9 +172,35 @@ function row(number, reported, asked) {
   ];
 }
 
-export function showAlarms(table, alarms) {
-  fillTable(table, [["step"], ["source", "left"], ["kind", "left"], ["what", "text"]],
-    alarms.map((alarm) => [count(alarm.step), alarm.source, alarm.kind, alarm.message]), "Alarms, newest first");
+export class AlarmTable {
+  // onStep(step): the cursor is to go there. onSource(name): that source is to be looked at.
+  constructor(table, { onStep, onSource }) {
+    Object.assign(this, { table, onStep, onSource, key: "" });
+    rove(table);
+  }
+
+  show(alarms) {
+    const key = JSON.stringify(alarms);
+    if (key === this.key) return; // buttons keep the focus
+    this.key = key;
+    fillTable(this.table, [["when", "left"], ["step"], ["source", "left"], ["", "left"], ["kind", "left"], ["what", "text"]],
+      alarms.map((alarm, i) => [
+        timeOf(alarm.at), goTo(alarm.step, this.onStep, `${i}`), this.sourceButton(alarm, i),
+        make("span", { className: alarm.is_lasting ? "alarming" : "past-alarm" }, alarm.is_lasting ? "▼ lasts" : "▽ over"), alarm.kind, alarm.message,
+      ]), "Alarms, newest first");
+  }
+
+  sourceButton(alarm, i) {
+    const button = make("button", { type: "button", className: "link", title: `Show ${alarm.source} alone`, id: `alarm-source-${i}` }, alarm.source);
+    button.addEventListener("click", () => this.onSource(alarm.source, alarm.step));
+    return button;
+  }
+}
+
+function goTo(step, onStep, key) {
+  const button = make("button", { type: "button", className: "link", title: `Put the cursor at step ${count(step)} (${key})`, "aria-label": `Put the cursor at step ${count(step)}` }, count(step));
+  button.addEventListener("click", () => onStep(step));
+  return button;
 }
 
 export function alarmText(alarm) {
@@ -130,11 +208,12 @@ export function alarmText(alarm) {
 }
 
 export class JournalTable {
-  constructor({ onProblem }) {
-    this.onProblem = onProblem;
+  constructor({ onProblem, onStep }) {
+    Object.assign(this, { onProblem, onStep });
     this.before = 0;
     this.at = (id) => document.getElementById(id);
     const search = () => this.load(0);
+    rove(this.at("journal-table"));
     this.at("journal-query").addEventListener("input", debounced(300, search));
     this.at("journal-kind").addEventListener("change", search);
     this.at("journal-newest").addEventListener("click", search);
@@ -144,6 +223,8 @@ export class JournalTable {
 
   setApi(api) {
     this.api = api;
+    this.at("journal-table").replaceChildren();
+    this.at("journal-count").textContent = "";
     return this.load(0);
   }
 
@@ -169,26 +250,50 @@ export class JournalTable {
     this.at("journal-older").disabled = entries.length === total;
     const text = `${count(total)} ${total === 1 ? "line" : "lines"}${before ? " before these" : ""}`;
     if (this.at("journal-count").textContent !== text) this.at("journal-count").textContent = text;
-    fillTable(this.at("journal-table"), [["line"], ["step"], ["what it says", "text"], ["", ""]], entries.map((entry) => {
-      if (entry.type !== "phase") return [count(entry.line), count(entry.step), entry.text, ""];
-      const button = make("button", { type: "button", "aria-label": `All of phase at step ${entry.step}` }, "All of it");
+    const columns = [["line"], ["when", "left"], ["step"], ["what it says", "text"], ["", ""]];
+    fillTable(this.at("journal-table"), columns, entries.map((entry) => {
+      const known = [count(entry.line), timeOf(entry.at), goTo(entry.step, this.onStep, entry.line), entry.text];
+      if (entry.type !== "phase") return [...known, ""];
+      const button = make("button", { type: "button", title: `All of line ${entry.line}`, "aria-label": `All of phase at step ${entry.step}` }, "All of it");
       button.addEventListener("click", () => this.open(entry).catch(this.onProblem));
-      return [count(entry.line), count(entry.step), entry.text, button];
+      return [...known, button];
     }), "Lines of the journal, newest first");
   }
 
+  // A phase: what it has of each source as a table with their names, and the rest as it is written.
   async open(entry) {
+    const api = this.api;
     const index = Number(/^phase (\d+)/.exec(entry.text)[1]);
-    const { phases } = await this.api.get("phases", { from: entry.step, limit: 1 });
+    const { phases, names } = await api.get("phases", { from: entry.step, limit: 1 });
+    if (api !== this.api) return;
+    const [bySource, rest] = parted(phases[0], names.length);
     this.at("line-title").textContent = `Line ${count(entry.line)}: phase ${count(index)}`;
-    this.at("line-text").textContent = JSON.stringify(phases[0], null, 1).replace(/\n\s+(-?[\d.e+-]+|null)(,?)(?=\n)/g, " $1$2");
+    this.at("line-when").replaceChildren(entry.at === null ? "" : timeOf(entry.at));
+    fillTable(this.at("line-sources"), [["source"], ...bySource.map(([name]) => [name])],
+      names.map((name, i) => [name, ...bySource.map(([, values]) => (Number.isInteger(values[i]) ? count(values[i]) : number(values[i], 4)))]), "By source");
+    this.at("line-text").textContent = JSON.stringify(rest, null, 1);
     this.at("line-dialog").showModal();
   }
 
   async save() {
-    const response = await this.api.request("walk");
+    const response = await this.api.request("walk", { patience_ms: null });
     const link = make("a", { href: URL.createObjectURL(await response.blob()), download: "walk.jsonl" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   }
+}
+
+// Splits a record into its lists of one number for each source, by name, and what is left.
+function parted(record, size, prefix = "") {
+  const lists = [];
+  const rest = {};
+  for (const [key, value] of Object.entries(record)) {
+    if (Array.isArray(value) && value.length === size) lists.push([prefix + key, value]);
+    else if (value && typeof value === "object" && !Array.isArray(value)) {
+      const [inner, left] = parted(value, size, `${prefix}${key}.`);
+      lists.push(...inner);
+      if (Object.keys(left).length) rest[key] = left;
+    } else rest[key] = value;
+  }
+  return [lists, rest];
 }

@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
+from fastapi.concurrency import run_in_threadpool
 
+from service.archive import Past
 from service.auth import Identity, Scope
 from service.engine import Engine
 from service.runs import Runs
 from service.schemas import ErrorBody
 
-EngineOf = Callable[..., Awaitable[Engine]]  # as all that routes depend on: else each costs a hop to a thread
+EngineOf = Callable[..., Awaitable[Engine | Past]]  # as all that routes depend on: else each costs a hop to a thread
 RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
 
 
@@ -30,6 +32,20 @@ async def default_engine(request: Request) -> Engine:
 async def named_engine(request: Request, run: RunName) -> Engine:
     """Return the engine of the run in the path."""
     return runs_of(request).engine(run)
+
+
+async def default_readable(request: Request) -> Engine | Past:
+    """Return the default run for those who only read: archived, it is a record."""
+    name = runs_of(request).default
+    return await default_engine(request) if name is None else await named_readable(request, name)
+
+
+async def named_readable(request: Request, run: RunName) -> Engine | Past:
+    """Return the run in the path for those who only read: archived, it is a record."""
+    if runs_of(request).record(run).status == "archived":
+        past: Past = await run_in_threadpool(request.app.state.archive.past, run)
+        return past
+    return await named_engine(request, run)
 
 
 def identity_of(request: Request) -> Identity:
@@ -50,6 +66,7 @@ def needs(scope: Scope) -> Any:
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of the errors of a route; every route may refuse a token or a client in a hurry."""
     means = {
+        400: "no request that HTTP allows",
         401: "no token, or an unknown one",
         403: "the token's scope does not reach so far",
         404: "no such run",
@@ -61,7 +78,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         429: "too many requests",
         503: "the database or the journal cannot be written; nothing was changed",
     }
-    listed = {401, 403, 404, 409, 413, 422, 429, 503, *statuses}
+    listed = {400, 401, 403, 404, 409, 413, 422, 429, 503, *statuses}
     shape = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
     # a model for each would take most of the time that the server needs to put its routes together
     by_status: dict[int | str, dict[str, Any]] = {

@@ -29,15 +29,15 @@ SHOWN_SETTINGS = {
 }
 
 
-def decisions(engine_of: EngineOf) -> APIRouter:
-    """Return the routes of one way to name the run."""
-    router = record(engine_of)
+def pivoting(engine_of: EngineOf) -> APIRouter:
+    """Return the routes that redraw the region, of one way to name the run."""
+    router = APIRouter(tags=["decisions"], responses=errors(410))
     _add_pivots(router, engine_of)
     return router
 
 
 def record(engine_of: EngineOf) -> APIRouter:
-    """Return those that only read."""
+    """Return those that only read, of archived runs too."""
     router = APIRouter(tags=["decisions"], responses=errors(410))
     _add_weights(router, engine_of)
     _add_record(router, engine_of)

@@ -52,7 +52,13 @@ def watching(engine_of: EngineOf) -> APIRouter:
         query: Annotated[str, Query(max_length=100)] = "",
         limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     ) -> Response:
-        found = overview(watch.chronicle(), steps_per_s=watch.steps_per_s(), query=query, limit=limit)
+        found = overview(
+            watch.chronicle(),
+            steps_per_s=watch.steps_per_s(),
+            silence=watch.silence(),
+            query=query,
+            limit=limit,
+        )
         return _json(request, found)
 
     @router.get("/region", response_model=WalkOnPaper, summary="The walk in its region, in two dimensions")
