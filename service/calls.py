@@ -40,11 +40,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class TransientError(Exception):
-    """An answer, or none, that may be another in a moment."""
+    """An answer, or none, that may be another in a moment; ``error`` is what the answer meant, if it had a code."""
 
-    def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, why: str, retry_after_s: float = 0.0, *, error: MixerError | None = None) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def read(answer: Raw, call: Call[Answer]) -> Answer:
         hint = "look at what stands between this trainer and the server"
     if code in TRANSIENT or answer.status in (502, 503, 504):
         after = answer.headers.get("retry-after", "")
-        raise TransientError(message, float(after) if after.isdecimal() and code != "not-ready" else 0.0)
+        waits = float(after) if after.isdecimal() and code != "not-ready" else 0.0
+        raise TransientError(message, waits, error=_error(code, message, hint, answer.status) if code else None)
     raise _error(code, message, hint, answer.status)
 
 

@@ -21,6 +21,7 @@ import urllib3
 
 from mixer.batches import RowBatch
 from mixer.config import Pivot
+from mixer.errors import ConfigError
 from mixer.rewards import SourceLosses
 from service.calls import Answer, Call, Calls, Raw, TransientError, read
 from service.direct import Direct
@@ -45,6 +46,7 @@ __all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
+ABSENT_S = 5.0  # for a server that never answered and refuses connections: its address is wrong, or it is not there
 WAIT_S = 5.0  # of one request for what is not there yet: so long a trainer that stops may have to wait for its threads
 CONNECT_S, READ_S = 5.0, 60.0
 CONNECTIONS = 16  # kept for threads that share a client
@@ -57,12 +59,14 @@ class MixerClient:
         url: of the server, ``http://host:8642``.
         token: if the server has tokens; default: the variable MIXER_TOKEN.
         run: name of the run; the server's default one if None.
-        patience_s: how long what may come right by itself is tried again.
+        patience_s: how long what may come right by itself is tried again; by default 120 s, and 5 s for a server that
+            never answered and refuses connections.
         verify: an ``ssl.SSLContext`` for certificates of your own.
 
     Raises (every method):
-        UnreachableError: the server did not answer, or kept answering that it cannot, for ``patience_s``.
-        MixerError: what the server refused, with the class of the error's code where there is one.
+        UnreachableError: the server did not answer for ``patience_s``.
+        MixerError: what the server refused, or went on refusing for ``patience_s`` where that may pass, with the class
+            of the error's code where there is one.
     """
 
     def __init__(
@@ -71,13 +75,13 @@ class MixerClient:
         *,
         token: str | None = None,
         run: str | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         verify: ssl.SSLContext | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self._path = urlsplit(self.url).path  # of a proxy
         self._calls = Calls(run)
-        self._patience_s, self._has_warned = patience_s, False
+        self._patience, self._has_warned = Patience(patience_s), False
         self._headers, self._verify = _authorization(token), verify
         self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
 
@@ -195,16 +199,20 @@ class MixerClient:
         if self._pid != os.getpid():  # a connection must not be shared with the process that forked this one
             self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
         try:
-            return self._sent(call, is_large=is_large)
+            answer = self._sent(call, is_large=is_large)
         except TransientError as error:
             known: list[TransientError] = [error]  # making ready to try again takes 300 us: done if there is need
+        else:
+            self._patience.note_answer()
+            return answer
 
         def again() -> Answer:
             if known:
                 raise known.pop()
             return self._sent(call, is_large=is_large)
 
-        answer: Answer = tenacity.Retrying(**_retrying(self.url, self._patience_s, is_given_up))(again)
+        answer = tenacity.Retrying(**_retrying(self.url, self._patience, is_given_up))(again)
+        self._patience.note_answer()
         return answer
 
     def _sent(self, call: Call[Answer], *, is_large: bool) -> Answer:
@@ -234,12 +242,12 @@ class AsyncMixerClient:
         *,
         token: str | None = None,
         run: str | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         verify: ssl.SSLContext | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self._calls = Calls(run)
-        self._patience_s = patience_s
+        self._patience = Patience(patience_s)
         self._http = httpx2.AsyncClient(
             base_url=self.url,
             headers=_authorization(token),
@@ -296,7 +304,7 @@ class AsyncMixerClient:
         await self.close()
 
     async def _send(self, call: Call[Answer]) -> Answer:
-        async for attempt in tenacity.AsyncRetrying(**_retrying(self.url, self._patience_s)):
+        async for attempt in tenacity.AsyncRetrying(**_retrying(self.url, self._patience)):
             with attempt:
                 try:
                     answer = await self._http.request(
@@ -304,8 +312,31 @@ class AsyncMixerClient:
                     )
                 except (httpx2.TransportError, httpx2.DecodingError) as error:
                     raise TransientError(str(error) or type(error).__name__) from error
+                self._patience.note_answer()
                 return read(Raw(answer.status_code, answer.headers, answer.content), call)
         raise AssertionError("tenacity returns or raises")
+
+
+def checked_url(url: str) -> str:
+    """Return the URL of a server without a slash at its end.
+
+    Raises:
+        ConfigError: it has no scheme, another than http or https, no host, a wrong port, or a query.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"url {url!r}: {error}; give it as in http://host:8642") from error
+    if parts.scheme not in ("http", "https") or "://" not in url:
+        reason = "it begins with neither http:// nor https://"
+    elif not parts.hostname or any(character.isspace() for character in url):
+        reason = "it has no host" if not parts.hostname else "it has a space in it"
+    elif parts.query or parts.fragment:
+        reason = "it has a query or a fragment"
+    else:
+        return url.rstrip("/")
+    raise ConfigError(f"url {url!r}: {reason}; give it as in http://host:8642")
 
 
 def _authorization(token: str | None) -> dict[str, str]:
@@ -313,7 +344,30 @@ def _authorization(token: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"} if token else {}
 
 
-def _retrying(url: str, patience_s: float, is_given_up: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+class Patience:
+    """How long a server is tried again; a number that was given counts whatever happens."""
+
+    def __init__(self, given_s: float | None) -> None:
+        self._given_s = given_s
+        self._was_heard = False
+
+    def is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Whether to give up after the newest attempt."""
+        error: BaseException | None = state.outcome.exception() if state.outcome is not None else None
+        is_refused = False
+        self._was_heard = self._was_heard or (isinstance(error, TransientError) and error.error is not None)
+        while error is not None:
+            is_refused = is_refused or isinstance(error, ConnectionRefusedError)
+            error = error.__cause__ or error.__context__
+        absent_s = ABSENT_S if is_refused and not self._was_heard else PATIENCE_S
+        return (state.seconds_since_start or 0.0) >= (absent_s if self._given_s is None else self._given_s)
+
+    def note_answer(self) -> None:
+        """Note that the server is there."""
+        self._was_heard = True
+
+
+def _retrying(url: str, patience: Patience, is_given_up: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     doubling = tenacity.wait_random_exponential(multiplier=0.05, max=2.0)  # jitter, or all ranks come back at once
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -323,6 +377,8 @@ def _retrying(url: str, patience_s: float, is_given_up: Callable[[], bool] = lam
 
     def give_up(state: tenacity.RetryCallState) -> Any:
         error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, TransientError) and error.error is not None:  # it answered, and said what is wrong
+            raise error.error from error
         raise UnreachableError(
             f"gave up on {url} after {state.attempt_number} attempts in {state.seconds_since_start:.0f} s: {error}; "
             "start the server again, and this trainer: both go on where they were"
@@ -330,7 +386,7 @@ def _retrying(url: str, patience_s: float, is_given_up: Callable[[], bool] = lam
 
     return {
         "retry": tenacity.retry_if_exception_type(TransientError),
-        "stop": lambda state: is_given_up() or state.seconds_since_start >= patience_s,
+        "stop": lambda state: is_given_up() or patience.is_over(state),
         "wait": wait,
         "retry_error_callback": give_up,
     }

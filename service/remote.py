@@ -32,7 +32,7 @@ from mixer.rewards import SourceLosses
 from mixer.sources import Progress
 from mixer.states import check_state
 from mixer.tensors import Batch, single_rows, tensors_of
-from service.client import PATIENCE_S, MixerClient
+from service.client import MixerClient
 from service.errors import RunEndedError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             more for a trainer that takes more than that in 20 ms, up to 16 MiB or 128 of them.
         batches: yield whole batches; False yields rows.
         provenance, compact: as in ``MixtureDataset``.
-        patience_s: how long a server that does not answer is tried again.
+        patience_s: as in ``MixerClient``.
         verify: an ``ssl.SSLContext`` for certificates of your own.
 
     Raises:
@@ -226,7 +226,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         batches: bool = True,
         provenance: bool = False,
         compact: bool = False,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         verify: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()

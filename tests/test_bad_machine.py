@@ -17,12 +17,12 @@ import pytest
 import sqlalchemy as sa
 
 from mixer.config import Curriculum
-from mixer.errors import JournalError
+from mixer.errors import JournalError, MixerError
 from service import store as store_module
 from service import tables
 from service.client import MixerClient
 from service.engine import Engine
-from service.errors import NotReadyError, StallError, StoreError, UnreachableError
+from service.errors import NotReadyError, StallError, StoreError
 from service.lines import CHECKED_LINES, TableLines
 from service.store import Store
 from tests.fleet import digest_of
@@ -77,7 +77,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged_and_the_run_goes_on_whe
                 assert digest_of(rows) == expected[step, 0]
                 client.report(step, losses_of(rows, 0), names)
                 step += 1
-            except UnreachableError as error:
+            except MixerError as error:
                 problems.append(str(error))
                 assert get(server.url + "/weights").status_code == 200
                 assert digest_of(client.batch(3)) == expected[3, 0]

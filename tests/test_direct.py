@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mixer.batches import RowBatches
+from mixer.errors import ConfigError, MixerError
 from service.calls import TransientError
-from service.client import MixerClient
+from service.client import AsyncMixerClient, MixerClient
 from service.direct import Direct
 from service.errors import UnreachableError
 from service.wire import encode
@@ -96,3 +97,56 @@ def test_where_nobody_listens_one_sentence_says_so() -> None:
         client.batches(range(2))
     with MixerClient(url, patience_s=0) as client, pytest.raises(UnreachableError, match="gave up on"):
         client.batches(range(2))
+
+
+@pytest.mark.parametrize("code", ["stalled", "not-ready", "run-state", "rate-limit", "store", "journal", "slow-client"])
+@pytest.mark.parametrize("ask", [lambda client: client.batches(range(2)), lambda client: client.status()])
+def test_what_the_server_went_on_answering_is_raised_by_its_class(code: str, ask: Any) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"error": {"code": "%s", "message": "row 3 is bad", "hint": "mend it"}}' % code.encode()
+            self.send_response(503)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with (
+                MixerClient(f"http://127.0.0.1:{server.server_port}", patience_s=0) as client,
+                pytest.raises(MixerError, match="row 3 is bad") as refusal,
+            ):
+                ask(client)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["host:8642", "localhost", "", "/runs", "ftp://host", "http:/host", "http://", "http://:8642", "http://host:port",
+     "http://host:99999", "http://ho st", "http://[::1", "http://host?run=a", "http://host#a"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [MixerClient, AsyncMixerClient])
+def test_a_url_that_is_none_is_refused_with_the_reason(url: str, kind: Any) -> None:
+    with pytest.raises(ConfigError, match="give it as in http://host:8642"):
+        kind(url)
+
+
+def test_a_server_that_never_was_there_is_told_sooner_than_one_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.ABSENT_S", 0.0)
+    monkeypatch.setattr("service.client.PATIENCE_S", 0.6)
+    with answering(keeps=False, says_so=True) as (url, _):
+        client = MixerClient(url)
+        client.batches(range(2))
+    with pytest.raises(UnreachableError, match="gave up on") as gone:
+        client.batches(range(2))
+    with pytest.raises(UnreachableError, match="gave up on .* after 1 attempts in 0 s"):
+        MixerClient(url).status()
+    assert "after 1 attempts" not in str(gone.value)
