@@ -20,14 +20,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.batches import BatchReader, TokenBatch
 from mixer.channel import Address, Answering, RemotePhases
 from mixer.config import Curriculum
+from mixer.consumers import check_consumer
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.errors import ConfigError, SourceUnavailableError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, InvalidLossError, SourceUnavailableError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, agreement, default_ranks, summed_over_ranks
+from mixer.rewards import SourceLosses, check_shapes
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
 from mixer.suspension import Suspension
@@ -104,7 +106,7 @@ class MixtureDataset(IterableDataset[Batch]):
         self._token_dtype = self._rows.token_dtype if compact else WIDE
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
-        self._reports = Reports(curriculum.rows_of_rank(self.world_size))
+        self._reports = Reports(curriculum.rows_of_rank(self.world_size), curriculum.sequence_length, curriculum.names)
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
@@ -136,6 +138,7 @@ class MixtureDataset(IterableDataset[Batch]):
         return self._step if self._desk is None else self._desk.step
 
     def __iter__(self) -> Iterator[Batch]:
+        check_consumer(self, is_whole=self._batches)
         worker, num_workers = self._enter()
         if self._desk is None:
             self._begin_in_copy(worker, num_workers)
@@ -197,7 +200,14 @@ class MixtureDataset(IterableDataset[Batch]):
         tensors = tensors_of(batch, provenance=self._provenance)
         return tensors if self._desk is not None else Parcel(tensors)
 
-    def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
+    def report(
+        self,
+        batch: Mapping[str, Any],
+        token_losses: Tensor,
+        mask: Tensor | None = None,
+        *,
+        num_tokens: Tensor | None = None,
+    ) -> bool:
         """Tell the walk what a batch taught; return whether it took in a step that it did not know.
 
         Parts of a batch (gradient accumulation, collated rows) may be reported one by one: the walk is told once all
@@ -205,23 +215,48 @@ class MixtureDataset(IterableDataset[Batch]):
         the losses are summed over ranks, and the ranks prove to each other that they decided alike.
 
         Args:
-            batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``.
-            token_losses: loss of each token in nats, [b, T], on any device.
-            mask: tokens that count, bool [b, T]; all by default.
+            batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``; tokens whose ``labels`` are
+                -100 do not count.
+            token_losses: loss of each token in nats, [b, T], [b * T] or [1, b * T], on any device; with ``num_tokens``
+                the sum of each row, [b].
+            mask: tokens that count, bool, in one of the same shapes; all by default.
+            num_tokens: tokens that count in each row, int [b].
 
         Raises:
             FeedbackError, InvalidLossError: losses that cannot be; nothing was learned from them.
             RankMismatchError: the ranks report different steps, decided differently, or read streams with different
                 numbers of workers.
         """
-        desk, was_new = self._main, False
-        for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
-            if self.world_size > 1:
-                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
-                losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
-            was_new = desk.walk.report(step, losses) or was_new
-            if desk.has_workers:
-                desk.delivered(step)
+        was_new = False
+        for step, losses in self._reports.add(batch, token_losses, mask, num_tokens):
+            try:
+                was_new = self._take_in(step, losses) or was_new
+            except InvalidLossError as error:
+                raise self._reports.located(step, error) from None
+        return was_new
+
+    def report_sums(self, step: int, losses: SourceLosses) -> bool:
+        """Tell the walk what a step taught, from sums by source that the trainer has itself.
+
+        Args:
+            step: which one.
+            losses: of this rank's rows; summed over ranks, so that every rank calls, for every step.
+
+        Returns, Raises:
+            As ``report``.
+        """
+        check_shapes(losses, self.curriculum.names, step=step)  # here, as ranks cannot add different shapes
+        return self._take_in(step, losses.on_grid())
+
+    def _take_in(self, step: int, losses: SourceLosses) -> bool:
+        """Tell the walk of the losses of this rank's step."""
+        desk = self._main
+        if self.world_size > 1:
+            claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
+            losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
+        was_new: bool = desk.walk.report(step, losses)
+        if desk.has_workers:
+            desk.delivered(step)
         return was_new
 
     def delivered(self, batch: Mapping[str, Any]) -> None:
@@ -261,7 +296,7 @@ class MixtureDataset(IterableDataset[Batch]):
             self._suspension.ranks.forget()
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
-        self._reports = Reports(self._reports.rows_per_step)
+        self._reports.clear()
         self._is_placed = self._rows.is_prepared or len(readers) == 1
         if self._is_placed:
             self._reader.load_state_dict(readers[0] if readers else {})
