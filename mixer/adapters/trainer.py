@@ -109,7 +109,7 @@ class MixtureTrainerMixin:
     def __init__(
         self, model: Any = None, args: Any = None, data_collator: Any = None, *more: Any, **options: Any
     ) -> None:
-        super().__init__(model, args, data_collator, *more, **options)
+        super().__init__(model, args, data_collator, *more, **options)  # type: ignore[call-arg]  # a Trainer comes after it
         problems = _problems(self, collates=data_collator is not None)
         if problems:
             raise ConfigError(problems)
