@@ -82,9 +82,10 @@ def trained(walk: Walk, num_steps: int, *, ranks: int = 1) -> Iterator[int]:
         for rank in range(ranks):  # as a service is told: the first ranks report what is left over
             rows = share + (losses.rows - share * ranks) * (rank == 0)
             part = rows / np.maximum(losses.rows, 1)
-            walk.report(
-                step, SourceLosses(rows, rows * TOKENS, losses.loss_sums * part, losses.square_sums * part, rank)
-            )
+            sums = losses.loss_sums * part
+            alike = (sums / TOKENS) ** 2 / np.maximum(rows, 1)  # of rows with the same loss
+            squares = losses.square_sums if ranks == 1 else alike
+            walk.report(step, SourceLosses(rows, rows * TOKENS, sums, squares, rank))
         yield step
 
 

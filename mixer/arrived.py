@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from mixer.packed import as_bytes, as_text, squeezed, unsqueezed
 from mixer.rewards import SQUARE_GRID, SUM_GRID, SourceLosses, add_losses
 from mixer.types import Array, BoolArray, IntArray
 
+MOST_PACKED = 2.0**52  # steps of a grid, in all: beyond, sums are kept as they are
+AS_THEY_ARE = "="  # begins such a text; no other does
 NOISY_BYTES = 3  # of a sum of losses on the grid: those that no compression makes smaller
 _SIZES = struct.Struct("<IBIB")  # how many numbers and how many bytes of each, of the plain and of the noisy ones
 
@@ -78,14 +81,10 @@ def reports_to_state(reports: Sequence[Arrived]) -> str:
     """Return reports as short text, exactly; "" for none."""
     if not reports:
         return ""
+    if _most(reports) > MOST_PACKED:
+        return AS_THEY_ARE + _as_they_are(reports)
     text = _Writer()
-    head = np.array(
-        [
-            [r.first_step, r.last_step, r.reports, r.lows is not None, r.is_learned, max(r.due, r.last_step + 1)]
-            for r in reports
-        ],
-        dtype=np.int64,
-    )
+    head = _heads(reports)
     rows, tokens = (np.array([getattr(r.losses, name) for r in reports]) for name in ("rows", "tokens"))
     losses = _multiples([r.losses.loss_sums for r in reports], SUM_GRID)
     squares = _multiples([r.losses.square_sums for r in reports], SQUARE_GRID)
@@ -118,6 +117,8 @@ def state_to_reports(text: str, num_sources: int) -> list[Arrived]:
     if not text:
         return []
     try:
+        if text.startswith(AS_THEY_ARE):
+            return _read_as_they_are(text.removeprefix(AS_THEY_ARE), num_sources)
         return _read(_Reader(text), num_sources)
     except (AttributeError, IndexError, TypeError, ValueError, struct.error, zlib.error) as error:
         raise StateMismatchError(
@@ -157,6 +158,63 @@ def _read(text: _Reader, num_sources: int) -> list[Arrived]:
             int(head[i, 5]),
         )
         for i in range(num_reports)
+    ]
+
+
+def _heads(reports: Sequence[Arrived]) -> IntArray:
+    """Return all of reports but their losses and lows, [n, 6]."""
+    columns = [
+        (r.first_step, r.last_step, r.reports, r.lows is not None, r.is_learned, max(r.due, r.last_step + 1))
+        for r in reports
+    ]
+    return np.array(columns, dtype=np.int64)
+
+
+def _most(reports: Sequence[Arrived]) -> float:
+    """Return the largest of the sums over all reports, in steps of its grid: what follows is worked out with those."""
+    losses = np.sum([r.losses.loss_sums for r in reports], axis=0) / SUM_GRID
+    squares = np.sum([r.losses.square_sums for r in reports], axis=0) / SQUARE_GRID
+    tokens = np.sum([r.losses.tokens.astype(np.float64) for r in reports], axis=0)
+    return float(max(losses.max(initial=0.0), squares.max(initial=0.0), tokens.max(initial=0.0)))
+
+
+_COUNTS, _SUMS = ("rows", "tokens"), ("loss_sums", "square_sums")
+
+
+def _as_they_are(reports: Sequence[Arrived]) -> str:
+    """Return reports of which some number is too large for whole steps of a grid: eight bytes for each."""
+    heads = _heads(reports)
+    counts = [[getattr(r.losses, name) for name in _COUNTS] for r in reports]
+    sums = [[getattr(r.losses, name) for name in _SUMS] for r in reports]
+    lows = [r.lows for r in reports if r.lows is not None]
+    data = b"".join(np.array(part, dtype="<i8").tobytes() for part in (heads, counts))
+    data += b"".join(np.array(part, dtype="<f8").tobytes() for part in (sums, lows))
+    return as_text(squeezed(struct.pack("<I", len(reports)) + data))
+
+
+def _read_as_they_are(text: str, num_sources: int) -> list[Arrived]:
+    data = memoryview(unsqueezed(as_bytes(text)))
+    (num,), at = struct.unpack_from("<I", data), 4
+
+    def take(kind: str, *shape: int) -> Any:
+        nonlocal at
+        begin, at = at, at + 8 * math.prod(shape)
+        return np.frombuffer(data[begin:at], dtype=kind).reshape(shape).astype(kind[1:])
+
+    heads = take("<i8", num, 6)
+    counts, sums = take("<i8", num, 2, num_sources), take("<f8", num, 2, num_sources)
+    lows = iter(take("<f8", int(heads[:, 3].sum()), 4, num_sources))
+    return [
+        Arrived(
+            int(heads[i, 0]),
+            int(heads[i, 1]),
+            int(heads[i, 2]),
+            SourceLosses(rows=counts[i, 0], tokens=counts[i, 1], loss_sums=sums[i, 0], square_sums=sums[i, 1]),
+            next(lows) if heads[i, 3] else None,
+            bool(heads[i, 4]),
+            int(heads[i, 5]),
+        )
+        for i in range(num)
     ]
 
 

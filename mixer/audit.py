@@ -168,6 +168,7 @@ class Redrive:
             "fingerprint": curriculum.fingerprint,
             "policy": _part(state["policy"], 1),
             "before": None,
+            "inbox": {name: part for name, part in state["inbox"].items() if name != "open"},  # what is past is told
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
@@ -212,7 +213,7 @@ class Redrive:
     def _followed(self, line: Line, record: dict[str, Any]) -> Difference | None:
         before = self._tape.position
         if record["type"] == "feedback":
-            self.walk.report(record["step"], record_to_losses(record, len(self.walk.names)))
+            self.walk.report(record["step"], record_to_losses(record, len(self.walk.names)), is_recorded=True)
         elif record["type"] == "pivot":
             tables = {name: record[name] for name in ("name", "floors", "caps", "exclude")}
             self.walk.pivot(

@@ -121,9 +121,6 @@ class BatchReader(Protocol):
     def read_split(self, step: int, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
         """Return the same as it is trained on, token ids as int64 or in the smallest type that holds the vocabulary."""
 
-    def give_back(self, batch: RowBatch) -> None:
-        """Take back the batch that was read last, which nobody trains on; its step may be asked for again."""
-
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read by the batches before ``step``."""
 
@@ -308,9 +305,6 @@ class PreparedReader:
             parts = (flat[k : k + TOUCHED_ROWS] for k in range(0, flat.size, TOUCHED_ROWS))
             self._touching = [threads.submit(self._rows.touch, part) for part in parts]
         return plan
-
-    def give_back(self, batch: RowBatch) -> None:
-        """Do nothing: any step can be read at any time."""
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return how far each source was read; documents are in proportion to rows, which are in no file's order."""

@@ -29,12 +29,10 @@ class Answering:
 
     Args:
         methods: what may be called, by name; each caller is answered in a thread of its own.
-        on_leave: called in a caller's thread when that caller is gone.
     """
 
-    def __init__(self, methods: Mapping[str, Callable[..., Any]], on_leave: Callable[[], None] | None = None) -> None:
+    def __init__(self, methods: Mapping[str, Callable[..., Any]]) -> None:
         self._methods = dict(methods)
-        self._on_leave = on_leave
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._address: Address | None = None
@@ -65,11 +63,6 @@ class Answering:
         if self._listener is not None:
             _stop(self._listener, self._is_closed, self._pid)
             self._listener = None
-
-    def note_leave(self) -> None:
-        """Note that the caller whose thread this is has gone."""
-        if self._on_leave is not None:
-            self._on_leave()
 
     def reply_to(self, name: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         """Return whether a method gave something, and what it gave or raised."""
@@ -110,13 +103,6 @@ def _accept(listener: Listener, is_closed: threading.Event, answering: weakref.r
 
 
 def _answer(connection: Connection, answering: weakref.ref[Answering]) -> None:
-    _answer_calls(connection, answering)
-    found = answering()
-    if found is not None:
-        found.note_leave()
-
-
-def _answer_calls(connection: Connection, answering: weakref.ref[Answering]) -> None:
     with contextlib.suppress(EOFError, OSError), connection:
         while True:
             name, arguments = connection.recv()
@@ -182,10 +168,6 @@ class RemotePhases:
                 return phase
         self._kept.append(self.call("phase", step))
         return self._kept[-1]
-
-    def forget(self) -> None:
-        """Forget the phases that are kept: one of them was cut."""
-        self._kept.clear()
 
     def read_through(self, name: str, tokens: int) -> None:
         """Tell the length of an epoch of a source."""

@@ -61,6 +61,8 @@ class SourceConfig(Frozen):
     where: dict[str, Scalar | tuple[Scalar, ...]] = Field({}, description="keep rows whose columns equal these values")
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
     on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
+    on_bad_record: Literal["stop", "skip"] = Field("stop", description="when a record cannot be read")
+    max_bad_records: int = Field(100, ge=0, description="records that may be skipped in an epoch, of each reader")
     tokens: int | None = Field(None, gt=0, description="number of distinct tokens, where known")
 
     @model_validator(mode="after")
@@ -391,8 +393,9 @@ class Curriculum(Frozen):
         """Digest of all that shapes the run, hex [32].
 
         ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places (the
-        folder that the file lies in and ``prepared``) and what is done about faults of a network. Fields that are newer
-        than the first release count only where they are set, so that older runs keep their fingerprint.
+        folder that the file lies in and ``prepared``) and what is done about faults of a network and bad records.
+        Fields that are newer than the first release count only where they are set, so that older runs keep their
+        fingerprint.
         """
         is_planned = isinstance(self.policy, UnimaxConfig)
         left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
@@ -402,7 +405,8 @@ class Curriculum(Frozen):
         if self.guard in (None, GuardConfig()):
             del data["guard"]
         for source in data["sources"]:
-            del source["on_failure"]
+            for key in ("on_failure", "on_bad_record", "max_bad_records"):
+                del source[key]
             for key in ("token_ids", "rows"):
                 if source[key] is None:
                     del source[key]

@@ -22,19 +22,18 @@ from mixer.channel import Address, Answering, RemotePhases
 from mixer.config import Curriculum
 from mixer.consumers import check_consumer
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.errors import ConfigError, InvalidLossError, SourceUnavailableError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, InvalidLossError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
-from mixer.ranks import Claim, agreement, default_ranks, summed_over_ranks
+from mixer.ranks import Claim, default_ranks, summed_over_ranks
 from mixer.rewards import SourceLosses, check_shapes
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
-from mixer.suspension import Suspension
+from mixer.suspension import Suspension, may_suspend, refused
 from mixer.tensors import Batch, single_rows, tensors_of
-from mixer.turns import InTurn, Turns
 from mixer.walk import Walk
 
 if TYPE_CHECKING:
@@ -56,8 +55,7 @@ class MixtureDataset(IterableDataset[Batch]):
     the newest reported step; a trainer that reports nothing says which batches it trained on with ``delivered``, or
     begins again where the data set stood.
 
-    With a streamed source whose ``on_failure`` is ``suspend`` ranks meet to agree: each makes the data set, at the same
-    time, and iterates it as often as the others.
+    A streamed source whose ``on_failure`` is ``suspend`` needs one reading process: one rank without workers.
 
     Args:
         curriculum: the run.
@@ -99,6 +97,9 @@ class MixtureDataset(IterableDataset[Batch]):
             raise ConfigError("the walk was made for another curriculum; make both from the same one")
         self.curriculum = curriculum
         self.rank, self.world_size = default_ranks(rank, world_size)
+        self._may_suspend = may_suspend(curriculum, walk)
+        if self._may_suspend and self.world_size > 1:
+            raise refused(curriculum, f"{self.world_size} ranks read")
         self._group = process_group
         self._rows = Rows(curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer)
         self._batches = batches
@@ -112,9 +113,8 @@ class MixtureDataset(IterableDataset[Batch]):
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
         self._phases: Desk | RemotePhases = self._desk
-        self._suspension: Suspension | InTurn | None = self._agreeing(self._desk)
-        self._is_in_turn = self._suspension is not None  # how workers compose
-        self._answering = self._answering_workers(self._desk)
+        self._suspension = Suspension.of(curriculum, self._desk.walk)
+        self._answering = Answering(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``
         self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
@@ -169,27 +169,10 @@ class MixtureDataset(IterableDataset[Batch]):
         yield from single_rows(self._composed(step, num_workers), first, step + num_workers, self._stand_at)
 
     def _read(self, step: int) -> TokenBatch:
-        """Read a batch; what cannot be reached is suspended, if it is to be and those that read can agree."""
+        """Read a batch; what cannot be reached is suspended, if it is to be."""
         if self._suspension is not None:
             return self._suspension.read(self._reader, step).split(self._token_dtype)
-        try:
-            return self._reader.read_split(step, self._token_dtype)
-        except SourceUnavailableError as error:
-            if error.name not in self.curriculum.suspended_if_lost:
-                raise
-            raise SourceUnavailableError(
-                f"{error}; it is suspended only where all ranks can agree before they train on a batch: when this data "
-                f"set was made, torch.distributed was not up with its {self.world_size} ranks. Call "
-                "torch.distributed.init_process_group first, or prepare the sources (`mixer prepare`)",
-                name=error.name,
-            ) from error
-
-    def _agreeing(self, desk: Desk) -> Suspension | None:
-        """Return who suspends sources, None if none is to be, or ranks cannot agree; every rank calls."""
-        if not self.curriculum.suspended_if_lost:
-            return None
-        ranks = agreement(self.rank, self.world_size, self._group)
-        return None if ranks is None else Suspension(self.curriculum, desk.walk, ranks)
+        return self._reader.read_split(step, self._token_dtype)
 
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row
@@ -292,8 +275,6 @@ class MixtureDataset(IterableDataset[Batch]):
             self._load_state_of_copy(state, num_workers)
             return
         readers = self._desk.load_state_dict(state)
-        if isinstance(self._suspension, Suspension):
-            self._suspension.ranks.forget()
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
         self._reports.clear()
@@ -318,13 +299,6 @@ class MixtureDataset(IterableDataset[Batch]):
             return None
         return self._before if self._row else self._reader.state_dict()
 
-    def _answering_workers(self, desk: Desk) -> Answering:
-        """Return who answers workers, which compose in turn where a source may be suspended while they read."""
-        if not isinstance(self._suspension, Suspension):
-            return Answering(desk.methods())
-        turns = Turns(desk, self._suspension)
-        return Answering(desk.methods() | turns.methods(), on_leave=turns.leave)
-
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
         return self._rows.open(
             self._phase_at, worker=worker, num_workers=num_workers, on_read_through=self._read_through
@@ -338,8 +312,6 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _begin_here(self, desk: Desk) -> None:
         """Bring the reader to where the run stands."""
-        if isinstance(self._suspension, Suspension):
-            self._suspension.begin()
         if desk.has_workers or not self._is_placed:
             state = desk.read_here().of_reader(0, 1)
             self._step, self._row = desk.step, desk.row
@@ -359,6 +331,8 @@ class MixtureDataset(IterableDataset[Batch]):
                 self._beginning = self._desk.beginning(self._own_place(self._desk))
                 self._desk.leave_to_parent()
                 self._address = self._answering.open()
+            if self._may_suspend:
+                raise refused(self.curriculum, "a DataLoader worker reads" if info else "a copy of the data set reads")
             self._desk = self._reader = None  # type: ignore[assignment]
             assert self._address is not None
             self._phases = RemotePhases(self._address)
@@ -386,10 +360,6 @@ class MixtureDataset(IterableDataset[Batch]):
             if state is not None:
                 self._reader.load_state_dict(state)
                 self._before = state
-        self._suspension = None
-        if self._is_in_turn:
-            first = None if is_placed else beginning.step
-            self._suspension = InTurn(self._phases, self._iteration, num_workers, self._step, first)
 
     def _tell_place(self, end: int, num_workers: int) -> None:
         """Tell the process that decides where the streams stand that this copy reads, after the step before ``end``."""

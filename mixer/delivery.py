@@ -232,9 +232,6 @@ class Desk:
     Args:
         walk: who decides.
         rows: what is read.
-
-    Attributes:
-        lock: held while this is read or changed.
     """
 
     def __init__(self, walk: Decider, rows: Rows) -> None:
@@ -242,7 +239,7 @@ class Desk:
         self.step = 0  # next to be delivered, as far as is known here
         self.row = 0  # rows of it that were delivered, when single rows are
         self._rows = rows
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._loaded: list[dict[str, Any]] = []  # of each reader, at ``step``; empty is the beginning
         self._stands: dict[int, _Stand] = {}
         self._num_readers = 0  # in workers
@@ -257,11 +254,6 @@ class Desk:
             "begin": self.begin,
             "stand": self.stand,
         }
-
-    @property
-    def iteration(self) -> Hashable:
-        """The loader's iteration whose workers read; None if this process reads."""
-        return self._iteration
 
     @property
     def has_workers(self) -> bool:
@@ -301,7 +293,7 @@ class Desk:
             num_readers: workers of the loader.
             beginning: where the run stood when the worker was made; None asks where it stands now.
         """
-        with self.lock:
+        with self._lock:
             if self._iteration != iteration:
                 self._beginning = beginning or self.beginning()
                 self._iteration, self._num_readers = iteration, num_readers
@@ -311,7 +303,7 @@ class Desk:
 
     def read_here(self) -> Beginning:
         """Return where this process is to go on with reading, now that no workers do."""
-        with self.lock:
+        with self._lock:
             beginning = self.beginning()
             self._loaded = beginning.readers
             self._stands.clear()
@@ -326,7 +318,7 @@ class Desk:
 
     def stand(self, iteration: Hashable, reader: int, end: int, state: dict[str, Any]) -> None:
         """Note where a reader's streams stand after the step before ``end``, if its iteration is the newest."""
-        with self.lock:
+        with self._lock:
             if iteration != self._iteration:
                 return
             stand = self._stands.setdefault(reader, _Stand())
@@ -335,7 +327,7 @@ class Desk:
 
     def delivered(self, step: int) -> None:
         """Note that a step was trained on, which is how this process hears of what workers composed."""
-        with self.lock:
+        with self._lock:
             if step >= self.step:
                 self.step, self.row = step + 1, 0
             for stand in self._stands.values():
@@ -364,7 +356,7 @@ class Desk:
         Args:
             own: where the streams of this process stand, if it reads them itself.
         """
-        with self.lock:
+        with self._lock:
             readers = [own] if own is not None else self._reader_states()
             return {
                 "version": STATE_VERSION,
@@ -399,7 +391,7 @@ class Desk:
                 f"{self._rows.world_size}; use {state['world_size']}, or prepare the sources (`mixer prepare`), which "
                 "any number of ranks can go on with"
             )
-        with self.lock:
+        with self._lock:
             if not is_parents:
                 self.walk.load_state_dict(state["walk"])
             self.step, self.row = state["step"], state["row"]

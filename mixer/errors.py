@@ -60,8 +60,14 @@ class FeedbackError(MixerError):
     code = "feedback"
 
 
+class RepeatedRowsError(FeedbackError):
+    """Losses of rows that were reported before, by another rank or by ranks of another number."""
+
+    code = "repeated-rows"
+
+
 class InvalidLossError(FeedbackError):
-    """A loss that is NaN, infinite or negative."""
+    """A loss that is NaN, infinite, negative, or larger than any model's."""
 
     code = "invalid-loss"
 

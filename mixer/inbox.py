@@ -6,16 +6,20 @@ Reports may come late, twice, or in any order; what a decision sees depends only
 from __future__ import annotations
 
 import bisect
+import itertools
 import operator
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mixer.arrived import Arrived, lows_of, reports_to_state, state_to_reports
-from mixer.errors import FeedbackError
 from mixer.rewards import SourceLosses
+from mixer.types import IntArray
+
+OPEN_STEPS = 256  # of which some rows were reported and others not; those of older ones count as reported
 
 _first_step = operator.attrgetter("first_step")
 
@@ -24,10 +28,11 @@ class Inbox:
     """Reports that no decision has used; remembers for ever which it has had, as intervals of steps per rank.
 
     Reports that a decision to come will use together, as far as decisions are planned, are kept as one sum, so that the
-    state stays small whatever the lag.
+    state stays small whatever the lag. Of a step of which some rows were reported and others not, it knows those.
 
     Args:
         num_sources: K.
+        batch_rows: rows of a step.
         is_by_step: keep every step apart, for a policy that learns from one step after the other.
         in_sums: a decision uses what is kept as one sum, or would be if steps were not kept apart, whole or not at all.
         is_guarded: note each source's lowest report too.
@@ -38,12 +43,14 @@ class Inbox:
         self,
         num_sources: int,
         *,
+        batch_rows: int = sys.maxsize,
         is_by_step: bool = False,
         in_sums: bool = False,
         is_guarded: bool = False,
         whole_rows: int | None = None,
     ) -> None:
         self._num_sources = num_sources
+        self._batch_rows = batch_rows
         self._is_by_step = is_by_step
         self._in_sums = in_sums
         self._whole_rows = whole_rows
@@ -51,20 +58,17 @@ class Inbox:
         self.is_guarded = is_guarded
         self._pending: list[Arrived] = []  # in order of first_step
         self._had: dict[int, list[list[int]]] = {}  # rank -> disjoint closed intervals of steps, in order
+        self._heard: list[list[int]] = []  # those of any rank
+        self._open: dict[int, IntArray] = {}  # rows reported of steps of which some are missing, [K]
+        self._nothing: IntArray = np.zeros(num_sources, dtype=np.int64)
 
     def has(self, step: int, rank: int) -> bool:
         """Return whether the report of (step, rank) has come before."""
-        intervals = self._had.get(rank, [])
-        i = bisect.bisect_right(intervals, step, key=lambda interval: interval[0]) - 1
-        return i >= 0 and step <= intervals[i][1]
+        return _has(self._had.get(rank, []), step)
 
-    def check_new(self, step: int, losses: SourceLosses) -> None:
-        """Raise FeedbackError for rows of a step that was learned from, of which there are no more."""
-        if step < self.learned_until and losses.rows.any():
-            raise FeedbackError(
-                f"step {step} reports {losses.rows.sum()} rows more, but all {self._whole_rows} rows of its batch were "
-                "reported before; report each row once"
-            )
+    def told(self, step: int) -> IntArray | None:
+        """Return the rows of each source that were reported of a step, [K]; None if those were all."""
+        return self._open.get(step) if _has(self._heard, step) else self._nothing
 
     def add(self, step: int, losses: SourceLosses, *, cutoffs: Sequence[int] = ()) -> None:
         """Accept a report that ``has`` does not know.
@@ -82,7 +86,18 @@ class Inbox:
         if i is not None:
             new = self._pending.pop(i).joined(new)
         bisect.insort(self._pending, new, key=_first_step)
+        self._note_rows(step, losses.rows)
         _note(self._had.setdefault(losses.rank, []), step)
+
+    def _note_rows(self, step: int, rows: IntArray) -> None:
+        told = self._open.pop(step, None)
+        if not _has(self._heard, step):
+            _note(self._heard, step)
+            told = self._nothing
+        if told is not None and int(told.sum() + rows.sum()) < self._batch_rows:
+            self._open[step] = told + rows
+            if len(self._open) > OPEN_STEPS:
+                del self._open[min(self._open)]
 
     def _is_kept_with(self, arrived: Arrived, new: Arrived, cutoffs: Sequence[int]) -> bool:
         """Whether a new report becomes part of what is pending."""
@@ -146,10 +161,12 @@ class Inbox:
 
     def state_dict(self) -> dict[str, Any]:
         """Return pending reports and the steps had, as plain data."""
+        of_open = [[step, *_sparse(self._open[step])] for step in sorted(self._open)]
         return {
             "pending": reports_to_state(self._pending),
             "learned_until": self.learned_until,
             "had": _alike(self._had),
+            **({"open": of_open} if of_open else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,8 +177,36 @@ class Inbox:
             for first, last in ranks
             for rank in range(first, last + 1)
         }
+        self._heard = _joined(self._had.values())
+        self._open = {}
+        for step, sources, rows in state.get("open", []):
+            self._open[step] = np.zeros(self._num_sources, dtype=np.int64)
+            self._open[step][sources] = rows
         self.learned_until = state["learned_until"]
         self._pending = state_to_reports(state["pending"], self._num_sources)
+
+
+def _has(intervals: list[list[int]], number: int) -> bool:
+    """Return whether closed intervals in order have a number."""
+    i = bisect.bisect_right(intervals, number, key=operator.itemgetter(0)) - 1
+    return i >= 0 and number <= intervals[i][1]
+
+
+def _joined(several: Iterable[list[list[int]]]) -> list[list[int]]:
+    """Return the closed intervals of all numbers that any of some lists of them has."""
+    joined: list[list[int]] = []
+    for first, last in sorted(itertools.chain.from_iterable(several)):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], last)
+        else:
+            joined.append([first, last])
+    return joined
+
+
+def _sparse(counts: IntArray) -> tuple[list[int], list[int]]:
+    """Return the places that are not 0, and what is there."""
+    places = np.flatnonzero(counts)
+    return places.tolist(), counts[places].tolist()
 
 
 def _note(intervals: list[list[int]], number: int) -> None:

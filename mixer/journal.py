@@ -54,6 +54,7 @@ class Journal:
 
     def __init__(self, path: Path, flags: int, *, fsync: Fsync) -> None:
         self.path = path
+        self._place = path.absolute()  # whatever folder the process changes to
         self._fsync = fsync
         self._unsynced: list[tuple[int, bytes]] = []  # number and text of lines that a power cut may take
         self._flusher = ThreadPoolExecutor(1, "mixer-journal")  # starts no thread until it is asked
@@ -71,6 +72,8 @@ class Journal:
         except OSError as error:
             os.close(self._file)
             raise JournalError(f"{path}: another process writes this journal; stop it, or use another file") from error
+        own = os.fstat(self._file)
+        self._identity = (own.st_dev, own.st_ino)
         self.position = Position(0, FIRST)
         self._size = 0
 
@@ -105,7 +108,7 @@ class Journal:
         return journal
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one line; on failure the file is as before and JournalError says why."""
+        """Write one line; on failure, also if the file was moved away, it is as before and JournalError says why."""
         number = self.position.line + 1
         body = orjson.dumps({**record, "number": number}, option=orjson.OPT_SERIALIZE_NUMPY)
         digest = chained(self.position.digest, body)
@@ -115,7 +118,26 @@ class Journal:
         is_report = record.get("type") == "feedback"
         self._put(Position(number, digest), line, flush=self._fsync == "always" or not is_report)
 
+    def _check_in_place(self) -> None:
+        """Raise JournalError unless the file is where it was, as this writer left it: lines would be lost else."""
+        try:
+            found = self._place.stat()
+        except OSError as error:
+            what = error.strerror
+        else:
+            if (found.st_dev, found.st_ino) != self._identity:
+                what = "another file is there now"
+            elif found.st_size != self._size:
+                what = f"it has {found.st_size} bytes, and {self._size} were written"
+            else:
+                return
+        raise JournalError(
+            f"{self.path}: {what}; it was moved, replaced or cut while it was written. Nothing more is written or "
+            "decided: put the file back as it was; the run then goes on, or can be started again"
+        )
+
     def _put(self, position: Position, line: bytes, *, flush: bool) -> None:
+        self._check_in_place()
         written = 0
         try:
             while written < len(line):

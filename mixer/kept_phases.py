@@ -122,6 +122,13 @@ class KeptPhases:
                 "phase; check the order of the sources in the report"
             )
 
+    def drawn_at(self, step: int) -> IntArray | None:
+        """Return the rows of each source in the batch of ``step``, [K]; None if its phase is held no longer."""
+        if step < self.held[0].start:
+            return None
+        phase = self.at(step)
+        return np.asarray(self.counts(phase)[0][step - phase.start])
+
     def state(self, *, num_newest: int, from_step: int | None) -> list[dict[str, Any]]:
         """Return the newest phases, and those that end after ``from_step`` if it is given, as states have them."""
         newest = list(self.held)[-num_newest:]

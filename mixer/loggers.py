@@ -66,9 +66,11 @@ class LoggedWalk(Walk):
             told = phase.end
         return found
 
-    def report(self, step: int, losses: SourceLosses) -> bool:
+    def report(
+        self, step: int, losses: SourceLosses, *, has_own_draws: bool = False, is_recorded: bool = False
+    ) -> bool:
         """Take in a report and tell of it, unless it was known."""
-        is_new = super().report(step, losses)
+        is_new = super().report(step, losses, has_own_draws=has_own_draws, is_recorded=is_recorded)
         if is_new:
             self._tell("on_feedback", step, losses)
         return is_new

@@ -8,16 +8,12 @@ Row sums come on a grid (``feedback``), so the total does not depend on how the 
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mixer.agreement import Agreement, Alone
 from mixer.errors import RankMismatchError, TopologyError
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
@@ -48,7 +44,7 @@ class Claim:
     @classmethod
     def of(cls, step: int, phase: Phase, fingerprint: str, *, num_readers: int = 1) -> Claim:
         """Return the claim of a rank that reports ``step`` of ``phase`` in a run, and streams with so many readers."""
-        # 1 stands for the length, which nobody is sure of: one rank may know of a cut before another
+        # 1 stands for the length: a cut changes nothing of the steps before it
         text = f"{fingerprint}\x00{phase.index}\x00{phase.start}\x001\x00{phase.kind}".encode()
         digest = hashlib.blake2b(text + phase.weights.tobytes() + phase.drawn.tobytes(), digest_size=8).digest()
         return cls(step, phase.index, num_readers, int.from_bytes(digest, "little"))
@@ -96,68 +92,6 @@ def summed_over_ranks(losses: SourceLosses, claim: Claim, *, world_size: int, gr
         _raise_difference(claim, world_size, group)
     rows, tokens, loss_sums, square_sums = total[: -2 * len(numbers)].reshape(4, -1).numpy()
     return SourceLosses(rows=rows, tokens=tokens, loss_sums=loss_sums, square_sums=square_sums)
-
-
-def agreement(rank: int, world_size: int, group: Any = None) -> Agreement | Alone | None:
-    """Return how a rank agrees with the others; None if it cannot, as ``torch.distributed`` is not up for them.
-
-    Every rank must call, as for a collective. Rank 0 of the group keeps a store on a free port, as torch does itself,
-    at ``MASTER_ADDR`` if that is its machine.
-
-    Raises:
-        TopologyError: rank 0 cannot be reached.
-    """
-    if world_size == 1:
-        return Alone()
-    if not _is_up() or dist.get_world_size(group) != world_size:
-        return None
-    told: list[Any] = [None]
-    store = None
-    if dist.get_rank(group) == 0:
-        try:
-            store = _connected(_address(), 0, is_master=True)
-            Agreement.prepare(store, world_size)
-            told = [(store.host, store.port)]
-        except RuntimeError as error:
-            told = [str(error)]
-    dist.broadcast_object_list(
-        told, src=0 if group is None else dist.get_global_rank(group, 0), group=group, device=_device(group)
-    )
-    if isinstance(told[0], str):
-        raise TopologyError(f"rank 0 cannot open a store for what ranks agree on: {told[0]}")
-    host, port = told[0]
-    try:
-        store, beats = store or _connected(host, port), _connected(host, port)
-    except RuntimeError as error:
-        raise TopologyError(
-            f"rank {rank} cannot reach the store of rank 0 at {host}:{port}; set MASTER_ADDR to an address of that "
-            f"machine which every rank reaches ({error})"
-        ) from error
-    return Agreement(store, beats, rank=rank, world_size=world_size)
-
-
-# not to be destroyed: a forked worker would stop the server of the process that it was forked from
-_stores: list[Any] = []
-
-
-def _connected(host: str, port: int, *, is_master: bool = False) -> Any:
-    make: Any = dist.TCPStore  # type: ignore[attr-defined]
-    store = make(host, port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=60))
-    _stores.append(store)
-    return store
-
-
-def _address() -> str:
-    """Return an address of this machine that the other ranks reach: that by which it reaches the master itself."""
-    master = os.environ.get("MASTER_ADDR")
-    if master and dist.get_rank() == 0:
-        return master
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((master or socket.gethostname(), 9))  # sends nothing
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
 
 
 def _is_up() -> bool:

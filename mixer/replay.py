@@ -18,6 +18,7 @@ from mixer.audit import curricula_of, read_header
 from mixer.config import Curriculum, Pivot, ScheduledPivot
 from mixer.errors import JournalError, PivotError, StateMismatchError, StepError, UnknownSourceError
 from mixer.journal import scan_history
+from mixer.limits import Limits
 from mixer.lines import check_record
 from mixer.phases import Phase
 from mixer.plan import planned_regimes
@@ -137,6 +138,7 @@ class Replay:
             FeedbackError, InvalidLossError, StepError: a report that no walk would take.
         """
         check_losses(losses, self.names, step=step)
+        Limits.of(self.curriculum).check(losses, self.names, step=step)
         self.phase_at(step)
         return False
 

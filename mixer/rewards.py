@@ -22,6 +22,7 @@ from mixer.types import Array, IntArray
 # sums on these grids add up exactly in float64, in any order, up to 10^11 nats or 5 * 10^8 nats squared a phase
 SUM_GRID = 2.0**-16  # nats, 10^-8 of the loss of a row of 1,000 tokens
 SQUARE_GRID = 2.0**-24  # nats squared
+MOST_COUNT = 2**53  # rows or tokens: whole numbers beyond are not exact in float64
 
 State = dict[str, Array]  # what a reward or policy remembers: named arrays, so that it can be journalled as it is
 
@@ -94,8 +95,9 @@ def _counts(what: str, values: npt.ArrayLike) -> IntArray:
     given = np.asarray(values)
     if given.dtype == np.int64:  # the usual case, once per report
         return given.copy()
-    if given.dtype.kind == "f" and not (given == np.rint(given)).all():  # also NaN
-        raise FeedbackError(f"{what} are {given.tolist()}; they are whole numbers")
+    is_number = given.dtype.kind in "iufb"  # Python integers that no type of NumPy holds are none
+    if not is_number or not ((abs(given) <= MOST_COUNT) & (given == np.rint(given))).all():  # also NaN
+        raise FeedbackError(f"{what} are {given.tolist()}; they are whole numbers, at most 2^53")
     return given.astype(np.int64)
 
 

@@ -45,7 +45,8 @@ class SyntheticLearner:
         losses = np.maximum(0.01, self.expected() + self._spread * noise / np.sqrt(np.maximum(rows, 1)))
         tokens = rows * self._sequence_length
         self.tokens += tokens
-        squares = rows * (losses**2 + self._spread**2)
+        spread = np.minimum(self._spread, losses)  # no row's loss is negative
+        squares = rows * losses**2 + np.maximum(rows - 1, 0) * spread**2
         return SourceLosses(rows=rows, tokens=tokens, loss_sums=losses * tokens, square_sums=squares)
 
 

@@ -156,14 +156,6 @@ class StreamedReader:
         rows[order] = gathered
         return RowBatch(step, phase.index, rows, source_ids, numbers)
 
-    def give_back(self, batch: RowBatch) -> None:
-        """Hold the rows of the batch that was read last, which nobody trains on, for its step, or another, next."""
-        self._settle()
-        self._composed = None
-        for i in np.unique(batch.source_ids).tolist():
-            self._held.setdefault(i, []).insert(0, batch.rows[batch.source_ids == i])
-        self._next = batch.step
-
     def _taken(self, i: int, num: int) -> RowArray:
         """Take ``num`` of the rows held of a source."""
         held = self._held.pop(i)

@@ -1,22 +1,21 @@
 """A source that cannot be reached is pivoted out of the region, and back in when it answers again.
 
 Both are live pivots, so they are journalled, replayed and kept in saved states like any other. The one out cuts the
-phase in force at the batch that could not be composed; the one back in begins with the next phase. Ranks agree before
-any of them trains on a batch (``agreement``): what one cannot compose, the others give back. DataLoader workers do
-(``turns``).
+phase in force at the batch that could not be composed, which nobody may have taken: this works where one process
+reads for all, which is a data set alone or the service. The one back in begins with the next phase.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
-from mixer.agreement import Agreement, Alone, Loop, Verdict, readable_by_all
 from mixer.batches import BatchReader, RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.errors import MixerError, PivotError, SourceUnavailableError
+from mixer.errors import MixerError, PivotError, SourceUnavailableError, TopologyError
 from mixer.regimes import OUT_OF_REACH, Regime
+from mixer.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -26,73 +25,36 @@ class Suspension:
 
     Args:
         curriculum: the run.
-        walk: who decides; one that cannot pivot (a replay) suspends nothing.
-        ranks: with whom this process agrees.
+        walk: who decides, and can pivot.
     """
 
-    def __init__(self, curriculum: Curriculum, walk: Any, ranks: Agreement | Alone | None = None) -> None:
-        self.ranks = ranks or Alone()
+    def __init__(self, curriculum: Curriculum, walk: Any) -> None:
         self._may = curriculum.suspended_if_lost
         self._walk = walk
-        self._loop = Loop(0)
-        self._readable: dict[int, Collection[str]] = {}  # by rank, the suspended sources that it could read
-        self._readable_in = 0  # number of the loop in which they said so
 
     @classmethod
-    def of(cls, curriculum: Curriculum, walk: Any) -> Self | None:
-        """Return who suspends the sources of a run that one process reads, None if none is to be suspended."""
-        return cls(curriculum, walk) if curriculum.suspended_if_lost else None
-
-    def begin(self) -> Loop:
-        """Note that this process, or its workers, begin to iterate; return the loop."""
-        self._loop = self.ranks.begin()
-        return self._loop
+    def of(cls, curriculum: Curriculum, walk: Any) -> Suspension | None:
+        """Return who suspends the sources of a run; None if none is to be suspended, or the walk is a replay."""
+        return cls(curriculum, walk) if may_suspend(curriculum, walk) else None
 
     def read(self, reader: BatchReader, step: int) -> RowBatch:
-        """Return the batch of a step, as soon as every rank can compose its own.
+        """Return the batch of a step, without the sources that cannot be reached.
 
         Raises:
-            SourceUnavailableError: a source is out of reach and cannot be suspended; on all ranks.
-            TopologyError: another rank is gone.
+            SourceUnavailableError: a source is out of reach and cannot be suspended.
         """
         names = self.to_probe(step) if self._walk.phase_at(step).start == step else []
-        readable = [name for name in names if reader.probe(name)] if names else None
+        readable = {name for name in names if reader.probe(name)}
         while True:
-            batch = problem = None
             try:
                 batch = reader.read(step)
             except SourceUnavailableError as error:
-                problem = error
-            is_good = self.ranks.agree(self._loop, step, self.follow, problem=problem, readable=readable)
-            if is_good:
-                assert batch is not None, "or there was a problem"
+                self.suspend(error, step)
+                readable.clear()
+            else:
+                if readable:
+                    self.take_back(step, readable.__contains__)
                 return batch
-            readable = None
-            if batch is not None:
-                reader.give_back(batch)
-
-    def follow(self, verdict: Verdict, *, first_free: int = 0) -> bool:
-        """Do what ranks have agreed on for a step: suspend a source from there on, or take sources back.
-
-        Args:
-            verdict: the same on all ranks.
-            first_free: the first step that nobody counts on as it is.
-
-        Returns:
-            Whether the step that was agreed on now is for good as it was composed.
-        """
-        if verdict.loop != self._readable_in:
-            self._readable.clear()
-            self._readable_in = verdict.loop
-        if verdict.problem is not None:
-            self._readable.clear()
-            self.suspend(verdict.problem, verdict.step, first_free=first_free)
-            return False
-        self._readable |= verdict.readable
-        readable = readable_by_all(self._readable, self.ranks.world_size)
-        if readable is not None:
-            self.take_back(verdict.step, readable.__contains__)
-        return not verdict.is_late
 
     def suspend(self, error: SourceUnavailableError, step: int, *, first_free: int = 0) -> None:
         """Pivot the source that failed out from ``step`` on, whose batch is composed anew.
@@ -106,7 +68,7 @@ class Suspension:
             SourceUnavailableError: the one given, if the source is not to be suspended; or another with the reason, if
                 the bounds or the phases do not allow to go on without it.
         """
-        if error.name not in self._may or not hasattr(self._walk, "pivot"):
+        if error.name not in self._may:
             raise error
         planned = self._planned(step).bounds
         out = [*self._suspended(step), error.name]
@@ -125,7 +87,7 @@ class Suspension:
 
         Args:
             step: one of the phase in which they were tried.
-            can_read: whether all who read can read a source now.
+            can_read: whether a source can be read now.
         """
         if not self._walk.regime_at(step).name.startswith(OUT_OF_REACH):
             return
@@ -158,6 +120,30 @@ class Suspension:
         if not regime.name.startswith(OUT_OF_REACH):
             return []
         return [name for name in regime.bounds.exclude if name not in self._planned(step).bounds.exclude]
+
+
+def may_suspend(curriculum: Curriculum, walk: Any | None) -> bool:
+    """Return whether sources of a run may be suspended.
+
+    Args:
+        curriculum: the run.
+        walk: who decides; a replay repeats the suspensions of its journal. None for a walk that is still to be made.
+    """
+    return bool(curriculum.suspended_if_lost) and (walk is None or isinstance(walk, Walk))
+
+
+def refused(curriculum: Curriculum, readers: str) -> TopologyError:
+    """Return the error that sources may be suspended, but several processes read.
+
+    Args:
+        curriculum: the run.
+        readers: who reads, such as "2 ranks read".
+    """
+    return TopologyError(
+        f"source {min(curriculum.suspended_if_lost)} has on_failure: suspend, which needs one process that reads for "
+        f"all, but {readers}; let `mixer serve` read and train on RemoteMixtureDataset, or prepare the sources "
+        "(`mixer prepare`), or set on_failure to stop"
+    )
 
 
 def _name(step: int, out: list[str]) -> str:

@@ -33,6 +33,7 @@ from mixer.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
 from mixer.inbox import Inbox, losses_to_record
 from mixer.journal import Journal
 from mixer.kept_phases import KeptPhases
+from mixer.limits import Limits
 from mixer.phases import Kind, Phase
 from mixer.plan import Plan, PlannedStarts
 from mixer.policies import Choice, Policy, make_policy
@@ -125,8 +126,10 @@ class Walk:
         self._on_alarm = on_alarm or warn
         self._on_silence: Callable[[str], None] | None = on_silence or log.warning
         self._begun: _Decision | None = None  # one that the journal has some lines of
+        self._limits = Limits.of(curriculum)
         self._inbox = Inbox(
             len(self.names),
+            batch_rows=curriculum.batch_rows,
             is_by_step=self._policy.is_by_step,
             # a source may be lost at any step: what a decision uses must not hang on which reports came before the cut
             in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
@@ -194,21 +197,35 @@ class Walk:
         return next((s for s in range(earliest, self.frontier) if self._plan.fits_from(s)), self.frontier)
 
     @_one_at_a_time
-    def report(self, step: int, losses: SourceLosses) -> bool:
+    def report(
+        self, step: int, losses: SourceLosses, *, has_own_draws: bool = False, is_recorded: bool = False
+    ) -> bool:
         """Take in what one rank saw in one step; return False, and change nothing, if it is known already.
 
+        Args:
+            step: which one.
+            losses: of its rows, or of some of them: ranks may report parts, in all no more than the batch has.
+            has_own_draws: the trainer draws by the weights itself, so that its batch need not be the one that this walk
+                draws; it has ``batch_rows`` rows at most.
+            is_recorded: it was accepted before, and a journal says it again: only what nobody could learn from is
+                refused.
+
         Raises:
-            InvalidLossError: a loss that is NaN, infinite or negative.
+            InvalidLossError: a loss that is NaN, infinite, negative, or larger than any model's.
             FutureFeedbackError: a step that has not been handed out.
-            FeedbackError: shapes or counts that cannot be, or a source that its phase does not draw.
+            RepeatedRowsError: rows that were reported before under another rank.
+            FeedbackError: shapes or counts that cannot be, or rows that the batch does not have.
         """
         step = operator.index(step)  # plain data, also if numpy gave it
         check_losses(losses, self.names, step=step)
         newest = self._phases.check_reported(step)
         if self._inbox.has(step, losses.rank):
             return False
-        self._phases.check_drawn(step, losses)
-        self._inbox.check_new(step, losses)
+        if not is_recorded:
+            self._limits.check(losses, self.names, step=step)
+            self._phases.check_drawn(step, losses)
+            drawn = None if has_own_draws else self._phases.drawn_at(step)
+            self._limits.check_left(losses, drawn, self._inbox.told(step), self.names, step=step)
         losses = losses.on_grid(with_squares=self._looks_at_squares)
         self._recording.write({"type": "feedback", "step": step, **losses_to_record(losses)})
         last = max(step, self._inbox.last_step or 0)
@@ -216,6 +233,10 @@ class Walk:
         if last >= newest.start:  # else its decision may still be undone
             self._learn_ahead(last + 1 - self.curriculum.feedback_lag)
         return True
+
+    def has_report(self, step: int, rank: int) -> bool:
+        """Return whether a rank has reported a step."""
+        return self._inbox.has(step, rank)
 
     def _cutoffs(self, step: int, newest: Phase) -> list[int]:
         """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -12,15 +12,17 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mixer.config import Curriculum
 from mixer.errors import MixerError
 from service.auth import token_book
 from service.dashboard import add_dashboard
-from service.errors import RequestError, ServiceError, error_body, error_to_body, hint_of, status_of
+from service.errors import RequestError, ServiceError, StoreError, error_body, error_to_body, hint_of, status_of
 from service.events import Events
 from service.guard import Guard, Receive, Scope, Send, error_headers
 from service.lane import FastLane
+from service.links import add_links
 from service.metrics import Metrics
 from service.routes.common import default_engine, named_engine
 from service.routes.decisions import decisions
@@ -31,6 +33,7 @@ from service.runs import Runs
 from service.settings import Settings
 from service.store import Store
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _HTTP = {
     404: ("unknown-route", "/openapi.json lists the routes"),
     405: ("method", "/openapi.json lists the methods of each route; the header Allow those of this one"),
@@ -56,6 +59,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with suppress(StoreError):  # logged; nobody is let in until they can be read
+            await run_in_threadpool(book.read)
         await run_in_threadpool(runs.open_all, curriculum, name, **rows)
         try:
             yield
@@ -107,6 +112,12 @@ class GuardedApp(FastAPI):
         self.add_exception_handler(HTTPException, _http_error)
         self.add_exception_handler(Exception, _unexpected)
 
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        if self.openapi_schema is None:
+            add_links(super().openapi())
+        return super().openapi()
+
     async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as FastAPI does."""
         await super().__call__(scope, receive, send)
@@ -127,14 +138,26 @@ async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(RequestError.code, problems, RequestError.hint), RequestError.status)
 
 
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405:  # raised by one route of several at the address
+        error.headers = {"allow": ", ".join(_methods(request))}
     if isinstance(error.__cause__, MixerError):  # raised while the body was read, and wrapped
-        return await _mixer_error(_request, error.__cause__)
+        return await _mixer_error(request, error.__cause__)
     if error.status_code == 400:  # a body that is no JSON is as wrong as JSON of another shape
         return JSONResponse(error_body(RequestError.code, str(error.detail), RequestError.hint), RequestError.status)
     code, hint = _HTTP.get(error.status_code, ("request", RequestError.hint))
     return JSONResponse(error_body(code, str(error.detail), hint), error.status_code, headers=error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return every method that some route at the address of a request has."""
+
+    def is_there(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    return [method for method in METHODS if is_there(method)]
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import logging
+import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Annotated, Literal, Protocol, get_args
 
 import orjson
 import sqlalchemy as sa
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mixer.cache import written_whole
 from service import tables
@@ -30,17 +35,24 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX = "mixer"
 FRESH_S = 2.0  # a token that is revoked is refused after this long at most
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Token:
     """What is kept of a token: never the token."""
 
-    id: str
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=16)]
     name: str
     scope: Scope
-    digest: str
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     created_at: float
     revoked_at: float | None = None
+
+
+_TOKEN = TypeAdapter(Token)
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Identity:
 
     name: str
     scope: Scope
+    token_id: str | None = None  # names may be shared
 
     def check(self, needed: Scope) -> None:
         """Raise ForbiddenError unless this scope includes ``needed``."""
@@ -96,6 +109,22 @@ class StoreShelf:
             return connection.execute(changed).rowcount > 0
 
 
+class EmptyShelf:
+    """No tokens, and no place for any: a record that is served to this machine alone."""
+
+    def all(self) -> list[Token]:
+        """Return none."""
+        return []
+
+    def add(self, token: Token) -> None:
+        """Refuse a token."""
+        raise StoreError(f"there is no place to keep token {token.id} in; give --tokens-file")
+
+    def revoke(self, token_id: str, at: float) -> bool:
+        """Return that there is no such token."""
+        return False
+
+
 class FileShelf:
     """Tokens in a file of JSON lines, for servers whose secrets are files."""
 
@@ -103,13 +132,36 @@ class FileShelf:
         self._path = path
 
     def all(self) -> list[Token]:
-        """Return every token; none if there is no file."""
+        """Return every token; none if there is no file.
+
+        Raises:
+            StoreError: a file that cannot be read, that everybody may write to, or with a line that is no token.
+        """
+        number = 0
+        tokens: list[Token] = []
         try:
-            return [Token(**orjson.loads(line)) for line in self._path.read_bytes().splitlines() if line.strip()]
+            with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
+                    raise StoreError(
+                        f"{self._path}: anybody on this machine may write to this file, and so make a token of any "
+                        f"scope; run `chmod o-w {self._path}`"
+                    )
+                for line in file:
+                    number += 1
+                    if line.strip():
+                        tokens.append(_TOKEN.validate_json(line))
         except FileNotFoundError:
             return []
-        except (OSError, orjson.JSONDecodeError, TypeError) as error:
-            raise StoreError(f"{self._path}: not a file of tokens: {error}; `mixer token create` writes one") from error
+        except OSError as error:
+            raise StoreError(f"{self._path}: the file of tokens cannot be read: {error}") from error
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_input=False)[0]
+            what = " ".join([".".join(map(str, found["loc"])), found["msg"]]).strip()
+            raise StoreError(
+                f"{self._path}, line {number}: not a token: {what}; restore the file, or remove it and make new tokens "
+                "with `mixer token create`"
+            ) from error
+        return tokens
 
     def add(self, token: Token) -> None:
         """Keep a new token."""
@@ -136,12 +188,23 @@ class FileShelf:
 
 
 class TokenBook:
-    """Makes tokens, and knows whose a token is."""
+    """Makes tokens, and knows whose a token is.
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._known: dict[str, Token] = {}
+    What was read last stays good when the tokens cannot be read, or when there are suddenly none: a file that is
+    truncated for a moment, or a table that is gone, must not open the server to everybody.
+
+    Args:
+        shelf: where the tokens are kept.
+        may_be_open: serve anybody who can reach the server, as an admin, while no token was ever made.
+    """
+
+    def __init__(self, shelf: Shelf, *, may_be_open: bool = True) -> None:
+        self._shelf, self._may_be_open = shelf, may_be_open
+        self._known: dict[str, Token] | None = None  # None: never read
         self._read_at = -FRESH_S
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tokens")  # which waits for no other work
+        self._begun_at: float | None = None  # of the reading that the thread is at
+        self._problem = ""
 
     def create(self, scope: Scope, name: str) -> str:
         """Return a new token: the only time that it can be read."""
@@ -160,11 +223,9 @@ class TokenBook:
         return self._shelf.revoke(token_id, time.time())
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no token was ever made: then this machine alone is served, without one."""
-        if self.is_stale:
-            self.read()
-        return not self._known
+    def is_open(self) -> bool:
+        """Whether anybody is served: no token was ever made, and the server listens to this machine alone."""
+        return self._known is not None and not self._known
 
     def identify(self, header: str | None) -> Identity:
         """Return who sends an Authorization header, as far as was read last; asks nothing of the shelf.
@@ -174,8 +235,8 @@ class TokenBook:
             StoreError: nothing was ever read.
         """
         known = self._known
-        if not known and self._read_at < 0:
-            raise StoreError("the tokens were not read yet")
+        if known is None:
+            raise StoreError("the tokens cannot be read, and none is known from before; the server's log says why")
         if not known:
             return LOCAL
         if not header:
@@ -191,7 +252,7 @@ class TokenBook:
             raise UnauthorizedError("the token is unknown")
         if found.revoked_at is not None:
             raise UnauthorizedError(f"the token {found.name!r} was revoked")
-        return Identity(found.name, found.scope)
+        return Identity(found.name, found.scope, found.id)
 
     @property
     def is_due(self) -> bool:
@@ -203,40 +264,77 @@ class TokenBook:
         """Whether the tokens are too old to let anybody in."""
         return time.monotonic() - self._read_at > FRESH_S
 
+    @property
+    def reading_s(self) -> float:
+        """For how long the thread has waited for the shelf; 0 while it does not.
+
+        By the thread's own clock: an event loop that is late is no database that does not answer.
+        """
+        begun_at = self._begun_at
+        return 0.0 if begun_at is None else time.perf_counter() - begun_at
+
+    def begin_reading(self) -> Future[None]:
+        """Have the tokens read by a thread of the book's own; see ``read``."""
+        return self._reader.submit(self.read)
+
     def read(self) -> None:
         """Read the tokens, which may take as long as the database does; those known stay if it does not answer.
 
         Raises:
             StoreError: it does not, and none is known: nobody is let in.
         """
-        begin = time.monotonic()
+        begin, self._begun_at = time.monotonic(), time.perf_counter()
         try:
-            self._known = {token.id: token for token in self._shelf.all()}
-        except StoreError:
-            if not self._known:
+            self._known, self._problem = self._all(), ""
+        except StoreError as error:
+            self._tell(str(error))
+            if self._known is None:
                 raise
+        finally:
+            self._begun_at = None
         self._read_at = begin
+
+    def _all(self) -> dict[str, Token]:
+        """Return the tokens of the shelf by id; raise StoreError if there are none and that lets nobody in."""
+        found = {token.id: token for token in self._shelf.all()}
+        if not found and (self._known or not self._may_be_open):
+            raise StoreError("there are no tokens")
+        return found
 
     def wait_no_longer(self) -> None:
         """Go on with those known for a while: the database takes its time; raise StoreError if none is known."""
-        if not self._known:
+        if self._known is None:
             raise StoreError("the database does not answer, and no token is known without it")
         self._read_at = time.monotonic()
 
+    def _tell(self, problem: str) -> None:
+        """Log a problem, once."""
+        if problem != self._problem:
+            what = "nobody is let in" if self._known is None else "those known from before stay good"
+            log.warning("the tokens cannot be read: %s; %s", problem, what)
+        self._problem = problem
 
-def token_book(settings: Settings, store: Store) -> TokenBook:
-    """Return the tokens that the settings name: those of a file, or of the database."""
-    return TokenBook(FileShelf(settings.tokens_file) if settings.tokens_file is not None else StoreShelf(store))
+
+def token_book(settings: Settings, store: Store | None) -> TokenBook:
+    """Return the tokens that the settings name: those of a file, else of the database if there is one."""
+    if settings.tokens_file is not None:
+        return TokenBook(FileShelf(settings.tokens_file), may_be_open=False)
+    shelf = EmptyShelf() if store is None else StoreShelf(store)
+    return TokenBook(shelf, may_be_open=settings.is_loopback)
 
 
 def check_bind(settings: Settings, book: TokenBook) -> None:
-    """Raise BindError if anybody could reach the server beyond this machine without a token."""
-    if book.is_empty and not settings.is_loopback:
+    """Raise BindError if the server would listen beyond this machine and there is no token to let anybody in with."""
+    try:
+        book.read()
+    except StoreError as error:
+        if settings.is_loopback:  # answered with 503 until there are some
+            return
         where = f" --tokens-file {settings.tokens_file}" if settings.tokens_file is not None else ""
         raise BindError(
-            f"there are no tokens, so {settings.host} would serve anybody who can reach it; run `mixer token create "
-            f"--scope admin{where}` first, or serve this machine alone with --host 127.0.0.1"
-        )
+            f"{error}, and {settings.host} can be reached by others; run `mixer token create --scope admin{where}` "
+            "first, or serve this machine alone with --host 127.0.0.1"
+        ) from error
 
 
 def _digest(secret: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mixer.batches import BatchReader
 from mixer.config import Pivot
-from mixer.errors import MixerError, SourceUnavailableError
+from mixer.errors import JournalError, MixerError, SourceUnavailableError
 from mixer.sources import EndOfSource
 from mixer.suspension import Suspension
 from service.decisions import UndecidedError
@@ -102,20 +102,22 @@ class Builder:
 
     def is_coming(self, step: int) -> bool:
         """Whether a step will be built though nobody does anything: it is decided, or that rests on no losses."""
-        return step < self._parts.decisions.frontier or (step <= self.asked and not self._looks_at_losses)
+        return step < self._parts.decisions.frontier or (step <= self.asked and not self.looks_at_losses)
 
     @property
-    def _looks_at_losses(self) -> bool:
+    def looks_at_losses(self) -> bool:
+        """Whether decisions rest on reports."""
         return self._parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
 
     @property
     def _reach(self) -> int:
-        return max(self.wanted, self._parts.decisions.frontier - 1) + self._parts.settings.ahead_steps
+        return self._parts.decisions.frontier - 1 + self._parts.settings.ahead_steps
 
     @property
     def oldest(self) -> int:
-        """The oldest step that can be asked for again."""
-        return max(0, self.wanted + 1 - self._parts.settings.retain_steps)
+        """The oldest step that can be asked for again; whoever asks far ahead of all reports does not move it."""
+        newest = min(self.wanted, self._parts.patience.reach)
+        return max(0, newest + 1 - self._parts.settings.retain_steps)
 
     @property
     def run_end(self) -> int:
@@ -304,13 +306,13 @@ class Builder:
     def _decide(self, start: int) -> bool:
         """Decide the phase from ``start`` if it is due and its losses have come."""
         parts = self._parts
-        newest = self.wanted if self._looks_at_losses else max(self.wanted, self.asked)
+        newest = self.wanted if self.looks_at_losses else max(self.wanted, self.asked)
         if start and newest < start - parts.curriculum.feedback_lag:
             return False
         if start == 0:
             for name, tokens in parts.rows.epoch_tokens().items():
                 parts.walk.learn_unique_tokens(name, tokens)
-        if start and self._looks_at_losses and not parts.patience.is_over(start):
+        if start and self.looks_at_losses and not parts.patience.is_over(start):
             return False
         parts.decisions.note(parts.walk.phase_at(start))
         parts.bell.ring()
@@ -332,7 +334,7 @@ class Builder:
         parts = self._parts
         try:
             self._view_at = save_view(parts.store, parts.name, parts.curriculum.fingerprint, parts.journal, parts.watch)
-        except StoreError as error:
+        except (StoreError, JournalError) as error:
             log.warning("run %s: no view of its journal is kept: %s", parts.name, error)
 
     def _save(self, kind: str, number: int, state: Mapping[str, Any], *, forget_before: int) -> None:

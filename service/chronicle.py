@@ -67,6 +67,8 @@ class Rank:
 class Table:
     """Rows of numbers that are appended to, float64 [N, K]: a start appends thousands before anybody looks at one.
 
+    A row that was appended is never written to again, so that copies may share it.
+
     Rows wait as the journal has them, and become numbers together, in a tenth of the time that each takes alone.
     """
 
@@ -81,7 +83,12 @@ class Table:
 
     def pop(self) -> None:
         """Take the last row away."""
-        self._size = len(self.rows) - 1
+        self._rows, self._size = self.rows[:-1].copy(), len(self.rows) - 1  # another's copy keeps it
+
+    def replace_last(self, row: Sequence[float]) -> None:
+        """Put another row in the place of the last one."""
+        self.pop()
+        self.append(row)
 
     @property
     def rows(self) -> Array:
@@ -99,6 +106,42 @@ class Table:
         _ = self.rows  # nothing waits any more
         same = copy.copy(self)
         same._waiting = []
+        return same
+
+
+class Heard:
+    """What reports have added up to by phase: loss sums and tokens, always of the same reports, also in a copy.
+
+    Both of a phase are one array, which a report replaces and never writes to.
+    """
+
+    def __init__(self, num_sources: int) -> None:
+        self._nothing = np.zeros((2, num_sources))
+        self.phases: list[Array] = []  # [2, K] each: loss sums, tokens
+
+    def append(self) -> None:
+        """Add a phase that nobody has reported."""
+        self.phases.append(self._nothing)
+
+    def pop(self) -> None:
+        """Take the last phase away."""
+        self.phases.pop()
+
+    def add(self, phase: int, sources: Sequence[int], loss_sums: Sequence[float], tokens: Sequence[int]) -> None:
+        """Add a report of some sources."""
+        new = self.phases[phase].copy()
+        new[:, sources] += (loss_sums, tokens)
+        self.phases[phase] = new
+
+    def table(self, first: int = 0, last: int | None = None) -> Array:
+        """Return loss sums and tokens of some phases, [2, N, K]."""
+        found = self.phases[first:last]
+        return np.stack(found, axis=1) if found else self._nothing[:, None][:, :0]
+
+    def copy(self) -> Heard:
+        """Return what there is now."""
+        same = copy.copy(self)
+        same.phases = list(self.phases)
         return same
 
 
@@ -123,6 +166,7 @@ class Chronicle:
     ranks: dict[int, Rank] = field(default_factory=dict)
     unique_tokens: dict[str, int] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)  # one row per phase, by name of the column
+    reported: Heard = field(default_factory=lambda: Heard(0))
     known: dict[str, Sequence[float | None]] = field(default_factory=dict)  # index and width as last used, [K]
     weight_steps: Array = field(default_factory=lambda: np.zeros(0))  # weights times steps, summed, [K]
     tokens: Array = field(default_factory=lambda: np.zeros(0))  # tokens reported, [K]
@@ -153,7 +197,8 @@ class Chronicle:
         kind = record["type"]
         if kind == "header":
             self.header = dict(record)
-            columns = ("weights", "counts", "loss_sums", "tokens", "index", "width")
+            columns = ("weights", "counts", "index", "width")
+            self.reported = Heard(len(self.names))
             self.tables = {name: Table(len(self.names)) for name in columns}
             self.known = {name: [None] * len(self.names) for name in ("index", "width")}
             self.weight_steps = np.zeros(len(self.names))
@@ -189,8 +234,7 @@ class Chronicle:
         self.regime_names.append(record["regime"])
         self.tables["weights"].append(record["weights"])
         self.tables["counts"].append(record["counts"])
-        for name in ("loss_sums", "tokens"):
-            self.tables[name].append(0.0)
+        self.reported.append()
         for name, before in self.known.items():
             parts = record["parts"].get(name)
             self.tables[name].append(np.nan if parts is None else parts)
@@ -224,12 +268,13 @@ class Chronicle:
         if left:
             self.newest = left[0]
             self.lengths[-1] = left[0]["length"]
-            self.tables["counts"].rows[-1] = left[0]["counts"]
+            self.tables["counts"].replace_last(left[0]["counts"])
             return
         for column in (self.starts, self.lengths, self.kinds, self.regime_names):
             column.pop()
         for table in self.tables.values():
             table.pop()
+        self.reported.pop()
         if self.begun[-1].start >= pivot["at_step"]:
             self.begun.pop()
         self.newest, self.before = self.before, {}
@@ -240,8 +285,7 @@ class Chronicle:
         phase = bisect.bisect_right(self.starts, record["step"]) - 1
         if phase >= 0:
             drawn = record["sources"]
-            for name in ("loss_sums", "tokens"):
-                self.tables[name].rows[phase, drawn] += record[name]
+            self.reported.add(phase, drawn, record["loss_sums"], record["tokens"])
             self.tokens[drawn] += record["tokens"]
             self.heard_in[drawn] = np.maximum(self.heard_in[drawn], phase)
 
@@ -249,8 +293,7 @@ class Chronicle:
         """Return what reports have added up to, as plain data: with the other lines it makes the chronicle again."""
         return {
             "ranks": [[number, rank.step, rank.reports] for number, rank in self.ranks.items()],
-            "loss_sums": self.tables["loss_sums"].rows.tolist(),
-            "tokens": self.tables["tokens"].rows.tolist(),
+            **dict(zip(("loss_sums", "tokens"), self.reported.table().tolist(), strict=True)),
             "tokens_of": self.tokens.tolist(),
             "heard_in": self.heard_in.tolist(),
         }
@@ -259,8 +302,8 @@ class Chronicle:
         """Take ``heard`` in, having taken in every other line up to number ``num_lines``."""
         self.num_lines = num_lines
         self.ranks = {number: Rank(step, reports) for number, step, reports in heard["ranks"]}
-        for name in ("loss_sums", "tokens"):
-            self.tables[name].rows[:] = heard[name]
+        sums = np.array([heard["loss_sums"], heard["tokens"]], dtype=np.float64)
+        self.reported.phases = [phase.copy() for phase in sums.reshape(2, -1, len(self.names)).swapaxes(0, 1)]
         self.tokens, self.heard_in = np.array(heard["tokens_of"]), np.array(heard["heard_in"], dtype=np.int64)
 
     def now(self, name: str) -> Array:
@@ -269,19 +312,20 @@ class Chronicle:
 
     def losses_now(self) -> Array:
         """Mean loss of each source in the newest phase that it was heard of in, nats, [K]; NaN before the first."""
-        sums, tokens = self.tables["loss_sums"].rows, self.tables["tokens"].rows
         losses = np.full(len(self.names), np.nan)
         for i in np.flatnonzero(self.heard_in >= 0):
-            if tokens[self.heard_in[i], i] > 0:
-                losses[i] = sums[self.heard_in[i], i] / tokens[self.heard_in[i], i]
+            loss_sum, tokens = self.reported.phases[int(self.heard_in[i])][:, i]
+            if tokens > 0:
+                losses[i] = loss_sum / tokens
         return losses
 
     def snapshot(self) -> Chronicle:
-        """Return what there is now, to be read while more is added to this one: lists are copied, arrays shared."""
+        """Return what there is now, to be read while more is added to this one: lists are copied, rows shared."""
         same = copy.copy(self)
         for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots", "begun"):
             setattr(same, name, list(getattr(self, name)))
         same.tables = {name: table.ended() for name, table in self.tables.items()}
+        same.reported = self.reported.copy()
         same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}
         same.unique_tokens, same.known = dict(self.unique_tokens), dict(self.known)
         same.tokens, same.heard_in = self.tokens.copy(), self.heard_in.copy()

@@ -43,7 +43,7 @@ def serve(
     ] = "phase",
     requests_per_minute: Annotated[
         int, typer.Option(min=1, help="Of one token, or of one address without tokens.")
-    ] = 60_000,
+    ] = 240_000,
     client_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Longest wait for a client to send a whole request, or to read on.")
     ] = 30.0,

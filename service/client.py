@@ -7,6 +7,7 @@ being restarted for example, is tried again for ``patience_s``; then one sentenc
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import ssl
 import weakref
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
 
+log = logging.getLogger(__name__)
+
 PATIENCE_S = 120.0
 WAIT_S = 5.0  # of one request for what is not there yet: so long a trainer that stops may have to wait for its threads
 CONNECT_S, READ_S = 5.0, 60.0
@@ -74,7 +77,7 @@ class MixerClient:
         self.url = url.rstrip("/")
         self._path = urlsplit(self.url).path  # of a proxy
         self._calls = Calls(run)
-        self._patience_s = patience_s
+        self._patience_s, self._has_warned = patience_s, False
         self._headers, self._verify = _authorization(token), verify
         self._pid, self._http, self._direct = os.getpid(), self._opened(), self._opened_direct()
 
@@ -123,13 +126,25 @@ class MixerClient:
         return self._send(self._calls.batches(steps, rank, world_size, WAIT_S), is_given_up, is_large=True)
 
     def feedback(self, report: Feedback) -> bool:
-        """Tell what a rank saw in a step; it is durable when this returns. False if it was known."""
+        """Tell what a rank saw in a step; it is durable when this returns. False if that rank had reported it before.
+
+        The report that came first counts. That it says something else is told once, in the log: a trainer that goes on
+        from a checkpoint need not lose exactly as much again.
+        """
         taken = self._send(self._calls.feedback(report))
+        if taken.differs and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "step %d was reported for rank %d before, with other losses, and those count: if this trainer did not "
+                "go back to a checkpoint, somebody else reports for its rank",
+                report.step,
+                report.rank,
+            )
         return taken.is_new
 
-    def report(self, step: int, losses: SourceLosses, names: tuple[str, ...]) -> bool:
-        """Tell what a rank saw in a step, as a walk takes it."""
-        return self.feedback(Feedback.of(step, losses, names))
+    def report(self, step: int, losses: SourceLosses, names: tuple[str, ...], world_size: int | None = None) -> bool:
+        """Tell what a rank, one of ``world_size``, saw in a step, as a walk takes it."""
+        return self.feedback(Feedback.of(step, losses, names, world_size))
 
     def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
         """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mixer.batches import Planner
 from mixer.config import Curriculum, Pivot
 from mixer.delivery import Rows
-from mixer.errors import MixerError, StateMismatchError
+from mixer.errors import MixerError, RepeatedRowsError, StateMismatchError
 from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
@@ -28,10 +28,12 @@ from service.building import Builder
 from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
+from service.given import Given, Said
 from service.parts import Parts, window_bytes
 from service.patience import Patience
 from service.rebuilding import Back
 from service.record import RunJournal, open_lines, recover
+from service.reports import Reports
 from service.served import Served
 from service.settings import Settings
 from service.sharing import Sharing
@@ -76,7 +78,12 @@ class Engine:
         self.pivots: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []  # of the guard
         self._is_silence_told = False
-        self.patience = Patience(lag=curriculum.feedback_lag, wait_s=settings.feedback_wait_s)
+        self._said = Said()
+        self.patience = Patience(
+            lag=curriculum.feedback_lag,
+            wait_s=settings.feedback_wait_s,
+            unreported_steps=max(1, settings.retain_steps // 2),  # so that a trainer may go back by as much
+        )
         self._settings, self._on_event = settings, on_event
         self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
@@ -112,6 +119,8 @@ class Engine:
         self._builder = Builder(self._parts)
         self._back = Back(self._parts, lambda: self._builder.oldest)
         self._is_draining = False
+        self._given = Given()
+        self._reports = Reports(self._parts, self._given, self._built)
 
     def _recover(self, store: Store) -> Walk:
         """Return the walk as it stands at the end of the journal, having been told of every line."""
@@ -253,6 +262,7 @@ class Engine:
         if not taken or self._built(steps[0]) is not built:  # what was there before a claim a pivot may have made void
             return None
         self._note_asked(taken, rank, world_size)
+        self._given.note(taken, rank, world_size)
         return encoded, taken
 
     def note_range(self, steps: range) -> None:
@@ -292,7 +302,10 @@ class Engine:
         if built is None:
             built = await asyncio.to_thread(self._back.read, step)
         encoded = built.held(rank, world_size)
-        return encoded if encoded is not None else await asyncio.to_thread(built.encoded, rank, world_size)
+        if encoded is None:
+            encoded = await asyncio.to_thread(built.encoded, rank, world_size)
+        self._given.note(range(step, step + 1), rank, world_size)
+        return encoded
 
     async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
         """Return a rank's rows of a step; see ``encoded``."""
@@ -353,20 +366,36 @@ class Engine:
         """Yield the journal as it stands, in pieces of whole lines."""
         return self.journal.raw_lines()
 
-    def report(self, step: int, losses: SourceLosses) -> bool:
-        """Take in a report; when this returns it is durable. False if it was known.
+    def report(self, step: int, losses: SourceLosses, world_size: int | None = None) -> bool:
+        """Take in a report; when this returns it is durable. False if that rank had reported the step before.
+
+        Args:
+            step: which one.
+            losses: of the rows that a rank was given.
+            world_size: of how many ranks, if it says so.
 
         Raises:
             RequestError: a rank that cannot be.
-            FeedbackError, StepError, JournalError: see ``Walk.report``.
+            FeedbackError: a batch that the rank was not given, or more than there is in it.
+            RepeatedRowsError: rows that count for another rank.
+            StepError, JournalError: see ``Walk.report``.
         """
         if not 0 <= losses.rank < self.curriculum.batch_rows:
             raise RequestError(f"rank {losses.rank} reports, but {self.curriculum.batch_rows} rows have no more ranks")
-        is_new = self.walk.report(step, losses)
+        try:
+            is_new = self._reports.take(step, losses, world_size)
+        except RepeatedRowsError:
+            self.patience.reported(step, losses.rank)  # there is no more to wait for
+            self._builder.wake()
+            raise
         self.counters.reports += 1
         self.counters.repeated_reports += not is_new
         self._builder.wake()
         return is_new
+
+    def differs(self, step: int, losses: SourceLosses) -> bool | None:
+        """Return whether a report says something else than the one that counts; None if that is not known any more."""
+        return self._said.differs(step, losses)
 
     def pivot(self, pivot: Pivot, at: Literal["next", "now"] | int = "next") -> int:
         """Redraw the region and return from which step on; see ``Walk.pivot``.
@@ -436,11 +465,14 @@ class Engine:
             return RunStateError(f"run {self.name} is paused", retry_after_s=1)
         if self.problem is not None:
             return StallError(f"run {self.name} cannot go on: {self.problem}", retry_after_s=1)
-        return NotReadyError(
-            f"step {step} is not there yet: steps below {self.next_step} are built and below "
-            f"{self._decisions.frontier} decided",
-            retry_after_s=0.2,
-        )
+        frontier, reach = self._decisions.frontier, self.patience.reach
+        why = f"step {step} is not there yet: steps below {self.next_step} are built and below {frontier} decided"
+        if frontier > reach and self._builder.looks_at_losses:
+            why += (
+                f"; the newest report is of step {self.patience.newest_report}, and no phase that rests on losses is "
+                f"decided beyond step {reach} before there is a newer one: report the steps in between"
+            )
+        return NotReadyError(why, retry_after_s=0.2)
 
     def _on_line(self, record: dict[str, Any], number: int, is_new: bool) -> None:  # noqa: FBT001  # as journals call it
         self.watch.add(record, is_new=is_new, number=number)
@@ -464,8 +496,10 @@ class Engine:
                 message = alarm_in_words(record)
                 log.warning("run %s: %s", self.name, message)
                 self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
-        elif kind == "feedback" and is_new:
-            self.patience.reported(record["step"], record["rank"])
+        elif kind == "feedback":
+            self._said.note(record)
+            if is_new:
+                self.patience.reported(record["step"], record["rank"])
         if is_new and kind in ("phase", "pivot"):
             self._on_event(kind, {"run": self.name, **record})
 

@@ -28,7 +28,7 @@ class RequestError(ServiceError):
 
     code = "request"
     status = 422
-    hint = "compare the request with /docs, or let service.client make it"
+    hint = "compare the request with /openapi.json, or let service.client make it"
 
 
 class UnauthorizedError(ServiceError):
@@ -45,6 +45,14 @@ class ForbiddenError(ServiceError):
     code = "forbidden"
     status = 403
     hint = "use a token of the scope that the message names, or ask who runs the server"
+
+
+class ForeignPageError(ServiceError):
+    """A request that any web page could send to a server without tokens."""
+
+    code = "foreign-page"
+    status = 403
+    hint = "send `content-type: application/json` to localhost or 127.0.0.1, or make tokens: `mixer token create`"
 
 
 class UnknownRunError(ServiceError):
@@ -170,6 +178,7 @@ _STATUS = {
     "infeasible-region": 422,
     "weights": 422,
     "feedback": 422,
+    "repeated-rows": 409,
     "invalid-loss": 422,
     "future-feedback": 409,
     "step": 410,
@@ -185,14 +194,15 @@ _HINTS = {
     "unknown-source": "GET /config lists the sources by name",
     "infeasible-region": "lower the floors or raise the caps by the excess that the message names",
     "weights": "weights sum to 1 and keep every bound",
-    "feedback": "check the names and counts of the report; nothing was learned from it",
-    "invalid-loss": "stop and look at the model; nothing was learned from this step",
+    "feedback": "check the names, the counts, the step and the rank of the report; nothing was learned from it",
+    "repeated-rows": "go on: what was reported first counts; if no trainer was restarted, look who else reports",
+    "invalid-loss": "stop and look at the model, or report nats; nothing was learned from this step",
     "future-feedback": "ask for the batch or the weights of a step before reporting its losses",
     "step": "GET /walk has every decision since the beginning",
     "pivot": "take the step or the name that the message offers; at: now cuts the phase in force",
     "topology": "use a world size that divides the run's batch_rows",
     "tokenizer": "name the run's tokenizer in its curriculum, or read its token ids as they are",
-    "journal": "make room on the disk; nothing was acknowledged, so send the same request again",
+    "journal": "do what the message says; nothing was acknowledged, so send the same request again",
 }
 
 

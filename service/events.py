@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import orjson
 
 KEPT = 1000  # events that a listener who was away can still be given
 QUEUE = 1000  # events that a slow listener may be behind before it is cut off
+CHECK_S = 1.0  # from one look at who listens to the next
 HEARTBEAT_S = 15.0  # a comment this often, so that proxies keep the connection and a vanished listener is noticed
 
 
@@ -58,8 +60,16 @@ class Events:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_end, queue)
 
-    async def listen(self, run: str, *, after: int | None = None) -> AsyncIterator[bytes]:
-        """Yield the events of a run as server-sent events, those kept since number ``after`` first."""
+    async def listen(
+        self, run: str, *, after: int | None = None, is_welcome: Callable[[], Awaitable[bool]] | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield the events of a run as server-sent events.
+
+        Args:
+            run: which one.
+            after: those kept since this number come first.
+            is_welcome: asked again and again; the stream ends when it says no.
+        """
         queue: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=QUEUE)
         me = (asyncio.get_running_loop(), queue)
         with self._lock:
@@ -70,16 +80,26 @@ class Events:
             for event in missed:
                 if event.record.get("run") == run:
                     yield event.encode()
+            looked_at = told_at = time.monotonic()
             while not self._is_closed:
+                following: Event | None
                 try:
-                    following = await asyncio.wait_for(queue.get(), HEARTBEAT_S)
+                    following = await asyncio.wait_for(queue.get(), CHECK_S)
+                    if following is None:
+                        return
                 except TimeoutError:
-                    yield b": still here\n\n"
-                    continue
-                if following is None:
-                    return
-                if following.record.get("run") == run:
+                    following = None
+                now = time.monotonic()
+                if is_welcome is not None and now - looked_at >= CHECK_S:  # also while one event follows the other
+                    looked_at = now
+                    if not await is_welcome():
+                        return
+                if following is not None and following.record.get("run") == run:
+                    told_at = now
                     yield following.encode()
+                elif now - told_at >= HEARTBEAT_S:
+                    told_at = now
+                    yield b": still here\n\n"
         finally:
             with self._lock:
                 self._listeners.discard(me)

@@ -20,9 +20,10 @@ from mixer.config import Curriculum, Pivot
 from mixer.errors import StateMismatchError
 from mixer.inbox import record_to_losses
 from mixer.journal import Fsync
-from mixer.scan import Position
+from mixer.scan import Position, last_lines
 from mixer.walk import Walk
 from service.lines import FileLines, Lines, Record, TableLines, stored_lines
+from service.served import KIND as SERVED
 from service.store import Store
 
 OnLine = Callable[[Record, int, bool], None]  # a line, its number, whether it is new
@@ -200,7 +201,7 @@ def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
     if kind in ("phase", "alarm"):  # a decision writes the alarms that it found, pivots for them, and its phase
         walk.phase_at(walk.frontier)
     elif kind == "feedback":
-        walk.report(record["step"], record_to_losses(dict(record), len(walk.names)))
+        walk.report(record["step"], record_to_losses(dict(record), len(walk.names)), is_recorded=True)
     elif kind == "pivot":
         tables_given = {key: record[key] for key in ("name", "floors", "caps", "exclude")}
         walk.pivot(Pivot(**tables_given), at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])
@@ -217,17 +218,37 @@ def _begin_of(journal: RunJournal) -> int:
 
 
 def open_lines(store: Store, run: str, folder: Path, *, fsync: Fsync = "phase") -> Lines:
-    """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server."""
+    """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server.
+
+    Raises:
+        StateMismatchError: there is no line, though steps of the run were handed out.
+    """
     if store.is_server:
-        return TableLines(store, run)
+        lines = TableLines(store, run)
+        if lines.position.line == 0:
+            _check_unknown(store, run, "the journal in the database has no line")
+        return lines
     path, unfinished = _path(folder, run), folder / run / UNFINISHED
     path.parent.mkdir(parents=True, exist_ok=True)
     if unfinished.exists():
         unfinished.rename(path)
     if path.exists() and path.stat().st_size:
+        if last_lines(path)[0].line == 0:
+            _check_unknown(store, run, f"{path} has no whole line")
         return FileLines.open(path, fsync=fsync)
+    _check_unknown(store, run, f"{path} is {'empty' if path.exists() else 'not there'}")
     path.unlink(missing_ok=True)  # empty: the server was killed before the header
     return FileLines.create(path, fsync=fsync)
+
+
+def _check_unknown(store: Store, run: str, what: str) -> None:
+    """Raise StateMismatchError if steps of a run may have been handed out, whose journal is lost."""
+    lease = store.newest(run, SERVED)
+    if lease is not None and lease[0] > 0:
+        raise StateMismatchError(
+            f"{what}, but the database knows run {run}: steps up to {lease[0] - 1} may have been handed out. Put the "
+            "journal back, from where it was moved to or from a backup; to begin anew, use another --name or --folder"
+        )
 
 
 def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Curriculum, folder: Path) -> list[bytes]:

@@ -6,6 +6,7 @@ prefetching nor a restart of either side changes them.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
 from mixer.consumers import check_consumer
-from mixer.errors import InvalidLossError
+from mixer.errors import InvalidLossError, RepeatedRowsError
 from mixer.feedback import Reports
 from mixer.packing import WIDE
 from mixer.phases import Phase
@@ -44,12 +45,15 @@ LEAST_AHEAD, AHEAD_S, AHEAD_BYTES = 4, 0.02, 16 << 20
 AHEAD_STEPS = 128  # four times what a server builds ahead of what is asked for, unless it is told otherwise
 CONNECTIONS = 3  # that ask at the same time, each for several batches at once
 
+log = logging.getLogger(__name__)
+
 
 class RemoteWalk:
     """The walk as a trainer sees it: it can be asked and told what a ``Walk`` can, and decides at the server."""
 
-    def __init__(self, client: MixerClient, curriculum: Curriculum) -> None:
+    def __init__(self, client: MixerClient, curriculum: Curriculum, world_size: int | None = None) -> None:
         self._client, self.curriculum, self.names = client, curriculum, curriculum.names
+        self._world_size = world_size
         self._kept: deque[Phase] = deque(maxlen=8)
 
     @property
@@ -64,7 +68,7 @@ class RemoteWalk:
 
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in a rank's losses; durable when this returns. False if they were known."""
-        return self._client.report(step, losses, self.names)
+        return self._client.report(step, losses, self.names, self._world_size)
 
     def pivot(self, pivot: Pivot, at_step: int | None = None) -> int:
         """Redraw the region, from the end of the newest phase or ``at_step`` on; return that step."""
@@ -237,7 +241,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         self.curriculum = Curriculum.from_data(data, base_dir=".")
         rows = self.curriculum.rows_of_rank(self.world_size)
         self._reports = Reports(rows, self.curriculum.sequence_length, self.curriculum.names)
-        self.walk = RemoteWalk(self._client, self.curriculum)
+        self.walk = RemoteWalk(self._client, self.curriculum, self.world_size)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
         self._ahead, self._batches, self._provenance = Ahead(prefetch), batches, provenance
@@ -314,7 +318,11 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         """Tell the service what this rank's rows taught, from sums by source; see ``MixtureDataset.report_sums``."""
         check_losses(losses, self.curriculum.names, step=step)
         report = losses if losses.rank == self.rank else replace(losses, rank=self.rank)
-        was_new = self.walk.report(step, report)
+        was_new = False
+        try:
+            was_new = self.walk.report(step, report)
+        except RepeatedRowsError as error:  # as after a restart with another number of ranks
+            log.warning("%s", error)
         if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
             self._stand_at(step + 1, 0)
         return was_new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from service.engine import Engine
 from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
 from service.events import Events
 from service.record import drop_unfinished, fork_lines
-from service.settings import Settings
+from service.settings import DATABASE_FILE, Settings
 from service.sharing import Sharing
 from service.store import RunRecord, Store
 
 MAX_OPEN = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as schemas.Name
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}  # of Windows
 
 
 class Runs:
@@ -154,6 +156,7 @@ class Runs:
     def _new(self, name: str) -> Iterator[None]:
         """Keep a name for a run that is being made."""
         with self._lock:
+            check_name(name, self._settings, {*self._records, *self._being_made})
             if name in self._records or name in self._being_made:
                 raise RunStateError(f"there is a run {name} already")
             if len(self._engines) + len(self._being_made) >= MAX_OPEN:
@@ -197,6 +200,7 @@ class Runs:
         """Note the config file's run, or check that the one there is of the same curriculum."""
         found = self._records.get(name)
         if found is None:
+            check_name(name, self._settings, self._records)
             drop_unfinished(name, self._settings.folder)
             self._add(name, curriculum)
         elif found.fingerprint != curriculum.fingerprint:
@@ -248,6 +252,34 @@ def _check_reads_known(curriculum: Curriculum, known: Curriculum | None) -> None
     reward = getattr(curriculum.policy, "reward", "")
     if ":" in reward and reward != getattr(known and known.policy, "reward", ""):
         raise ForbiddenError(f"reward {reward!r} is code of yours; a request may not name code")
+
+
+def check_name(name: str, settings: Settings, known: Iterable[str]) -> None:
+    """Raise unless a new run can have this name, which is that of its folder too.
+
+    Args:
+        name: of the new run.
+        settings: of the server, which keeps files of its own in the folder of the runs.
+        known: names of the other runs; two that differ in small and capital letters alone are one folder on some disks.
+
+    Raises:
+        RequestError: no name of a run, or one that a file or an operating system has.
+        RunStateError: another run has it.
+    """
+    if not NAME.fullmatch(name):
+        raise RequestError(
+            f"{name[:120]!r} is no name of a run: up to 100 letters, digits, '.', '_' and '-', the first of them a "
+            "letter or a digit"
+        )
+    folded = name.casefold()
+    stem = folded.split(".")[0]
+    if stem in DEVICES or name.endswith("."):
+        raise RequestError(f"{name!r} cannot be the name of a folder on every system; take another")
+    if folded.startswith(DATABASE_FILE) or (settings.folder / name).is_file():
+        raise RequestError(f"{name!r} is the name of a file in {settings.folder.name}; take another")
+    twin = next((other for other in known if other.casefold() == folded and other != name), None)
+    if twin is not None:
+        raise RunStateError(f"there is a run {twin} already, and {name} would be the same folder on some disks")
 
 
 def _curriculum_of(record: RunRecord) -> Curriculum:

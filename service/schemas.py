@@ -36,6 +36,9 @@ class Feedback(_Wire):
 
     step: Step
     rank: Annotated[int, Field(ge=0, lt=2**20)] = 0
+    world_size: Annotated[int, Field(ge=1, lt=2**20)] | None = Field(
+        None, description="of how many ranks, as the batch was asked for; what other ranks of that step say must agree"
+    )
     sources: Annotated[dict[str, SourceReport], Field(max_length=100_000)]
 
     model_config = ConfigDict(
@@ -53,7 +56,7 @@ class Feedback(_Wire):
     )
 
     @classmethod
-    def of(cls, step: int, losses: SourceLosses, names: tuple[str, ...]) -> Feedback:
+    def of(cls, step: int, losses: SourceLosses, names: tuple[str, ...], world_size: int | None = None) -> Feedback:
         """Return the report of one rank in one step."""
         sources = {
             names[i]: SourceReport(
@@ -64,7 +67,7 @@ class Feedback(_Wire):
             )
             for i in np.flatnonzero(losses.rows).tolist()
         }
-        return cls(step=step, rank=losses.rank, sources=sources)
+        return cls(step=step, rank=losses.rank, world_size=world_size, sources=sources)
 
     def losses(self, names: tuple[str, ...]) -> SourceLosses:
         """Return what a walk takes; raise FeedbackError for a source that the run does not have."""
@@ -85,9 +88,12 @@ class Feedback(_Wire):
 
 
 class FeedbackTaken(_Wire):
-    """The answer to a report: it is durable; ``is_new`` is false if it had come before."""
+    """The answer to a report: it is durable; ``is_new`` is false if one of that rank had come before, which counts."""
 
     is_new: bool
+    differs: bool | None = Field(
+        None, description="whether the report that had come before says otherwise; null if that is not known any more"
+    )
 
 
 class Weights(_Wire):

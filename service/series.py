@@ -112,12 +112,13 @@ def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: b
         kept = sums[:, shown]
         return np.column_stack([kept, np.delete(sums, shown, axis=1).sum(axis=1)]) if is_folded else kept
 
-    counts, tokens = summed(table["counts"]), summed(table["tokens"])
+    loss_sums, tokens = map(summed, chronicle.reported.table(span.first, span.last))
+    counts = summed(table["counts"])
     weighted = summed(table["weights"] * lengths)
     found = {
         "weights": weighted / np.add.reduceat(lengths, offsets, axis=0),
         "proportions": counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0),
-        "losses": np.divide(summed(table["loss_sums"]), tokens, out=np.full_like(weighted, np.nan), where=tokens > 0),
+        "losses": np.divide(loss_sums, tokens, out=np.full_like(weighted, np.nan), where=tokens > 0),
         "index": _last_known(table["index"][:, shown], offsets, is_folded=is_folded),
         "width": _last_known(table["width"][:, shown], offsets, is_folded=is_folded),
     }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
 import resource
 import signal
 import socket
 import ssl
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from mixer.config import Curriculum
 from service.app import create_app
-from service.auth import FileShelf, TokenBook, check_bind, token_book
+from service.auth import check_bind, token_book
 from service.connections import connection_class
 from service.errors import BindError
 from service.logs import set_up_logs
@@ -26,6 +28,7 @@ from service.settings import Settings
 from service.store import Store
 
 KEEP_ALIVE_S = 75
+MAX_HANDSHAKE_S = 5.0
 GRACE_S = 20  # for what is in flight when SIGTERM comes
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ def run_past(settings: Settings, journal: Path) -> None:
     """
     from service.past import Past, create_past_app
 
-    book = TokenBook(FileShelf(settings.tokens_file or Path(os.devnull)))
+    book = token_book(settings, None)
     check_bind(settings, book)
     app = create_past_app(Past(journal, name_of(journal)), settings, book)
     set_up_logs()
@@ -74,7 +77,8 @@ def _serve(app: Any, settings: Settings, what: Path) -> bool:
     server = _Server(uvicorn_config(app, settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
         signal.signal(number, lambda _number, _frame: None)
-    server.run()
+    with asyncio.Runner(loop_factory=partial(_Loop.of, settings)) as runner:
+        runner.run(server.serve())
     return server.started
 
 
@@ -95,6 +99,25 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=GRACE_S,
         backlog=4096,
     )
+
+
+class _Loop(uvloop.Loop):
+    """uvloop's, which does not wait for a TLS handshake for as long as by default, a minute."""
+
+    handshake_s = MAX_HANDSHAKE_S
+
+    @classmethod
+    def of(cls, settings: Settings) -> _Loop:
+        """Return a loop for a server."""
+        loop = cls()
+        loop.handshake_s = min(settings.client_timeout_s, MAX_HANDSHAKE_S)
+        return loop
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        """Listen."""
+        if options.get("ssl") is not None:
+            options |= {"ssl_handshake_timeout": self.handshake_s, "ssl_shutdown_timeout": self.handshake_s}
+        return await super().create_server(*args, **options)
 
 
 class _Server(uvicorn.Server):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from mixer.journal import Fsync
 
 MIB = 1 << 20
+DATABASE_FILE = "service.db"  # in the folder, where SQLite keeps files beside it
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
@@ -38,7 +39,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     )
     max_wait_s: float = Field(60.0, ge=0, description="longest wait_s of a request")
     max_body_bytes: int = Field(MIB, ge=1024)
-    requests_per_minute: int = Field(60_000, ge=1, description="per token, or per address without tokens")
+    requests_per_minute: int = Field(
+        240_000, ge=1, description="per token, or per address without tokens: 1,024 ranks at two steps a second"
+    )
     allow_new_sources: bool = Field(False, description="runs may be created over paths and hub ids of the request")
 
     @model_validator(mode="after")
@@ -56,7 +59,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     def database_url(self) -> str:
         """The database's URL; PostgreSQL goes through psycopg whichever way it is written."""
         if self.database is None:
-            return f"sqlite:///{self.folder / 'service.db'}"
+            return f"sqlite:///{self.folder / DATABASE_FILE}"
         for prefix in ("postgresql://", "postgres://"):
             if self.database.startswith(prefix):
                 return "postgresql+psycopg://" + self.database.removeprefix(prefix)

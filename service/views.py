@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mixer.errors import StateMismatchError
+from mixer.errors import JournalError, StateMismatchError
 from mixer.states import check_state
 from service.chronicle import Watch
 from service.record import RunJournal
@@ -27,7 +27,8 @@ def save_view(store: Store, run: str, fingerprint: str, journal: RunJournal, wat
     line, heard = watch.heard()
     journal.sync()
     position = journal.position_of(line)
-    assert position is not None, "it is durable before it is told"
+    if position is None:
+        raise JournalError(f"{journal.path}: line {line} was written, but is not there: the file was moved or cut")
     state = {
         "version": VERSION,
         "fingerprint": fingerprint,

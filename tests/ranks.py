@@ -7,7 +7,7 @@ import os
 import queue
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 
 
-def in_ranks(world_size: int, job: Callable[[int, int], Any], *, killed: Collection[int] = ()) -> list[Any]:
+def in_ranks(world_size: int, job: Callable[[int, int], Any]) -> list[Any]:
     """Run a job on real ranks, in forked processes with gloo; return what each gave or raised.
 
     Args:
         world_size: how many.
         job: what a rank does, given its number and theirs.
-        killed: ranks that die on their way, of which None is returned.
     """
     context = multiprocessing.get_context("fork")
     results: Any = context.Queue()
@@ -43,11 +42,11 @@ def in_ranks(world_size: int, job: Callable[[int, int], Any], *, killed: Collect
         for process in processes:
             process.start()
     try:
-        given = dict(results.get(timeout=100) for _ in range(world_size - len(killed)))
+        given = dict(results.get(timeout=100) for _ in range(world_size))
     except queue.Empty:
         pytest.fail("a rank did not answer")
     finally:
         for process in processes:
             process.kill()
             process.join()
-    return [given.get(rank) for rank in range(world_size)]
+    return [given[rank] for rank in range(world_size)]

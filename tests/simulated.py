@@ -57,7 +57,8 @@ class SimulatedRun:
             counts, _ = phase_counts(
                 phase, seed=self.curriculum.seed, method="systematic", batch_rows=self.curriculum.batch_rows
             )
-            self.walk.report(self.step, self.learner.learn(self.step, counts.sum(axis=0)))
+            losses = self.learner.learn(self.step, counts.sum(axis=0))
+            self.walk.report(self.step, losses, is_recorded=True)  # no batch holds so many rows
             self.step = phase.start + phase.length
 
     def advance(self, num_steps: int, lags: tuple[int, ...] = ()) -> None:

@@ -325,7 +325,7 @@ class TestInABrowser:
         browser.wait(lambda: "one" in listed())
         assert browser.at("#run-archived").is_displayed() == bool(archived)
         for name in ("one", "another"):
-            assert post(f"{server.url}/runs/{name}/archive").status_code == 200
+            assert post(f"{server.url}/runs/{name}/archive", json={}).status_code == 200
         archived |= {"one", "another"}
         browser.open(server.url)
         browser.wait(lambda: browser.at("#run-archived").is_displayed())

@@ -431,19 +431,6 @@ def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(
     assert torch.equal(torch.cat(whole[before:]), torch.cat([batch["input_ids"] for batch in restored]))
 
 
-def test_one_of_several_readers_says_why_it_does_not_suspend_a_source(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
-    sources[2]["on_failure"] = "suspend"
-    curriculum = a_curriculum(folder, sources=sources, pivots=[], policy="static", retries={"attempts": 1})
-    dataset = MixtureDataset(curriculum, rank=0, world_size=2)
-    Outage(dataset._reader, 2, monkeypatch).is_down = True
-    with pytest.raises(SourceUnavailableError, match="all ranks can agree.*was not up with its 2 ranks") as e:
-        list(dataset)
-    assert e.value.name == "s2"
-
-
 def test_the_tensors_of_large_batches_are_nobody_elses_while_they_are_held_and_their_memory_is_used_again() -> None:
     rng, held, expected = np.random.default_rng(0), [], []
     for step in range(12):

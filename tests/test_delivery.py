@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import itertools
 import json
@@ -25,7 +24,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mixer.audit import audit
 from mixer.batches import PreparedReader
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
@@ -49,7 +47,6 @@ from mixer.testing import assert_resumes_from_every_step
 from mixer.types import IntArray
 from mixer.walk import Walk
 from tests.curricula import write_sources
-from tests.outages import Outage
 from tests.ranks import in_ranks
 
 T, B, STEPS = 16, 8, 70
@@ -88,11 +85,9 @@ def a_curriculum(folder: Path, **changes: Any) -> Curriculum:
     return Curriculum(**(fields | changes))
 
 
-def read_as(kind: str, folder: Path) -> dict[str, Any]:
-    """What the curriculum says so that rows are prepared, streamed, or streamed by workers in turn."""
-    on_failure = "suspend" if kind == "in turn" else "stop"
-    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_failure": on_failure} for k in range(4)]
-    return {} if kind == "prepared" else {"prepared": None, "sources": sources}
+def read_as(kind: str) -> dict[str, Any]:
+    """What the curriculum says so that rows are prepared or streamed."""
+    return {} if kind == "prepared" else {"prepared": None}
 
 
 def losses_of(batch: dict[str, Any]) -> torch.Tensor:
@@ -407,11 +402,11 @@ def test_a_stateful_loader_that_lost_the_walk_is_refused(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-@pytest.mark.parametrize("kind", ["prepared", "streamed", "in turn"])
+@pytest.mark.parametrize("kind", ["prepared", "streamed"])
 def test_a_stateful_loader_goes_on_from_its_own_state_again_and_again(folder: Path, kind: str) -> None:
     """Stopped within a phase and at the end of one; the data set knows each time how far it is."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
-    curriculum = a_curriculum(folder, **read_as(kind, folder))
+    curriculum = a_curriculum(folder, **read_as(kind))
     whole = trained(MixtureDataset(curriculum), num_workers=2)
     end = MixtureDataset(curriculum).walk.phase_at(0).end
     batches: list[Seen] = []
@@ -499,49 +494,6 @@ def test_sums_by_source_are_summed_over_ranks_and_a_loss_that_cannot_be_is_refus
     assert "(row 0 of this rank's, from s" in one
 
 
-def test_ranks_suspend_together_what_one_of_them_cannot_reach_and_lose_no_row(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_failure": "suspend"} for k in range(4)]
-    fields: dict[str, Any] = {"total_steps": 200, "pivots": [], "policy": "static", "feedback_lag": 0}
-    curriculum = a_curriculum(folder, prepared=None, sources=sources, retries={"attempts": 1}, **fields)
-
-    def job(rank: int, world_size: int, down: dict[int, tuple[str, range]]) -> Any:
-        name, steps = down.get(rank, ("s2", range(0)))
-        journal = Journal.create(folder / f"suspended-{time.monotonic_ns()}.jsonl") if rank == 0 else None
-        dataset = MixtureDataset(curriculum, journal=journal)
-        network, given = Outage(dataset._reader, curriculum.names.index(name), monkeypatch), []
-        for batch in dataset:
-            given.append((batch["source_ids"].tolist(), batch["input_ids"].tolist()))
-            network.is_down = batch["step"] in steps
-            dataset.report(batch, torch.full((B // world_size, T), 2.0))
-        return given, [p.model_dump() for p in dataset.walk._plan.live_pivots], str(journal.path) if journal else None
-
-    whole = in_ranks(2, functools.partial(job, down={}))
-    down = {1: ("s2", range(30, 90)), 0: ("s3", range(60, 130))}
-    (given_0, pivots_0, journal_0), (given_1, pivots_1, _) = parts = in_ranks(2, functools.partial(job, down=down))
-    assert pivots_0 == pivots_1
-    excluded = [set(pivot["exclude"]) for pivot in pivots_0]
-    assert {"s2"} in excluded
-    assert excluded[-1] == set()
-    assert any("s3" in names for names in excluded)
-    assert len(given_0) == len(given_1) == 200
-    for pivot, following in zip(pivots_0, [*pivots_0[1:], {"at_step": 200}], strict=True):
-        out = {int(name[1:]) for name in pivot["exclude"]}
-        for given in (given_0, given_1):
-            assert not any(out & set(ids) for ids, _ in given[pivot["at_step"] : following["at_step"]])
-    for (given, _, _), (given_whole, _, _) in zip(parts, whole, strict=True):
-        for i in range(4):  # the rows of a source that a rank gets are the same, in the same order, none left out
-            one, other = (
-                [row for ids, rows in all_steps for source, row in zip(ids, rows, strict=True) if source == i]
-                for all_steps in (given, given_whole)
-            )
-            shared = min(len(one), len(other))
-            assert shared > 20
-            assert one[:shared] == other[:shared]
-    assert audit(journal_0).difference is None
-
-
 def test_a_run_of_two_ranks_goes_on_with_one(folder: Path) -> None:
     curriculum = a_curriculum(folder)
     expected = trained(MixtureDataset(curriculum))
@@ -576,7 +528,7 @@ def test_ranks_that_decided_differently_or_report_other_steps_are_found_and_name
         assert result.startswith("RankMismatchError: rank 1 reports step 1, and rank 0 step 0; give every"), result
 
     def other_workers(rank: int, world_size: int) -> Any:
-        dataset = MixtureDataset(a_curriculum(folder, **read_as("streamed", folder)))
+        dataset = MixtureDataset(a_curriculum(folder, **read_as("streamed")))
         return len(trained(dataset, num_workers=rank + 1, stop=3))
 
     for result in in_ranks(2, other_workers):
@@ -593,13 +545,13 @@ def test_a_rank_without_torch_distributed_is_told_how_to_report(folder: Path) ->
         dataset.report(batch, losses_of(batch))
 
 
-@pytest.mark.parametrize("kind", ["prepared", pytest.param("in turn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["prepared", pytest.param("streamed", marks=pytest.mark.slow)])
 def test_workers_end_when_their_training_process_is_killed(folder: Path, kind: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     pids: Any = context.Queue()
 
     def train() -> None:
-        curriculum = a_curriculum(folder, total_steps=10**6, pivots=[], **read_as(kind, folder))
+        curriculum = a_curriculum(folder, total_steps=10**6, pivots=[], **read_as(kind))
         dataset = MixtureDataset(curriculum, journal=tmp_path / "killed.jsonl")
         loader = iter(DataLoader(dataset, batch_size=None, num_workers=2))
         for _ in range(4):  # both have begun: torch does not notice a parent that dies before

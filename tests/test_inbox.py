@@ -36,7 +36,8 @@ def filled(
     in_sums: bool | None = None,
     cutoffs: Sequence[int] = (),
 ) -> Inbox:
-    inbox = Inbox(1, is_by_step=is_by_step, in_sums=not is_by_step if in_sums is None else in_sums)
+    in_sums = not is_by_step if in_sums is None else in_sums
+    inbox = Inbox(1, batch_rows=1, is_by_step=is_by_step, in_sums=in_sums)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
             inbox.add(step, report(step, rank), cutoffs=cutoffs)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixer.sources.parquet import ParquetTables
+from mixer.sources.batches import Batch, UnreadableFile
+from mixer.sources.records import DataFile, FileRecords
 
 WIDTH = 5
 shapes = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=3)  # row groups of files
@@ -35,9 +36,14 @@ def write(folder: Path, shape: list[list[int]]) -> list[Path]:
     return paths
 
 
-def rows_of(table: pa.Table) -> list[int]:
-    """Return the numbers of the rows of a table."""
-    return [row[0] for row in table["ids"].to_pylist()]
+def records(paths: list[Path]) -> FileRecords:
+    """Return the rows of Parquet files."""
+    return FileRecords([DataFile(str(path), "parquet") for path in paths], ["ids"])
+
+
+def rows_of(batch: Batch) -> list[int]:
+    """Return the numbers of the rows of a batch."""
+    return [row[0] for row in batch.part(0, batch.num_rows)["ids"]]
 
 
 def scrawl(path: Path, groups: list[int]) -> None:
@@ -72,7 +78,7 @@ def test_from_every_place_come_the_rest_of_the_rows_in_the_same_batches(
     tmp_path: Path, shape: list[list[int]], batch_size: int, data: st.DataObject
 ) -> None:
     paths = write(tmp_path, shape)
-    whole = ParquetTables(paths)
+    whole = records(paths)
     batches, places = [], [whole.state_dict()]
     for table in whole.iter(batch_size):
         batches.append(rows_of(table))
@@ -80,8 +86,8 @@ def test_from_every_place_come_the_rest_of_the_rows_in_the_same_batches(
     assert [row for batch in batches for row in batch] == list(range(sum(map(sum, shape))))
     assert max(map(len, batches)) <= batch_size
     index = data.draw(st.integers(0, len(batches)))
-    resumed = ParquetTables(paths)
-    resumed.load_state_dict(places[index])
+    resumed = records(paths)
+    resumed.load_state_dict(dict(places[index]))
     assert [rows_of(table) for table in resumed.iter(batch_size)] == batches[index:]
 
 
@@ -91,14 +97,14 @@ def test_a_resume_reads_the_row_groups_of_its_batch_and_no_other(
     tmp_path: Path, sizes: list[int], batch_size: int, data: st.DataObject
 ) -> None:
     [path] = write(tmp_path, [sizes])
-    whole = ParquetTables([path])
+    whole = records([path])
     places = {}
     for table in whole.iter(batch_size):
         places[rows_of(table)[0]] = rows_of(table)
     first = data.draw(st.sampled_from(sorted(places)))
     keep = needed(sizes, first, batch_size)
     scrawl(path, [i for i in range(len(sizes)) if i not in keep])
-    resumed = ParquetTables([path])
+    resumed = records([path])
     resumed.load_state_dict({"file": 0, "row": first})
     assert rows_of(next(resumed.iter(batch_size))) == places[first]
 
@@ -106,9 +112,9 @@ def test_a_resume_reads_the_row_groups_of_its_batch_and_no_other(
 def test_scrawled_row_groups_cannot_pass_for_read_ones(tmp_path: Path) -> None:
     [path] = write(tmp_path, [[10, 10, 10]])
     scrawl(path, [0])
-    with pytest.raises(OSError, match=r"."):
-        rows_of(next(ParquetTables([path]).iter(10)))
-    resumed = ParquetTables([path])
+    with pytest.raises(UnreadableFile, match=r"0\.parquet, after row 0: cannot be read: OSError: ."):
+        rows_of(next(records([path]).iter(10)))
+    resumed = records([path])
     resumed.load_state_dict({"file": 0, "row": 10})
     assert np.concatenate([rows_of(table) for table in resumed.iter(10)]).tolist() == list(range(10, 30))
 
@@ -117,6 +123,6 @@ def test_a_file_is_opened_when_its_rows_are_needed_and_not_before(tmp_path: Path
     paths = write(tmp_path, [[4], [4], [4]])
     paths[0].write_bytes(b"")  # read already
     paths[2].write_bytes(b"")  # not reached yet
-    tables = ParquetTables(paths, ["ids"])
+    tables = records(paths)
     tables.load_state_dict({"file": 1, "row": 2})
     assert rows_of(next(tables.iter(4))) == [6, 7]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,7 +183,9 @@ def test_reports_of_several_ranks_that_overtake_each_other_are_replayed(tmp_path
             rows = batch_counts(run, walk.phase_at(step), step)
             told = noisy_losses(run, step, rows)
             for rank in (1, 0) if step % 2 else (0, 1):
-                walk.report(step, SourceLosses(rows, told.tokens, told.loss_sums / (rank + 1), rank=rank))
+                mine = rows // 2 if rank else rows - rows // 2
+                share = mine / np.maximum(rows, 1)
+                walk.report(step, SourceLosses(mine, mine * run.sequence_length, told.loss_sums * share, rank=rank))
     verdict = audit(tmp_path / "w")
     assert verdict.difference is None
     assert verdict.reports == 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import hypothesis
 import pytest
 from schemathesis import openapi
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from tests.serving import B, Served, T, write_run
+from tests.serving import B, Served, T, listen, write_run
 
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]
 
@@ -94,6 +96,43 @@ def test_a_token_is_kept_as_a_digest_alone_and_can_be_revoked(guarded: tuple[Ser
     assert mixer("token", "revoke", token.split("_")[1], "--folder", str(folder)).returncode == 0
     time.sleep(2.1)
     assert ask(guarded, "GET", "/batches/0", token) == (401, "unauthorized")
+
+
+def test_a_stream_of_events_ends_when_its_token_is_revoked(guarded: tuple[Served, dict[str, str]]) -> None:
+    server, _ = guarded
+    folder = str(server.journal.parent.parent)
+    token = mixer("token", "create", "--scope", "read", "--folder", folder).stdout.strip()
+    time.sleep(2.1)
+    with listen(server.url + "/events", headers={"authorization": f"Bearer {token}"}) as events:
+        pieces = events.iter_bytes()
+        assert next(pieces).startswith(b"retry:")
+        assert mixer("token", "revoke", token.split("_")[1], "--folder", folder).returncode == 0
+        begun = time.monotonic()
+        list(pieces)
+        assert time.monotonic() - begun < 10  # the next heartbeat would be 15 s later
+
+
+@pytest.mark.parametrize("head", [[], [b"authorization: Bearer %(read)s"]])
+def test_a_token_in_the_trailer_of_a_body_counts_for_nothing(
+    guarded: tuple[Served, dict[str, str]], head: list[bytes]
+) -> None:
+    server, tokens = guarded
+    sent = {name.encode(): token.encode() for name, token in tokens.items()}
+    lines = [b"POST /pivots HTTP/1.1", b"host: localhost", b"connection: close", b"transfer-encoding: chunked"]
+    lines += [*(line % sent for line in head), b"", b"2", b"{}", b"0", b"authorization: Bearer %(admin)s" % sent]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(b"\r\n".join([*lines, b"content-encoding: gzip", b"", b""]))
+        assert client.recv(65536).startswith(b"HTTP/1.1 403" if head else b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("name", ["service.db", "SERVICE.DB-wal", "nul", "RUN"])
+def test_a_run_that_cannot_have_its_folder_is_refused(guarded: tuple[Served, dict[str, str]], name: str) -> None:
+    known = [{"name": f"s{k}", "data_files": f"s{k}.jsonl"} for k in range(4)]
+    fields = {"total_steps": 50, "batch_rows": B, "sequence_length": T, "tokenizer": {"train_vocab_size": 300}}
+    made = {"name": name, "curriculum": fields | {"sources": known}}
+    expected = (409, "run-state") if name == "RUN" else (422, "request")
+    assert ask(guarded, "POST", "/runs", "admin", json=made) == expected
+    assert ask(guarded, "POST", "/runs/run/fork", "admin", json={"name": name}) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,10 +229,37 @@ def test_made_up_requests_never_make_the_server_fail(tmp_path: Path) -> None:
         assert tried >= 25 * examples
 
 
+def test_following_the_links_of_the_document_never_makes_the_server_fail(tmp_path: Path) -> None:
+    load_all_checks()
+    followed: set[str] = set()
+    with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "0") as server:
+        schema = openapi.from_url(server.url + "/openapi.json").exclude(path_regex="events|archive")
+
+        class Workflow(schema.as_state_machine()):  # type: ignore[misc]  # made of the document
+            def validate_response(self, response: Any, case: Any, **_: Any) -> None:
+                followed.add(f"{case.method} {case.path}")
+                case.validate_response(response, checks=[not_a_server_error, status_code_conformance])
+
+            def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+                return {"timeout": 100}
+
+        Workflow.run(
+            settings=hypothesis.settings(
+                max_examples=int(os.environ.get("MIXER_FUZZ_EXAMPLES", "3")) * 2,
+                stateful_step_count=6,
+                database=None,
+                derandomize=True,
+                deadline=None,
+                phases=[hypothesis.Phase.generate],
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+        )
+        assert httpx2.get(server.url + "/healthz", trust_env=False).status_code == 200
+    assert len(followed) >= 5
+
+
 def _drawn(strategy: Any, seed: int) -> Any:
     """Return one example, the same for the same seed."""
-    import hypothesis
-
     drawn: list[Any] = []
 
     @hypothesis.seed(seed)

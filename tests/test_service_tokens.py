@@ -70,7 +70,9 @@ async def ask(door: Guard, token: str = "", path: str = "/weights") -> tuple[int
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     shelf = Shelf()
-    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: shelf.now, time=time.time))
+    monkeypatch.setattr(
+        auth, "time", SimpleNamespace(monotonic=lambda: shelf.now, time=time.time, perf_counter=time.perf_counter)
+    )
     monkeypatch.setattr(guard, "TOKENS_TIMEOUT_S", 60)
     return shelf
 

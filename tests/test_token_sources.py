@@ -11,10 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, EmptySourceError, MalformedDataError, MissingDataError, TokenizerError
+from mixer.preparation import prepare
 from mixer.sources import RowSource, check_sources, open_sources, tokens
+from mixer.sources.batches import BadRecord
 from mixer.testing import assert_source_is_exact
 from mixer.tokenizer import TextTokenizer, sample_texts, train
 
@@ -99,7 +103,7 @@ def test_a_mapped_data_set_of_tokens_is_exact_too(tmp_path: Path) -> None:
         (
             [*ROWS[:50], ROWS[0, 1:]],
             {"rows": "ids"},
-            r"row 51: column 'ids' has 7 ids, but a row has sequence_length \+ 1 = 8",
+            r"row group 1, row 11: column 'ids' has 7 ids, but a row has sequence_length \+ 1 = 8",
         ),
         (
             [[1] * 8, [1, 2, -3] + [1] * 5],
@@ -118,16 +122,132 @@ def test_what_is_no_token_is_named_by_source_row_and_value(
     tmp_path: Path, lists: list[Any], fields: dict[str, Any], message: str
 ) -> None:
     file = write(tmp_path / "a.parquet", lists, TYPES["int32"])
-    with pytest.raises(MalformedDataError, match=f"source web: {message}"):
+    with pytest.raises(MalformedDataError, match=f"source web: .*{message}"):
         source_of(file, **fields).take(100)
+
+
+KINDS = {
+    "list": lambda values: pa.list_(values),
+    "large list": lambda values: pa.large_list(values),
+    "fixed": lambda values: pa.list_(values, 3),
+}
+WIDTHS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+@given(
+    st.data(), st.sampled_from(WIDTHS), st.sampled_from([*KINDS, "Python"]), st.sampled_from([100, 300, 70000, None])
+)
+def test_columns_of_every_width_and_kind_give_their_ids_or_name_the_first_row_that_has_none(
+    data: st.DataObject, width: str, kind: str, vocab_size: int | None
+) -> None:
+    limits = np.iinfo(width)
+    size = {"min_size": 3, "max_size": 3} if kind == "fixed" else {"max_size": 3}
+    end = min(vocab_size or 2**32, limits.max + 1)
+    good = st.lists(st.integers(0, end - 1), **size)  # type: ignore[arg-type]
+    strange = st.sampled_from([limits.min, -1, limits.max, end, limits.max + 1, *([None] if kind != "Python" else [])])
+    fits = strange.filter(lambda value: value is None or limits.min <= value <= limits.max or kind == "Python")
+    ids = st.integers(0, end - 1) | fits
+    lists = data.draw(st.lists(good | st.lists(ids, **size), max_size=6), label="lists")  # type: ignore[arg-type]
+    is_good = [all(each is not None and 0 <= each < (vocab_size or 2**32) for each in row) for row in lists]
+    column: Any = lists
+    if kind != "Python":
+        padding = data.draw(st.integers(0, 2), label="rows of the array before these")
+        column = pa.array([[0, 0, 0]] * padding + lists, type=KINDS[kind](pa.type_for_alias(width)))[padding:]
+        column = pa.chunked_array([column[:1], column[1:]]) if data.draw(st.booleans(), label="chunks") else column
+    reader = tokens.TokenColumn("ids", vocab_size=vocab_size, row_length=None)
+    if all(is_good):
+        read, borders = reader.read(column)
+        assert [read[a:b].tolist() for a, b in itertools.pairwise(borders)] == lists
+        assert read.dtype == np.uint32
+        return
+    with pytest.raises(BadRecord, match="column 'ids' holds"):
+        reader.read(column)
+    for i, row_is_good in enumerate(is_good):
+        if row_is_good:
+            assert reader.read(column[i : i + 1])[0].tolist() == lists[i]
+        else:
+            with pytest.raises(BadRecord, match="column 'ids' holds"):
+                reader.read(column[i : i + 1])
+
+
+def written(folder: Path, route: str, width: str, rows: Any) -> tuple[Path | None, Any]:
+    """Return a file, or a data set, that holds the same ids as every route of a program brings them."""
+    if route in ("parquet", "arrow"):
+        return write(folder / f"a.{route}", rows, pa.list_(pa.type_for_alias(width))), None
+    if route == "jsonl":
+        (folder / "a.jsonl").write_text("".join(f'{{"ids": {list(map(int, row))}}}\n' for row in rows))
+        return folder / "a.jsonl", None
+    features = datasets.Features({"ids": datasets.List(datasets.Value(width))})
+    mapped = datasets.Dataset.from_dict({"ids": [*map(list, rows)]}, features=features).to_iterable_dataset()
+    if route == "data set":
+        return None, mapped
+    as_arrays = mapped.map(lambda row: {"ids": np.array(row["ids"], dtype=width)})
+    as_lists = datasets.IterableDataset.from_generator(lambda: ({"ids": [*map(int, row)]} for row in rows))
+    return None, as_arrays if route == "NumPy arrays" else as_lists
+
+
+@pytest.mark.parametrize("width", ["int8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("route", ["parquet", "arrow", "jsonl", "data set", "Python lists", "NumPy arrays"])
+def test_a_negative_id_is_refused_with_its_row_on_every_route(tmp_path: Path, route: str, width: str) -> None:
+    rows = ROWS[:9] % 100
+    rows[5, 3] = -1
+    file, dataset = written(tmp_path, route, width, rows)
+    for fields in ({"rows": "ids"}, {"token_ids": "ids"}):
+        source = source_of(file, dataset, **fields)  # type: ignore[arg-type]  # of fields, none is a curriculum
+        with pytest.raises(
+            MalformedDataError, match="source web: .*(row|line) 6: column 'ids' holds the id -1, outside"
+        ):
+            source.take(9)
+    if file is not None:
+        curriculum = Curriculum(
+            total_steps=9,
+            batch_rows=2,
+            sequence_length=T,
+            tokenizer={"train_vocab_size": 300},
+            sources=[{"name": "web", "data_files": str(file), "rows": "ids"}, {"name": "text", "local": "glossary"}],
+        )
+        with pytest.raises(
+            MalformedDataError, match="source web: .*(row|line) 6: column 'ids' holds the id -1, outside"
+        ):
+            prepare(curriculum, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ([[1], [2, 2.5]], "row 2: column 'ids' holds float '2.5' among its ids"),
+        ([[1], [True]], "row 2: column 'ids' holds bool 'True' among its ids, which are whole numbers"),
+        ([[1], ["7"]], "row 2: column 'ids' holds str '7' among its ids"),
+        ([[1], "7"], "row 2: column 'ids' is str '7', not a list of token ids"),
+        ([[1], 7], "row 2: column 'ids' is int '7', not a list of token ids"),
+        ([[1], None], "row 2: column 'ids' is null, not a list of token ids"),
+        ([[], [None]], "row 2: column 'ids' holds a null among its ids"),
+        ([[1], [2**64]], "row 2: column 'ids' holds the id 18446744073709551616, outside the vocabulary"),
+        ([[1], [-1, 2**63]], "row 2: column 'ids' holds the id -1, outside the vocabulary"),
+        ([[1], [-(2**70)]], "row 2: column 'ids' holds the id -1180591620717411303424, outside the vocabulary"),
+    ],
+)
+def test_lists_of_a_program_that_hold_no_token_ids_are_refused_with_their_row(lists: Any, message: str) -> None:
+    dataset = datasets.IterableDataset.from_generator(lambda: ({"ids": ids} for ids in lists))
+    with pytest.raises(MalformedDataError, match=f"source web: ({message})"):
+        source_of(None, dataset, token_ids="ids").take(1)
+
+
+def test_lists_that_are_all_empty_are_empty_documents() -> None:
+    dataset = datasets.IterableDataset.from_generator(lambda: ({"ids": ids} for ids in [[], [], [5] * (T + 1)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "BATCH_ROWS", 2)
+        assert source_of(None, dataset, token_ids="ids").take(1).tolist() == [[5] * (T + 1)]
 
 
 def test_a_null_row_and_a_column_of_text_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"ids": pa.array([[1], None], type=TYPES["int32"])}), tmp_path / "a.parquet")
-    with pytest.raises(MalformedDataError, match="source web: row 2: column 'ids' is null, not a list of token ids"):
+    with pytest.raises(MalformedDataError, match="source web: .*row 2: column 'ids' is null, not a list"):
         source_of(tmp_path / "a.parquet", token_ids="ids").take(1)
     pq.write_table(pa.table({"ids": ["text"]}), tmp_path / "b.parquet")
-    with pytest.raises(MalformedDataError, match="source web: column 'ids' holds string, not lists of whole numbers"):
+    with pytest.raises(
+        MalformedDataError, match="source web: .*row 1: column 'ids' holds string, not lists of whole numbers"
+    ):
         source_of(tmp_path / "b.parquet", rows="ids").take(1)
     with pytest.raises(MissingDataError, match="source web: no column 'id'; did you mean 'ids'"):
         source_of(tmp_path / "b.parquet", rows="id")

@@ -28,7 +28,7 @@ from huggingface_hub.utils import _http, httpx  # type: ignore[attr-defined]  # 
 
 from mixer.config import RetriesConfig
 from mixer.errors import MalformedDataError, MissingDataError, MixerError, SourceError, SourceUnavailableError
-from mixer.sources.files import first_bad_line
+from mixer.sources.batches import UnreadableFile
 
 log = logging.getLogger("mixer.sources")
 
@@ -155,15 +155,14 @@ def explained(
     """Return our error for one of `datasets`; ``bare`` is what a ValueError that is not pyarrow's means here."""
     if isinstance(error, MixerError):
         return error
+    if isinstance(error, UnreadableFile):
+        return MalformedDataError(f"source {name}: {error}")
     causes = [*_chain(error)]
     if not files and not any(name in repr(cause) for name in HOPELESS for cause in causes):
         for cause in filter(_is_of_network, causes):
             return NetworkFault(f"cannot be reached: {_brief(cause)}", _retry_after_s(cause))
     if isinstance(error, FileNotFoundError):
         return MissingDataError(f"source {name}: {error}")
-    bad_line = first_bad_line(files)
-    if bad_line is not None:
-        return MalformedDataError(f"source {name}: {bad_line}")
     where = f" in {files[0] if len(files) == 1 else f'one of {len(files)} files'}" if files else ""
     message = f"source {name}: cannot be read{where}: {type(error).__name__}: {error}"
     if isinstance(error, pa.ArrowException | UnicodeError) or (files and isinstance(error, OSError)):

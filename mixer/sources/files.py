@@ -1,32 +1,30 @@
-"""The files of a source on this machine: which they are, what reads them, and where a broken one is broken."""
+"""The files of a source on this machine: which they are, and what reads them."""
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
 import hashlib
 import json
-import lzma
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mixer.errors import ConfigError, MissingDataError
+from mixer.sources.compression import NAMES as COMPRESSIONS
 
-BUILDERS = {
+KINDS = {
     ".jsonl": "json",
     ".json": "json",
     ".ndjson": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".txt": "text",
     ".text": "text",
     ".md": "text",
 }
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-COMPRESSIONS = (*OPENERS, ".zst", ".lz4")  # `datasets` unpacks these on the fly
+READERS = {kind: "csv" if kind == "tsv" else kind for kind in KINDS.values()}  # what `datasets` calls them
+ABOUT_A_FOLDER = {"readme.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 
 def is_url(pattern: str) -> bool:
@@ -36,6 +34,8 @@ def is_url(pattern: str) -> bool:
 
 def find_files(name: str, patterns: Sequence[str], resolve: Callable[[str], Path]) -> list[Path]:
     """Return the files that match, pattern by pattern, each pattern's in the order of their names.
+
+    A pattern that is the name of a file means that file alone.
 
     Raises:
         MissingDataError: a pattern that matches nothing; the message has the pattern and the folder looked in.
@@ -59,20 +59,69 @@ def _globbed(path: Path) -> list[Path]:
     return [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207  # absolute patterns
 
 
-def builder_for(name: str, files: Sequence[str]) -> str:
-    """Return the `datasets` builder that reads the files, by their extensions."""
-    builders = {file: BUILDERS.get(_extension(file)) for file in files}
-    for file, builder in builders.items():
-        if builder is None:
+def kind_of(name: str, files: Sequence[str]) -> str:
+    """Return how the files are read, by their extensions; they must be alike.
+
+    Raises:
+        ConfigError: files of unknown kind, or of several.
+    """
+    kinds = {file: KINDS.get(extension_of(file)) for file in files}
+    for file, kind in kinds.items():
+        if kind is None:
             raise ConfigError(
-                f"source {name}: cannot tell how to read {file!r} by its extension {_extension(file)!r}; "
-                f"known: {', '.join(BUILDERS)} (also with {', '.join(COMPRESSIONS)}); "
-                "or set path to the name of a `datasets` builder"
+                f"source {name}: cannot tell how to read {file!r} by its extension {extension_of(file)!r}; "
+                f"known: {', '.join(KINDS)} (also with {', '.join(COMPRESSIONS)}); "
+                f"or set path to one of {', '.join(READERS)}"
             )
-    if len(set(builders.values())) > 1:
-        listing = ", ".join(sorted({str(builder) for builder in builders.values()}))
-        raise ConfigError(f"source {name}: data_files mix formats ({listing}); give each format a source of its own")
-    return str(builders[files[0]])
+    if len({READERS[str(kind)] for kind in kinds.values()}) > 1:
+        listing = ", ".join(f"{Path(file).name} is {kind}" for kind, file in {k: f for f, k in kinds.items()}.items())
+        raise ConfigError(
+            f"source {name}: its files mix formats ({listing}); give each format a source of its own, with data_files"
+        )
+    return str(kinds[files[0]])
+
+
+def split_of_folder(name: str, folder: Path, split: str) -> list[Path] | None:
+    """Return the files of one split of a folder in the order of their names, or None if it has none of our kinds.
+
+    Names and folders such as ``train`` and ``test`` make splits, as `datasets` has it; without any, all is ``train``.
+
+    Raises:
+        ConfigError: files that would be left out: in no split, or of a kind that is not that of the others.
+        MissingDataError: no such split.
+    """
+    from datasets.data_files import DataFilesDict, get_data_patterns  # which takes seconds to import
+    from datasets.packaged_modules import _EXTENSION_TO_MODULE
+
+    known = {*_EXTENSION_TO_MODULE, *KINDS, ".zip", ".tar"}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_data(path.relative_to(folder))]
+    files = [path for path in files if extension_of(str(path)) in known]
+    if not any(extension_of(str(path)) in KINDS for path in files):
+        return None
+    kind_of(name, [*map(str, files)])
+    base = folder.resolve().as_posix()
+    found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    splits = {str(key): {Path(path) for path in paths} for key, paths in found.items()}
+    left_out = [path for path in files if not any(path.resolve() in paths for paths in splits.values())]
+    if left_out:
+        raise ConfigError(
+            f"source {name}: {left_out[0].relative_to(folder)} is in no split, as other files are named after one "
+            f"({', '.join(splits)}); name the files as data_files, or give all of them names of splits"
+        )
+    if split not in splits:
+        raise MissingDataError(f"source {name}: Bad split: {split}. Available splits: {[*splits]}")
+    return [path for path in files if path.resolve() in splits[split]]
+
+
+def has_configs(folder: Path) -> bool:
+    """Whether the card of a folder says which files make which configuration."""
+    cards = [folder / "README.md", folder / ".huggingface.yaml"]
+    return any(path.is_file() and "\nconfigs:" in path.read_text(encoding="utf-8", errors="replace") for path in cards)
+
+
+def _is_data(path: Path) -> bool:
+    is_hidden = any(part.startswith((".", "__")) for part in path.parts)
+    return not is_hidden and path.name.lower() not in ABOUT_A_FOLDER
 
 
 def files_digest(files: Sequence[Path]) -> str:
@@ -81,42 +130,8 @@ def files_digest(files: Sequence[Path]) -> str:
     return hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
 
 
-def first_bad_line(files: Sequence[Path]) -> str | None:
-    """Return ``file, line n: reason`` for the first record that is not JSON, or None if every line parses.
-
-    Pyarrow's error counts from the start of a block that it does not name, hence this second reading.
-    """
-    for file in files:
-        if BUILDERS.get(_extension(str(file))) != "json" or file.suffix in (".zst", ".lz4"):
-            continue  # the standard library cannot unpack the last two
-        with OPENERS.get(file.suffix, open)(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if number == 1 and line.lstrip().startswith(b"["):
-                    break  # one array over many lines
-                reason = _fault(line)
-                if reason is not None:
-                    return f"{file}, line {number}: {reason}"
-    return None
-
-
-def _fault(line: bytes) -> str | None:
-    if not line.strip():
-        return None  # blank lines are allowed
-    try:
-        record = json.loads(line)
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 ({error.reason} at byte {error.start})"
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at column {error.colno}): {_excerpt(line)}"
-    return None if isinstance(record, dict) else f"not a JSON object: {_excerpt(line)}"
-
-
-def _excerpt(line: bytes) -> str:
-    text = line.decode(errors="replace").strip()
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _extension(file: str) -> str:
+def extension_of(file: str) -> str:
+    """Return the ending of a file's name that says its kind, in small letters; how it is compressed comes after it."""
     path = Path(file.split("?")[0]) if is_url(file) else Path(file)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:

@@ -1,19 +1,24 @@
-"""Sources opened by `datasets`: hub ids, files of this machine, or an object passed in.
+"""Sources opened: files of this machine, those of a hub, or a data set that a program passes.
 
-Text files (.txt, .md) give one document per paragraph, the pieces between blank lines: whole files would be documents
-of many rows, and single lines have no context.
+JSON, CSV, Parquet, Arrow and text are read by readers of ours, wherever they lie; `datasets` resolves what a hub's id,
+configuration, split and patterns mean, and reads every other kind. Text files (.txt, .md) give one document per
+paragraph, the pieces between blank lines: whole files would be documents of many rows, single lines have no context.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import glob
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import datasets
+from datasets.utils.file_utils import _prepare_path_and_storage_options
+from fsspec.core import url_to_fs
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented there, but not in its __all__
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -21,21 +26,19 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented 
 )
 
 from mixer.config import RetriesConfig, SourceConfig
-from mixer.errors import ConfigError, EmptySourceError, MalformedDataError, MissingDataError, MixerError
+from mixer.errors import ConfigError, MissingDataError, MixerError
 from mixer.sources.faults import calm, explained, persist
-from mixer.sources.files import BUILDERS, COMPRESSIONS, builder_for, find_files, is_url
+from mixer.sources.files import KINDS, READERS, extension_of, find_files, has_configs, is_url, kind_of, split_of_folder
 from mixer.sources.local import gather
-from mixer.sources.parquet import ParquetTables
+from mixer.sources.records import TABLE_READERS, DataFile, FileRecords
 from mixer.sources.streams import WHOLE, Share, Stream, TextStream
 from mixer.sources.tokens import TokenStream
 
 __all__ = ["TextStream", "TokenStream", "open_stream"]
 
-BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
-    "json": {"parse_agent_traces": False},  # else rows that look like an agent's log are rewritten, or refused
-    "text": {"sample_by": "paragraph"},
-    "csv": {"keep_default_na": False},  # else the text "NA" or "null" becomes null
-}
+NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features"}  # of a builder's configuration
+
+Rows: TypeAlias = "datasets.IterableDataset | FileRecords"
 
 # else tqdm makes a lock for each look at a pattern of files, and takes it from other threads that look at one
 datasets.utils.tqdm.get_lock()
@@ -69,116 +72,151 @@ def open_stream(
         MissingDataError, MalformedDataError, EmptySourceError, SourceError: it cannot be opened; each names the source.
     """
     options: dict[str, Any] = {"retries": retries or RetriesConfig(), "share": share}
-    is_of_files = dataset is None
+    rows: Rows
     if dataset is not None:
-        dataset = _own_copy(source.name, dataset)
+        rows = _own_copy(source.name, dataset)
+    elif (files := _files_here(source, resolve)) is not None:
+        rows = FileRecords(files)
+        options["files"] = tuple(Path(file.name) for file in files)
     else:
-        arguments, files = _arguments(source, resolve)
-        if source.token_column is not None and _is_parquet_here(source, arguments, files):
-            return _of_tables(source, files, row_length=row_length, vocab_size=vocab_size, **options)
-        load = partial(_load, source, arguments, files, options["retries"])
-        dataset, commit = load(source.revision)
-        options["files"] = files
-        if not files and _is_of_hub(arguments["path"]):
+        load = partial(_load, source, _arguments(source, resolve), options["retries"])
+        rows, commit = load(source.revision)
+        if source.path is not None and _is_of_hub(source.path):
             options |= {"revision": commit, "reopen": partial(_first, load)}
-    is_table = dataset._ex_iterable.iter_arrow is not None and not _has(dataset._ex_iterable, "MappedExamplesIterable")
+    is_table = _is_table(rows)
     if source.token_column is None:
-        is_plain = is_of_files and source.messages is None and source.template is None
-        return TextStream(source, dataset, is_table=is_table and is_plain, **options)
-    return TokenStream(source, dataset, row_length=row_length, vocab_size=vocab_size, is_table=is_table, **options)
+        is_plain = source.messages is None and source.template is None
+        return TextStream(source, rows, is_table=is_table and dataset is None and is_plain, **options)
+    return TokenStream(source, rows, row_length=row_length, vocab_size=vocab_size, is_table=is_table, **options)
 
 
-def _is_parquet_here(source: SourceConfig, arguments: dict[str, Any], files: tuple[Path, ...]) -> bool:
-    """Whether a source is Parquet files of this machine, all of them, which need no `datasets`."""
-    is_all = arguments["path"] == "parquet" and len(files) == len(arguments["data_files"]["train"])
-    return is_all and source.split == "train" and not any(file.suffix in COMPRESSIONS for file in files)
+def _is_table(rows: Rows) -> bool:
+    """Whether rows can be read as Arrow tables and resume exactly."""
+    if isinstance(rows, FileRecords):
+        return rows.kinds <= TABLE_READERS.keys()
+    return rows._ex_iterable.iter_arrow is not None and not _has(rows._ex_iterable, "MappedExamplesIterable")
 
 
-def _of_tables(source: SourceConfig, files: tuple[Path, ...], **options: Any) -> TokenStream:
-    try:
-        return TokenStream(source, ParquetTables(files), is_table=True, files=files, **options)
-    except Exception as error:  # as in Stream
-        raise explained(source.name, error, files, MalformedDataError) from error
+def _files_here(source: SourceConfig, resolve: Callable[[str], Path]) -> list[DataFile] | None:
+    """Return the files of a source if they are on this machine and of kinds that we read; else None."""
+    name, kind = source.name, None
+    patterns = (source.data_files,) if isinstance(source.data_files, str) else source.data_files
+    if source.local is not None:
+        try:
+            paths = [gather(source.local)]
+        except MixerError as error:
+            raise type(error)(f"source {name}: {error}") from error
+    elif source.path is None or source.path in READERS:
+        if not patterns:
+            raise ConfigError(
+                f"source {name}: nothing to read; give path, data_files or local, "
+                "or pass an IterableDataset as streams={name: dataset}"
+            )
+        if any(map(is_url, patterns)):
+            return None
+        kind = source.path
+        paths = find_files(name, patterns, resolve)
+    elif _is_of_hub(source.path):
+        return None
+    else:
+        folder = _folder(source, resolve)
+        if patterns:
+            paths = find_files(name, patterns, lambda pattern: folder / pattern)
+        elif source.config_name is not None or has_configs(folder):
+            return None
+        else:
+            found = split_of_folder(name, folder, source.split)
+            return None if found is None else _of_kind(name, None, found)
+    if source.split != "train":
+        raise MissingDataError(f"source {name}: Bad split: {source.split}. Available splits: ['train']")
+    return _of_kind(name, kind, paths)
+
+
+def _of_kind(name: str, kind: str | None, paths: list[Path]) -> list[DataFile]:
+    kind = kind or kind_of(name, [*map(str, paths)])
+    own = [KINDS.get(extension_of(str(path)), kind) for path in paths]  # both CSV and TSV are of the kind CSV
+    return [DataFile(str(p), k if READERS[k] == READERS[kind] else kind) for p, k in zip(paths, own, strict=True)]
+
+
+def _folder(source: SourceConfig, resolve: Callable[[str], Path]) -> Path:
+    assert source.path is not None
+    folder = resolve(source.path)
+    if not folder.is_dir():
+        raise MissingDataError(
+            f"source {source.name}: path {source.path!r} is no folder: {folder}; "
+            "name single files as data_files, and data sets of the hub as owner/name"
+        )
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        raise ConfigError(
+            f"source {source.name}: {source.path!r} was written by save_to_disk; "
+            f"name its files instead, as data_files: {source.path.rstrip('/')}/*.arrow"
+        )
+    return folder
 
 
 def _load(
-    source: SourceConfig,
-    arguments: dict[str, Any],
-    files: tuple[Path, ...],
-    retries: RetriesConfig,
-    revision: str | None,
-) -> tuple[datasets.IterableDataset, str]:
-    """Return the data set as of a revision, and the commit that it is."""
+    source: SourceConfig, arguments: dict[str, Any], retries: RetriesConfig, revision: str | None
+) -> tuple[Rows, str]:
+    """Return what `datasets` resolves as of a revision, read by us if we can, and the commit that it is."""
 
-    def attempt() -> tuple[datasets.IterableDataset, str]:
+    def attempt() -> tuple[Rows, str]:
         try:
-            with (
-                calm(retries.timeout_s),
-                _without_progress_bars(),
-                _without_count() if files else contextlib.nullcontext(),
-            ):
+            with calm(retries.timeout_s), _without_progress_bars():
                 builder = datasets.load_dataset_builder(name=source.config_name, revision=revision, **arguments)
-                return builder.as_streaming_dataset(split=source.split), builder.hash
-        except StopIteration as error:  # how the JSON builder says that its first file is empty
-            raise EmptySourceError(f"source {source.name}: there are no rows at all in {files[0]}") from error
+                files = _files_of(builder, source.split)
+                return FileRecords(files) if files else builder.as_streaming_dataset(split=source.split), builder.hash
         except Exception as error:  # as in Stream; a wrong split or configuration is a bare ValueError
-            raise explained(source.name, error, files, MissingDataError) from error
+            raise explained(source.name, error, (), MissingDataError) from error
 
     return persist(attempt, source=source.name, place=lambda: "opening it", retries=retries)
 
 
-def _first(load: Callable[[str], tuple[datasets.IterableDataset, str]], revision: str) -> datasets.IterableDataset:
+def _first(load: Callable[[str], tuple[Rows, str]], revision: str) -> Rows:
     return load(revision)[0]
 
 
-def _arguments(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """Return what ``load_dataset`` takes for this source, and the files of this machine among it."""
-    if source.local is not None:
-        try:
-            gathered = gather(source.local)
-        except MixerError as error:
-            raise type(error)(f"source {source.name}: {error}") from error
-        return _files_arguments(source.name, None, (str(gathered),), Path)
-    patterns = (source.data_files,) if isinstance(source.data_files, str) else source.data_files
-    if source.path is None or source.path in BUILDERS.values():
-        if not patterns:
-            raise ConfigError(
-                f"source {source.name}: nothing to read; give path, data_files or local, "
-                "or pass an IterableDataset as streams={name: dataset}"
-            )
-        return _files_arguments(source.name, source.path, patterns, resolve)
-    path = source.path
-    if not _is_of_hub(path):
-        folder = resolve(path)
-        if not folder.is_dir():
-            raise MissingDataError(
-                f"source {source.name}: path {path!r} is no folder: {folder}; "
-                "name single files as data_files, and data sets of the hub as owner/name"
-            )
-        if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-            raise ConfigError(
-                f"source {source.name}: {path!r} was written by save_to_disk; "
-                f"name its files instead, as data_files: {path.rstrip('/')}/*.arrow"
-            )
-        path = str(folder)
-    return {"path": path, "data_files": list(patterns) if patterns else None}, ()
+def _files_of(builder: Any, split: str) -> list[DataFile] | None:
+    """Return the files of one split, or None if there is more to reading them than we do."""
+    module = type(builder).__module__.rpartition(".")[2]
+    names = {str(key): files for key, files in (builder.config.data_files or {}).items()}.get(split)
+    kinds = [KINDS.get(extension_of(name)) for name in names or ()]
+    if not names or any(READERS.get(kind or "") != module for kind in kinds):
+        return None
+    for option in dataclasses.fields(builder.config):
+        usual = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+        is_tab = option.name == "sep" and set(kinds) == {"tsv"} and builder.config.sep == "\t"
+        if option.name not in NOT_OPTIONS and getattr(builder.config, option.name) != usual and not is_tab:
+            return None
+    return [
+        DataFile(name, kind or module, _open_remote if is_url(name) else None)
+        for name, kind in zip(names, kinds, strict=True)
+    ]
+
+
+def _open_remote(name: str) -> BinaryIO:
+    """Open a file as `datasets` does, but for its retries, which lose what a server answered."""
+    path, options = _prepare_path_and_storage_options(name, download_config=datasets.DownloadConfig())
+    files, path = url_to_fs(path, **(options or {}))
+    opened: BinaryIO = files.open(path, "rb")
+    return opened
+
+
+def _arguments(source: SourceConfig, resolve: Callable[[str], Path]) -> dict[str, Any]:
+    """Return what ``load_dataset_builder`` takes for a source that is not of files of this machine alone."""
+    patterns = [source.data_files] if isinstance(source.data_files, str) else [*(source.data_files or ())]
+    if source.path is None or source.path in READERS:
+        files = find_files(source.name, [pattern for pattern in patterns if not is_url(pattern)], resolve)
+        # `datasets` reads names as patterns once more; brackets in the name of a folder must not count
+        names = [glob.escape(str(file)) for file in files]
+        names += [pattern for pattern in patterns if is_url(pattern)]
+        return {"path": READERS[source.path or kind_of(source.name, names)], "data_files": {"train": names}}
+    path = source.path if _is_of_hub(source.path) else str(_folder(source, resolve))
+    return {"path": path, "data_files": patterns or None}
 
 
 def _is_of_hub(path: str) -> bool:
     """Whether a path is owner/name of the hub, which never begins like the path of a folder."""
-    return path not in BUILDERS.values() and not path.startswith((".", "/", "~"))
-
-
-def _files_arguments(
-    name: str, builder: str | None, patterns: tuple[str, ...], resolve: Callable[[str], Path]
-) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    urls = [pattern for pattern in patterns if is_url(pattern)]
-    files = find_files(name, [pattern for pattern in patterns if not is_url(pattern)], resolve)
-    # `datasets` reads names as patterns once more; brackets in the name of a folder must not count
-    literal = [str(file).replace("[", "[[]") for file in files]
-    builder = builder or builder_for(name, [*map(str, files), *urls])
-    arguments = {"path": builder, "data_files": {"train": literal + urls}, **BUILDER_OPTIONS.get(builder, {})}
-    return arguments, tuple(files)
+    return path not in READERS and not path.startswith((".", "/", "~"))
 
 
 def _own_copy(name: str, dataset: Any) -> datasets.IterableDataset:
@@ -222,18 +260,3 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         for switch_on in switches:
             switch_on()
-
-
-@contextlib.contextmanager
-def _without_count() -> Iterator[None]:
-    """Read files of this machine without a word to the hub.
-
-    `datasets` announces each use of a builder with a request whose timeout does not cover a slow name server: 5 s per
-    source, measured on a machine without a network.
-    """
-    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts

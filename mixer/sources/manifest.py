@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixer.config import Curriculum, SourceConfig
 from mixer.errors import MalformedDataError, MissingDataError, PreparedMismatchError
-from mixer.sources.files import BUILDERS, find_files, is_url
+from mixer.sources.files import READERS, find_files, is_url
 from mixer.sources.local import gather
 
 MANIFEST_VERSION = 1
@@ -26,7 +26,8 @@ SOURCES = "sources"  # the folder with one folder per source, whose names are th
 RECORD = "source.json"
 WORK = ".unfinished"
 
-NOT_OF_THE_ROWS = {"name", "on_exhausted", "on_failure", "tokens"}  # fields of a source that shape delivery alone
+# fields of a source that shape delivery alone, or say what is done about what cannot be read
+NOT_OF_THE_ROWS = {"name", "on_exhausted", "on_failure", "on_bad_record", "max_bad_records", "tokens"}
 
 Split = Literal["train", "held_out"]
 
@@ -178,7 +179,7 @@ def input_files(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[I
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return tuple(InputFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size) for path in files)
     patterns = (source.data_files,) if isinstance(source.data_files, str) else source.data_files or ()
-    if source.path is not None and source.path not in BUILDERS.values():
+    if source.path is not None and source.path not in READERS:
         return ()  # of the hub
     return _listing(find_files(source.name, [pattern for pattern in patterns if not is_url(pattern)], resolve))
 

@@ -14,9 +14,13 @@ from typing import Any
 
 from mixer.config import RENDERINGS, Scalar, SourceConfig
 from mixer.config_errors import suggestion
-from mixer.errors import ConfigError, MalformedDataError, MissingDataError
+from mixer.errors import ConfigError, MissingDataError
+from mixer.sources.batches import BadRecord
+from mixer.sources.values import Cell, Number, TemplateFormatter
 
 TURNS = {"user": "> ", "human": "> ", "assistant": "< ", "gpt": "< ", "system": "* "}
+
+FORMATTER = TemplateFormatter()
 
 Row = Mapping[str, Any]
 
@@ -38,60 +42,74 @@ class Renderer:
             rendered = [self._text if source.messages is None else source.messages]
         is_text = source.token_column is None and source.template is None and source.messages is None
         self.text_column = self._text if is_text else None  # if its values are the documents, as they are
+        self._rendered = rendered
         self.columns = tuple(dict.fromkeys([*rendered, *self._where]))
 
-    def check_columns(self, known: Iterable[str]) -> None:
-        """Raise MissingDataError if a column that is needed is not among those known."""
-        known = list(known)
-        for column in self.columns:
+    def check_columns(self, known: Iterable[str], file: str = "") -> None:
+        """Raise MissingDataError if a column that is needed is not among those known, which are of a file."""
+        self._check(self.columns, list(known), file)
+
+    def check_rendered(self, known: Iterable[str], file: str = "") -> None:
+        """Do so for what documents are made of alone: what ``where`` asks for may be missing, and then is null."""
+        self._check(self._rendered, list(known), file)
+
+    def _check(self, columns: Iterable[str], known: list[str], file: str) -> None:
+        for column in columns:
             if column not in known:
                 raise MissingDataError(
                     f"source {self.name}: no column {column!r}{suggestion(column, known)}; "
                     f"columns: {', '.join(known) or 'none'}; set {', '.join(RENDERINGS)} or where to one of them"
+                    f"{f' (in {file})' if file else ''}"
                 )
 
     def matches(self, row: Row) -> bool:
         """Whether every column of ``where`` has one of the values asked for."""
         return not self._where or all(_among(row[column], wanted) for column, wanted in self._where.items())
 
-    def render(self, row: Row, number: int) -> str:
-        """Return the document of a row; ``number`` counts rows from 1 and is only for messages."""
-        if self._template is not None:
-            return self._from_template(self._template, row, number)
-        if self._messages is not None:
-            return self._from_messages(row[self._messages], number)
-        return self._string(row[self._text], f"column {self._text!r}", number)
+    @property
+    def keeps_spelling(self) -> bool:
+        """Whether numbers are looked at, so that they must be as their file spells them."""
+        return self._template is not None or bool(self._where)
 
-    def _from_template(self, template: str, row: Row, number: int) -> str:
+    def render(self, row: Row) -> str:
+        """Return the document of a row.
+
+        Raises:
+            BadRecord: a row that has none.
+        """
+        if self._template is not None:
+            return self._from_template(self._template, row)
+        if self._messages is not None:
+            return self._from_messages(row[self._messages])
+        return self._string(row[self._text], f"column {self._text!r}")
+
+    def _from_template(self, template: str, row: Row) -> str:
         for column in self.columns:
             if row[column] is None and column not in self._where:
-                raise self._malformed(number, f"column {column!r} of the template is null")
+                raise BadRecord(f"column {column!r} of the template is null")
         try:
-            return template.format_map(row)
+            return FORMATTER.vformat(template, (), row)
         except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
-            raise self._malformed(number, f"the template {template!r} cannot be filled: {error!r}") from error
+            raise BadRecord(f"the template {template!r} cannot be filled: {error!r}") from error
 
-    def _from_messages(self, messages: Any, number: int) -> str:
+    def _from_messages(self, messages: Any) -> str:
         if not isinstance(messages, list):
-            raise self._malformed(number, f"column {self._messages!r} holds {_kind(messages)}, not a list of messages")
-        return "\n".join(self._turn(message, number) for message in messages)
+            raise BadRecord(f"column {self._messages!r} holds {_kind(messages)}, not a list of messages")
+        return "\n".join(self._turn(message) for message in messages)
 
-    def _turn(self, message: Any, number: int) -> str:
+    def _turn(self, message: Any) -> str:
         if not isinstance(message, Mapping):
-            raise self._malformed(number, f"a message is {_kind(message)}, not a mapping with role and content")
+            raise BadRecord(f"a message is {_kind(message)}, not a mapping with role and content")
         by_role = message.get("role") is not None  # columns that mix both shapes have null in the other's keys
         role, content = ("role", "content") if by_role else ("from", "value")
-        if message.get(role) not in TURNS:
-            raise self._malformed(number, f"unknown role {message.get(role)!r}; known: {', '.join(TURNS)}")
-        return TURNS[message[role]] + self._string(message.get(content), f"{content!r} of a message", number)
+        if not isinstance(message.get(role), str) or message[role] not in TURNS:
+            raise BadRecord(f"unknown role {message.get(role)!r}; known: {', '.join(TURNS)}")
+        return TURNS[message[role]] + self._string(message.get(content), f"{content!r} of a message")
 
-    def _string(self, value: Any, what: str, number: int) -> str:
+    def _string(self, value: Any, what: str) -> str:
         if not isinstance(value, str):
-            raise self._malformed(number, f"{what} is {_kind(value)}, not text")
-        return value
-
-    def _malformed(self, number: int, reason: str) -> MalformedDataError:
-        return MalformedDataError(f"source {self.name}: row {number}: {reason}")
+            raise BadRecord(f"{what} is {_kind(value)}, not text")
+        return str(value)
 
 
 def _alternatives(wanted: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
@@ -100,7 +118,11 @@ def _alternatives(wanted: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
 
 def _among(value: Any, wanted: tuple[Scalar, ...]) -> bool:
     """Equality that keeps true apart from 1, which Python does not."""
-    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in wanted)
+    for other in wanted:
+        spelled = value.like(other) if isinstance(value, Cell) else value
+        if spelled == other and isinstance(spelled, bool) == isinstance(other, bool):
+            return True
+    return False
 
 
 def _fields(name: str, template: str) -> list[str]:
@@ -116,4 +138,5 @@ def _fields(name: str, template: str) -> list[str]:
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+    name = "float" if isinstance(value, Number) else type(value).__name__
+    return "null" if value is None else f"{name} {str(value)[:40]!r}"

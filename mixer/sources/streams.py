@@ -1,17 +1,18 @@
 """Documents of one source in file order, as text or as token ids; stopped and restored at any group, exactly.
 
-They read batches of rows, because `datasets` resumes exactly between the batches of ``IterableDataset.iter`` and inside
-a batch we count rows ourselves. To resume, `datasets` reads the file again up to the place (parsing, but not
-tokenising), so that a late resume in one huge file costs a pass over its beginning.
+They read batches of rows, each of which says where it begins, and count rows inside one. Our own readers go on there at
+once (in a compressed file: once it is decompressed up to there). `datasets` resumes exactly between the batches of
+``IterableDataset.iter``, but reads the file again up to the place, parsing it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -19,21 +20,25 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mixer.config import RetriesConfig, SourceConfig
 from mixer.errors import EmptySourceError, MalformedDataError, StateMismatchError
 from mixer.sources.background import POOL
+from mixer.sources.batches import BadRecord, Batch
 from mixer.sources.faults import NetworkFault, calm, explained, persist
 from mixer.sources.files import files_digest
 from mixer.sources.holdout import is_held_out, text_bytes
+from mixer.sources.records import FileRecords
 from mixer.sources.rendering import Renderer
 from mixer.types import TokenArray
 
 if TYPE_CHECKING:
     import datasets
 
+log = logging.getLogger("mixer.sources")
+
 GROUP_DOCUMENTS = 256
 GROUP_CHARACTERS = 128 * 1024  # bounds what one call tokenises, and so what a resume has to tokenise again
 BATCH_ROWS = 64  # rows that become Python's at once; they may be long, and most of a group's are short
 TABLE_ROWS = 256  # rows of a table that `datasets` gives at once, which costs it 0.25 ms whatever their number
 
-STATE_VERSION = 3
+STATE_VERSION = 5
 NUM_SEEN = 8  # values of a `where` column that an error shows
 
 Documents = list[str] | list[TokenArray] | TokenArray
@@ -73,8 +78,13 @@ class Stream(ABC, Generic[Group]):
     """What streams of text and of token ids share: the place, its state, and reading on after faults.
 
     Counters are of the current epoch: ``num_rows`` read, ``num_documents`` given, ``num_empty`` rows without text,
-    ``num_other_split`` documents of the other side of the held-out split, ``num_other_readers`` of other readers.
+    ``num_other_split`` documents of the other side of the held-out split, ``num_other_readers`` of other readers,
+    ``num_bad`` records that were left out as ``on_bad_record: skip`` asks for.
+
+    ``on_bad`` is told of each bad record, with its place, instead of what the source's config says.
     """
+
+    on_bad: Callable[[str], object] | None = None
 
     _batch_size: int
     _is_table: bool  # read as pyarrow tables, not as lists of Python values
@@ -82,11 +92,11 @@ class Stream(ABC, Generic[Group]):
     def __init__(
         self,
         source: SourceConfig,
-        dataset: datasets.IterableDataset,
+        dataset: datasets.IterableDataset | FileRecords,
         *,
         files: tuple[Path, ...] = (),
         revision: str | None = None,
-        reopen: Callable[[str], datasets.IterableDataset] | None = None,
+        reopen: Callable[[str], datasets.IterableDataset | FileRecords] | None = None,
         retries: RetriesConfig | None = None,
         share: Share = WHOLE,
     ) -> None:
@@ -109,11 +119,16 @@ class Stream(ABC, Generic[Group]):
         self._reopen = reopen
         self._retries = retries or RetriesConfig()
         self._share = share
+        self._is_far = not files or not isinstance(dataset, FileRecords)  # whether a library of others reads it
         self._renderer = Renderer(source)
         self._dataset, self._stride = self._narrowed(dataset)
         self._batches: Iterator[Any] | None = None
+        self._records: Batch | None = None  # that the next row is in, or was in
         self._close: Callable[[], object] = _nothing
         self.restart()
+        if not self._is_far:  # a wrong column or a broken file is told before a run begins, as it costs a block
+            self._read_batch()
+            self.restart()
 
     @property
     def fingerprint(self) -> str | None:
@@ -137,9 +152,11 @@ class Stream(ABC, Generic[Group]):
 
     def restart(self) -> None:
         """Go back to the first document: the next epoch."""
-        self._move({}, 0)  # an empty state is the beginning, also for `datasets`
+        self._move({}, 0, None)  # an empty state is the beginning, also for `datasets`
         self.num_rows = self.num_documents = self.num_empty = self.num_other_split = self.num_other_readers = 0
+        self.num_bad = 0
         self._seen: dict[str, list[Any]] = {column: [] for column in self._source.where}
+        self._names: dict[str, None] = {}  # columns of records of JSON some of which lack one
 
     def next_group(self) -> Group:
         """Return the next documents, a bounded number; an empty group ends the epoch.
@@ -198,12 +215,20 @@ class Stream(ABC, Generic[Group]):
             "reader": [self._share.reader, self._share.num_readers],
             "dataset": self._position,
             "offset": self._offset,
+            "read": self._digest(),
             "rows": self.num_rows,
             "documents": self.num_documents,
             "empty": self.num_empty,
             "other_split": self.num_other_split,
             "other_readers": self.num_other_readers,
+            "bad": self.num_bad,
         }
+
+    def _digest(self) -> str | None:
+        """Return the digest of the file up to the next row, if that is known and not in the position already."""
+        if not self._offset:
+            return None
+        return self._read_digest if self._records is None else self._records.digest(self._offset)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that ``state_dict`` gave, here or in another process.
@@ -211,16 +236,18 @@ class Stream(ABC, Generic[Group]):
         A data set of the hub is read as of the commit that the state was saved with, whatever its newest one is now.
 
         Raises:
-            StateMismatchError: the state of another source, version, split or reader, or of files that have changed.
+            StateMismatchError: the state of another source, version, split or reader, or of files that have changed in
+                what was read of them.
             MissingDataError: a commit that the hub no longer has.
         """
         self.check_state(state)
         if self._reopen is not None and state["revision"] != self._revision:
             self._dataset, self._stride = self._narrowed(self._reopen(state["revision"]))
             self._revision = state["revision"]
-        self._move(state["dataset"], state["offset"])  # `datasets` copies what it loads
+        self._move(state["dataset"], state["offset"], state["read"])  # `datasets` copies what it loads
         self.num_rows, self.num_documents, self.num_empty = state["rows"], state["documents"], state["empty"]
         self.num_other_split, self.num_other_readers = state["other_split"], state["other_readers"]
+        self.num_bad = state["bad"]
 
     def abandon(self) -> None:
         """Let go of what is open without closing it, in a process that was forked after it was opened."""
@@ -232,8 +259,9 @@ class Stream(ABC, Generic[Group]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens the files again at the same place."""
-        left_out = {"_batches": None, "_close": _nothing, "_batch": None, "_batch_rows": 0}
-        return {**self.__dict__, **left_out, "_next_position": self._position}
+        left_out = {"_batches": None, "_close": _nothing, "_batch": None, "_batch_rows": 0, "_records": None}
+        kept = {"_next_position": self._position, "_read_digest": self._digest()}
+        return {**self.__dict__, **left_out, **kept}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise StateMismatchError for a state that ``load_state_dict`` would refuse."""
@@ -242,9 +270,11 @@ class Stream(ABC, Generic[Group]):
             expected["revision"] = self._revision
         expected |= {"split": self._share.split, "reader": [self._share.reader, self._share.num_readers]}
         for key, value in expected.items():
-            if state.get(key) != value:
+            if state.get(key) != value and not (key == "files" and self._is_mended(state)):
                 hint = {
-                    "files": "; its files are not those that the state was saved with",
+                    "version": "; another release read this source: go on with that one, or begin the run anew",
+                    "files": "; its files are not those that the state was saved with, and differ in what was read of "
+                    "them by then, or are of a kind (Parquet, Arrow) of which that is not known",
                     "reader": "; a source that is streamed in every rank and worker goes on only with the same number "
                     "of them: use the same world size and num_workers, or `mixer prepare` the source",
                 }.get(key, "")
@@ -252,8 +282,19 @@ class Stream(ABC, Generic[Group]):
                     f"source {self.name}: the saved state has {key} {state.get(key)!r}, but this is {value!r}{hint}"
                 )
 
-    def _move(self, position: dict[str, Any], offset: int) -> None:
+    def _is_mended(self, state: Mapping[str, Any]) -> bool:
+        """Whether files that have changed are the same in all that was read of them up to a state."""
+        if not isinstance(self._dataset, FileRecords) or not self._files:
+            return False
+        try:
+            return self._dataset.has_read(state["dataset"], state["offset"], state["read"])
+        except Exception as error:
+            raise explained(self.name, error, self._files, MalformedDataError) from error
+
+    def _move(self, position: dict[str, Any], offset: int, digest: str | None) -> None:
         """Let the next row be number ``offset`` of the batch that begins at ``position``."""
+        self._read_digest = digest
+        self._records = None
         self._position = self._next_position = position
         self._offset = offset
         self._batch: Any = None
@@ -261,7 +302,9 @@ class Stream(ABC, Generic[Group]):
         self._batches = None
         self._close()
 
-    def _narrowed(self, dataset: datasets.IterableDataset) -> tuple[datasets.IterableDataset, int]:
+    def _narrowed(
+        self, dataset: datasets.IterableDataset | FileRecords
+    ) -> tuple[datasets.IterableDataset | FileRecords, int]:
         """Return the data set with the files and columns that are needed only, and which documents of them to take.
 
         The files are dealt out if their number divides by that of the readers; else each reads all and takes every
@@ -275,7 +318,10 @@ class Stream(ABC, Generic[Group]):
             dataset = dataset.shard(readers, self._share.reader, contiguous=False)
         else:
             stride = readers
-        if dataset.column_names is not None:  # unknown after .map() and for some JSON: each batch is checked then
+        if isinstance(dataset, FileRecords):
+            renderer = self._renderer
+            return dataset.narrowed(renderer.columns, keeps_spelling=renderer.keeps_spelling), stride
+        if dataset.column_names is not None:  # unknown after .map(): each batch is checked then
             self._renderer.check_columns(dataset.column_names)
             dataset = dataset.select_columns(list(self._renderer.columns))
         return (dataset.with_format("arrow") if self._is_table else dataset), stride
@@ -285,8 +331,8 @@ class Stream(ABC, Generic[Group]):
         """Return the next documents; an empty group at the end of the epoch."""
 
     @abstractmethod
-    def _hold(self, batch: Any) -> int:
-        """Keep a batch and return its number of rows."""
+    def _hold(self, batch: Batch) -> None:
+        """Keep a batch."""
 
     def _read_batch(self) -> bool:
         """Read batches until one has a row left; False at the end of the epoch."""
@@ -295,15 +341,29 @@ class Stream(ABC, Generic[Group]):
                 self._position, self._offset, self._batch_rows = self._next_position, 0, 0
             batch = self._next_batch()
             if batch is None:
-                self._offset = 0
+                self._offset, self._records = 0, None
                 return False
-            self._batch_rows = self._hold(batch)
+            self._check_columns(batch)
+            self._hold(batch)
+            if batch.start is not None:
+                self._position = batch.start
+            self._records, self._batch_rows = batch, batch.num_rows
             self._next_position = self._dataset.state_dict()
         return True
 
-    def _next_batch(self) -> Any:
+    def _check_columns(self, batch: Batch) -> None:
+        if batch.names is None:
+            return
+        if not batch.is_open:
+            self._renderer.check_columns(batch.names, batch.file)
+            return
+        self._names |= dict.fromkeys(batch.names)
+        if not self.num_rows and not self._offset:  # of JSON, a later record may have what these lack
+            self._renderer.check_rendered(batch.names, batch.file)
+
+    def _next_batch(self) -> Batch | None:
         try:
-            with calm(self._retries.timeout_s):
+            with calm(self._retries.timeout_s) if self._is_far else contextlib.nullcontext():
                 if self._batches is None:
                     # `datasets` would otherwise begin at the last state it was given, in every epoch
                     self._dataset.load_state_dict(self._position)
@@ -312,12 +372,47 @@ class Stream(ABC, Generic[Group]):
                     # it holds a file open, and left to the end of Python its own clean-up fails noisily
                     self._close = weakref.finalize(self, _closed, batches)
                     POOL.close_at_exit(self._close)
-                return next(self._batches, None)
+                batch = next(self._batches, None)
+                return batch if batch is None or isinstance(batch, Batch) else self._as_batch(batch)
         except Exception as error:  # `datasets` lets through whatever its readers and file systems raise
             raise explained(self.name, error, self._files, MalformedDataError) from error
 
+    def _as_batch(self, rows: Any) -> Batch:
+        """Return rows of `datasets` as a batch."""
+        first = self.num_rows + 1 - self._offset
+        names = rows.column_names if self._is_table else list(rows)
+        num_rows = rows.num_rows if self._is_table else len(next(iter(rows.values()), ()))
+        return Batch(rows, num_rows, lambda i: f"row {first + i}", names=names)
+
+    def _refuse(self, row: int, reason: str) -> None:
+        """Do with a bad record what the config says: raise, or leave it out.
+
+        Args:
+            row: its number in the batch.
+            reason: why it cannot be read.
+        """
+        records, source = self._records, self._source
+        assert records is not None
+        problem = f"source {self.name}: {records.place(row)}: {reason}"
+        if self.on_bad is not None:
+            self.on_bad(problem)
+        elif source.on_bad_record == "stop":
+            raise MalformedDataError(f"{problem}; mend it, or set on_bad_record: skip")
+        elif not self._is_mine():
+            return
+        elif self.num_bad >= source.max_bad_records:
+            raise MalformedDataError(
+                f"{problem}; {self.num_bad} bad records of this epoch were skipped before it, as many as "
+                "max_bad_records allows: mend them (`mixer check --all` lists them), or raise it"
+            )
+        else:
+            log.warning("%s; skipped, as on_bad_record says", problem)
+        self.num_bad += 1
+
     def _check_not_empty(self, group: Group) -> None:
-        if not len(group) and not self.num_documents:
+        if not len(group) and not self.num_documents and self.on_bad is None:
+            if self._names:
+                self._renderer.check_columns(self._names)
             raise EmptySourceError(f"source {self.name}: {self._emptiness()}")
 
     def _is_mine(self) -> bool:
@@ -346,6 +441,8 @@ class Stream(ABC, Generic[Group]):
             )
         if self.num_empty:
             return f"{self.num_rows} rows were read and none has text ({self.num_empty} are empty)"
+        if self.num_bad:
+            return f"{self.num_rows} rows were read, and none of those that are not bad ({self.num_bad} are) has text"
         if self.num_rows:
             asked = ", ".join(f"{column}={wanted!r}" for column, wanted in self._source.where.items())
             found = ", ".join(f"{column} is one of {seen}" for column, seen in self._seen.items())
@@ -357,7 +454,12 @@ class TextStream(Stream[list[str]]):
     """Documents as text, up to 256 or about 128 KiB of characters in a group."""
 
     def __init__(
-        self, source: SourceConfig, dataset: datasets.IterableDataset, *, is_table: bool = False, **options: Any
+        self,
+        source: SourceConfig,
+        dataset: datasets.IterableDataset | FileRecords,
+        *,
+        is_table: bool = False,
+        **options: Any,
     ) -> None:
         """Stream text; the other arguments are those of ``Stream``.
 
@@ -369,7 +471,7 @@ class TextStream(Stream[list[str]]):
         """
         self._is_table = is_table
         self._batch_size = TABLE_ROWS if is_table else BATCH_ROWS
-        self._part: dict[str, list[Any]] = {}  # columns of some rows of the batch, from ``_part_from`` on
+        self._part: Mapping[str, Sequence[Any]] = {}  # columns of some rows of the batch, from ``_part_from`` on
         self._part_from = self._part_rows = 0
         super().__init__(source, dataset, **options)
         chooses = bool(source.where or self._share.holdout)
@@ -379,22 +481,16 @@ class TextStream(Stream[list[str]]):
         """Another process makes its own part of the batch."""
         return {**super().__getstate__(), "_part": {}, "_part_rows": 0}
 
-    def _hold(self, batch: Any) -> int:
-        self._renderer.check_columns(batch.column_names if self._is_table else batch)
-        self._batch, self._part_rows = batch, 0
-        return batch.num_rows if self._is_table else len(next(iter(batch.values())))
+    def _hold(self, batch: Batch) -> None:
+        self._part_rows = 0
 
     def _place_in_part(self) -> int:
         """Return where the next row lies in the part of the batch that is Python's."""
         place = self._offset - self._part_from
         if 0 <= place < self._part_rows:
             return place
-        part = slice(self._offset, self._offset + BATCH_ROWS)
-        try:
-            batch = self._batch
-            self._part = batch[part].to_pydict() if self._is_table else {name: batch[name][part] for name in batch}
-        except UnicodeDecodeError as error:
-            raise explained(self.name, error, self._files, MalformedDataError) from error
+        assert self._records is not None
+        self._part = self._records.part(self._offset, BATCH_ROWS)
         self._part_from, self._part_rows = self._offset, min(BATCH_ROWS, self._batch_rows - self._offset)
         return 0
 
@@ -413,7 +509,7 @@ class TextStream(Stream[list[str]]):
             row = {column: values[place] for column, values in self._part.items()}
             self._offset += 1
             self.num_rows += 1
-            text = self._document(row)
+            text = self._document(row, self._offset - 1)
             if text is not None:
                 documents.append(text)
                 num_characters += len(text)
@@ -428,24 +524,34 @@ class TextStream(Stream[list[str]]):
         if self._plain is None or self._stride > 1:
             return texts
         for text in self._part[self._plain][place : place + most]:
-            if type(text) is not str or not text:
+            if type(text) is not str or not text or text.isspace():
                 break
             texts.append(text)
             most_characters -= len(text)
             if most_characters <= 0:
                 break
+        texts = _encodable(texts)
         self._offset += len(texts)
         self.num_rows += len(texts)
         self.num_documents += len(texts)
         return texts
 
-    def _document(self, row: dict[str, Any]) -> str | None:
-        """Return the text of a row, or None if it is not for this stream."""
-        if not self._renderer.matches(row):
-            self._remember(row)
+    def _document(self, row: dict[str, Any], number: int) -> str | None:
+        """Return the text of a row, which has a number in its batch, or None if it is not for this stream."""
+        assert self._records is not None
+        if number in self._records.bad:
+            self._refuse(number, self._records.bad[number])
             return None
-        text = self._renderer.render(row, self.num_rows)
-        if not text:
+        try:
+            if not self._renderer.matches(row):
+                self._remember(row)
+                return None
+            text = self._renderer.render(row)
+            _check_encodable(text)
+        except BadRecord as error:
+            self._refuse(number, str(error))
+            return None
+        if not text.strip("\r\n"):
             self.num_empty += 1
         elif self._share.holdout and not self._share.has(text_bytes(text)):
             self.num_other_split += 1
@@ -455,6 +561,27 @@ class TextStream(Stream[list[str]]):
             self.num_documents += 1
             return text
         return None
+
+
+def _encodable(texts: list[str]) -> list[str]:
+    """Return the texts up to the first that is not Unicode."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        for i, text in enumerate(texts):
+            try:
+                _check_encodable(text)
+            except BadRecord:
+                return texts[:i]
+    return texts
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise BadRecord(f"half a surrogate pair (U+{half:04X}) at character {error.start + 1} of its text") from error
 
 
 _LEFT_OPEN: list[Any] = []  # iterators of a parent process, which wait for its threads when they are closed

@@ -6,7 +6,8 @@ without a copy, and ids of 32 bits stay where Arrow read them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from mixer.config import SourceConfig
-from mixer.errors import MalformedDataError
+from mixer.sources.batches import BadRecord, Batch
 from mixer.sources.holdout import token_bytes
+from mixer.sources.records import FileRecords
 from mixer.sources.streams import Stream
 from mixer.types import BoolArray, IntArray, TokenArray
 
@@ -27,72 +29,91 @@ BATCH_ROWS = 256
 
 
 class TokenColumn:
-    """Reads one column of one source; ``row_length`` makes every list a row as it is.
+    """Reads one column; ``row_length`` makes every list a row as it is.
 
     Args:
-        source: its name, for messages.
-        column: the column.
+        column: its name.
         vocab_size: ids must be below; None accepts all that 32 bits hold.
         row_length: the length that every list must have, T + 1; None accepts any.
     """
 
-    def __init__(self, source: str, column: str, *, vocab_size: int | None, row_length: int | None) -> None:
-        self.source = source
+    def __init__(self, column: str, *, vocab_size: int | None, row_length: int | None) -> None:
         self.column = column
         self._limit = 2**32 if vocab_size is None else vocab_size
         self._row_length = row_length
 
-    def read(self, array: pa.Array | pa.ChunkedArray, numbers: IntArray) -> tuple[TokenArray, IntArray]:
+    def read(self, column: pa.Array | pa.ChunkedArray | Sequence[Any]) -> tuple[TokenArray, IntArray]:
         """Return all ids, uint32 [N], and the borders of the lists in them, int64 [lists + 1].
 
         Args:
-            array: the column of some rows.
-            numbers: the number of each of those rows in its source, from 1, for messages.
+            column: the column of some rows, from Arrow or as Python lists.
 
         Raises:
-            MalformedDataError: a row that is null, holds a null, a negative id, one outside the vocabulary, or has
-                another length than a row; it names source, row and value.
+            BadRecord: a row that is null, has another length than a row, or holds a null, a negative id, one
+                outside the vocabulary or what is no whole number; it names the value.
         """
+        array: Any = column
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            array = self._from_python(column)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-        if not _is_list(array.type) or not pa.types.is_integer(array.type.value_type):
-            raise MalformedDataError(
-                f"source {self.source}: column {self.column!r} holds {array.type}, not lists of whole numbers"
-            )
+        if not _is_list_of_integers(array.type):
+            raise self._malformed(f"holds {array.type}, not lists of whole numbers")
         if array.null_count:
-            row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-            raise self._malformed(numbers[row], "is null, not a list of token ids")
+            raise self._malformed("is null, not a list of token ids")
         values, borders = _flattened(array)
         lengths = np.diff(borders)
         if self._row_length is not None and (lengths != self._row_length).any():
             row = int(np.flatnonzero(lengths != self._row_length)[0])
             raise self._malformed(
-                numbers[row],
                 f"has {lengths[row]} ids, but a row has sequence_length + 1 = {self._row_length}; "
                 "pack documents of any length with token_ids instead of rows, or change sequence_length",
             )
         if values.null_count:
-            position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise self._malformed(numbers[_list_of(borders, position)], "holds a null among its ids")
+            raise self._malformed("holds a null among its ids")
+        if pa.types.is_null(values.type):  # every list is empty
+            return np.empty(0, dtype=np.uint32), borders
         ids = values.to_numpy(zero_copy_only=True)
-        self._check_range(ids, borders, numbers)
+        self._check_range(ids)
         return ids.view(np.uint32) if ids.dtype.itemsize == 4 else ids.astype(np.uint32), borders
 
-    def _check_range(self, ids: IntArray, borders: IntArray, numbers: IntArray) -> None:
+    def _check_range(self, ids: IntArray) -> None:
         if not len(ids):
             return
-        unsigned = ids.view(f"u{ids.dtype.itemsize}")  # negative ones become larger than any vocabulary
-        if unsigned.max() < self._limit:
+        unsigned = ids.view(f"u{ids.dtype.itemsize}")  # the bits of a negative id are above all that its type holds
+        limit = min(self._limit, np.iinfo(ids.dtype).max + 1)
+        if unsigned.max() < limit:
             return
-        position = int(np.argmax(unsigned >= self._limit))
-        raise self._malformed(
-            numbers[_list_of(borders, position)],
-            f"holds the id {ids[position]}, outside the vocabulary of {self._limit}; "
+        raise self._outside(ids[int(np.argmax(unsigned >= limit))])
+
+    def _from_python(self, lists: Sequence[Any]) -> pa.Array:
+        """Return Python lists as a column, for data sets that are not Arrow underneath."""
+        with contextlib.suppress(pa.ArrowException, OverflowError):
+            array = pa.array(lists)
+            if pa.types.is_null(array.type) or _is_list_of_integers(array.type):
+                return array.cast(pa.list_(pa.int64())) if pa.types.is_null(array.type) else array
+        for ids in lists:
+            if ids is None:
+                raise self._malformed("is null, not a list of token ids")
+            if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+                raise self._malformed(f"is {_shown(ids)}, not a list of token ids")
+            for each in ids:
+                if each is None:
+                    raise self._malformed("holds a null among its ids")
+                if isinstance(each, bool) or not isinstance(each, int | np.integer):
+                    raise self._malformed(f"holds {_shown(each)} among its ids, which are whole numbers")
+                if not 0 <= each < self._limit:
+                    raise self._outside(each)
+        return pa.array([np.fromiter(ids, np.int64) for ids in lists])
+
+    def _outside(self, token: Any) -> BadRecord:
+        return self._malformed(
+            f"holds the id {token}, outside the vocabulary of {self._limit}; "
             "read it with the tokenizer that it was made with",
         )
 
-    def _malformed(self, number: int, reason: str) -> MalformedDataError:
-        return MalformedDataError(f"source {self.source}: row {number}: column {self.column!r} {reason}")
+    def _malformed(self, reason: str) -> BadRecord:
+        return BadRecord(f"column {self.column!r} {reason}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,7 @@ class _Tokens:
     ids: TokenArray
     borders: IntArray
     wanted: BoolArray | None  # the rows that match `where`; None if there is none
+    bad: dict[int, str]  # why a row cannot be read
 
 
 class TokenStream(Stream[list[TokenArray] | TokenArray]):
@@ -114,7 +136,7 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
     def __init__(
         self,
         source: SourceConfig,
-        dataset: datasets.IterableDataset,
+        dataset: datasets.IterableDataset | FileRecords,
         *,
         vocab_size: int | None,
         row_length: int,
@@ -137,7 +159,7 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         if self._row_length is not None:
             self._batch_size = max(1, min(4 * BATCH_ROWS, GROUP_TOKENS // self._row_length))
         self._is_table = is_table
-        self._column = TokenColumn(source.name, source.token_column, vocab_size=vocab_size, row_length=self._row_length)
+        self._column = TokenColumn(source.token_column, vocab_size=vocab_size, row_length=self._row_length)
         super().__init__(source, dataset, **options)
 
     @property
@@ -146,24 +168,35 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         identity = super().identity
         return None if identity is None else f"{identity} {self._row_length}"
 
-    def _hold(self, batch: Any) -> int:
-        names = batch.column_names if self._is_table else list(batch)
-        self._renderer.check_columns(names)
-        column = batch[self._column.column]
-        numbers = np.arange(self.num_rows + 1 - self._offset, self.num_rows + 1 - self._offset + len(column))
+    def _hold(self, batch: Batch) -> None:
         wanted = None
         if self._source.where:
             rows = [dict(zip(self._source.where, row, strict=True)) for row in self._where_rows(batch)]
-            wanted = np.array([self._renderer.matches(row) for row in rows])
+            wanted = np.array([self._renderer.matches(row) for row in rows], dtype=bool)
+            wanted[[*batch.bad]] = True  # nobody knows
             for row in rows:
                 self._remember(row)
-        ids, borders = self._column.read(column if self._is_table else as_array(column), numbers)
-        self._batch = _Tokens(ids, borders, wanted)
-        return len(column)
+        column, bad = batch.columns[self._column.column], dict(batch.bad)
+        try:
+            ids, borders = self._column.read(column)
+        except BadRecord:
+            ids, borders = self._one_by_one(column, bad)
+        self._batch = _Tokens(ids, borders, wanted, bad)
 
-    def _where_rows(self, batch: Any) -> Iterator[tuple[Any, ...]]:
-        columns = [batch[name].to_pylist() if self._is_table else batch[name] for name in self._source.where]
-        return zip(*columns, strict=True)
+    def _one_by_one(self, column: Any, bad: dict[int, str]) -> tuple[TokenArray, IntArray]:
+        """Read each row by itself and remember which are bad; they are empty, or rows of zeros."""
+        found = []
+        for i in range(len(column)):
+            try:
+                found.append(self._column.read(column[i : i + 1])[0])
+            except BadRecord as error:
+                bad.setdefault(i, str(error))
+                found.append(np.zeros(self._row_length or 0, dtype=np.uint32))
+        return np.concatenate(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
+
+    def _where_rows(self, batch: Batch) -> Iterator[tuple[Any, ...]]:
+        columns: list[Any] = [batch.columns[name] for name in self._source.where]
+        return zip(*[column.to_pylist() if batch.is_table else column for column in columns], strict=True)
 
     def _read_group(self) -> list[TokenArray] | TokenArray:
         while self._offset < self._batch_rows or self._read_batch():
@@ -183,6 +216,10 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         chosen = np.arange(start, stop)
         if tokens.wanted is not None:
             chosen = chosen[tokens.wanted[start:stop]]
+        if tokens.bad:
+            for i in chosen[np.isin(chosen, [*tokens.bad])].tolist():
+                self._refuse(i, tokens.bad[i])
+            chosen = chosen[~np.isin(chosen, [*tokens.bad])]
         if self._row_length is None:
             is_empty = tokens.borders[chosen] == tokens.borders[chosen + 1]
             self.num_empty += int(is_empty.sum())
@@ -207,16 +244,14 @@ class TokenStream(Stream[list[TokenArray] | TokenArray]):
         return rows[chosen[0] : chosen[-1] + 1] if _is_run(chosen) else rows[chosen]
 
 
-def as_array(lists: list[Any]) -> pa.Array:
-    """Return Python lists as a column, for data sets that are not Arrow underneath."""
-    try:
-        return pa.array(lists)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([str(each) for each in lists])  # of a type that is refused with the column's name
+def _is_list_of_integers(kind: pa.DataType) -> bool:
+    """Whether a column can hold lists of token ids; lists that are all empty have no type of values."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)))
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def _flattened(array: pa.Array) -> tuple[pa.Array, IntArray]:
@@ -227,11 +262,6 @@ def _flattened(array: pa.Array) -> tuple[pa.Array, IntArray]:
     offsets = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
     start, end = int(offsets[0]), int(offsets[-1])
     return array.values.slice(start, end - start), offsets - start
-
-
-def _list_of(borders: IntArray, position: int) -> int:
-    """Return the list that the value at a position is in; empty lists hold none."""
-    return int(np.searchsorted(borders, position, side="right")) - 1
 
 
 def _is_run(chosen: IntArray) -> bool:

@@ -50,6 +50,7 @@ def needs(scope: Scope) -> Any:
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of the errors of a route; every route may refuse a token or a client in a hurry."""
     means = {
+        400: "no request that HTTP allows",
         401: "no token, or an unknown one",
         403: "the token's scope does not reach so far",
         404: "no such run",
@@ -61,7 +62,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         429: "too many requests",
         503: "the database or the journal cannot be written; nothing was changed",
     }
-    listed = {401, 403, 404, 409, 413, 422, 429, 503, *statuses}
+    listed = {400, 401, 403, 404, 409, 413, 422, 429, 503, *statuses}
     shape = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
     # a model for each would take most of the time that the server needs to put its routes together
     by_status: dict[int | str, dict[str, Any]] = {

@@ -85,7 +85,8 @@ def delivery(engine_of: EngineOf) -> APIRouter:
     @router.post("/feedback", dependencies=[needs("train")], summary="Losses of one rank in one step")
     async def feedback(engine: Run, body: Feedback) -> FeedbackTaken:
         losses = body.losses(engine.walk.names)
-        return FeedbackTaken(is_new=await run_in_threadpool(engine.report, body.step, losses))
+        is_new = await run_in_threadpool(engine.report, body.step, losses, body.world_size)
+        return FeedbackTaken(is_new=is_new, differs=None if is_new else engine.differs(body.step, losses))
 
     @router.get("/progress", dependencies=[needs("read")], summary="What each source has given before a step")
     async def progress(engine: Run, step: Annotated[Step, Query(examples=[0])]) -> dict[str, SourceProgress]:

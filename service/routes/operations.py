@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from mixer.errors import MixerError
 from service.engine import Engine
 from service.errors import NotReadyError, StallError
-from service.guard import origin_of
+from service.guard import Guard, origin_of
 from service.routes.common import EngineOf, RunName, errors, identity_of, needs, runs_of
 from service.runs import Runs
 from service.schemas import ForkRequest, Run, RunRequest
@@ -32,7 +32,10 @@ def live(engine_of: EngineOf) -> APIRouter:
         last_event_id: Annotated[str | None, Header(max_length=20)] = None,
     ) -> StreamingResponse:
         after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else None
-        stream = request.app.state.events.listen(engine.name, after=after)
+        door: Guard = request.app.door
+        stream = request.app.state.events.listen(
+            engine.name, after=after, is_welcome=lambda: door.is_welcome(request.scope)
+        )
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
