@@ -1,7 +1,7 @@
-"""Hugging Face ``Trainer``: its own loader would shard again, its resume would skip batches; neither is wanted.
+"""Hugging Face ``Trainer``: ``MixtureTrainer`` with ``train_dataset=MixtureDataset(...)``, and any causal model.
 
-Three things to copy: ``get_train_dataloader`` (each rank's batches, as they are), ``compute_loss`` (reports the losses)
-and ``MixtureCallback`` with ``ignore_data_skip`` (the data set's state in each checkpoint).
+The model gets labels that are shifted once, gradients are divided by all tokens of an optimizer step, losses are
+reported, and checkpoints hold the data set's state: ``trainer.train(resume_from_checkpoint=True)`` goes on exactly.
 """
 
 from __future__ import annotations
@@ -9,32 +9,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from examples import tiny
 from mixer import MixtureDataset
-from mixer.adapters.loading import MixtureLoader
-from mixer.adapters.trainer import MixtureCallback
+from mixer.adapters.trainer import MixtureTrainer
 
 
-class MixtureTrainer(Trainer):  # type: ignore[misc]
-    """A ``Trainer`` over a ``MixtureDataset``."""
+class LoggingTrainer(MixtureTrainer):
+    """Writes down what it trains on, which only the tests of this example need."""
 
-    def __init__(self, dataset: MixtureDataset, logs: Path, **options: Any) -> None:
-        super().__init__(**options)
-        self.mixture, self.logs = dataset, logs
+    def training_step(self, model: Any, inputs: Any, *more: Any) -> Any:
+        """Train on a batch, and log it."""
+        batch = dict(inputs)
+        loss = super().training_step(model, inputs, *more)
+        rank = self.train_dataset.rank
+        tiny.log(Path(self.args.output_dir).parent / f"log-{rank}.jsonl", batch, loss, rank)
+        return loss
 
-    def get_train_dataloader(self) -> MixtureLoader:
-        """Return this rank's batches; not prepared by accelerate, which would share them out a second time."""
-        return MixtureLoader(self.mixture)
 
-    def compute_loss(self, model: Any, inputs: Any, **_: Any) -> Tensor:
-        """Return the mean loss, and report the loss of every token."""
-        losses = tiny.token_losses(model(inputs["input_ids"]), inputs["labels"])
-        self.mixture.report(inputs, losses)
-        tiny.log(self.logs / f"log-{self.mixture.rank}.jsonl", inputs, losses, self.mixture.rank)
-        return losses.mean()
+def model() -> Any:
+    """Return a small GPT-2, the same on every rank and in every run."""
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=tiny.VOCABULARY, n_positions=16, n_embd=16, n_layer=1, n_head=2, **ids)
+    )
 
 
 def train(folder: Path, until: int) -> None:
@@ -44,18 +45,13 @@ def train(folder: Path, until: int) -> None:
         max_steps=until,
         save_steps=6,
         lr_scheduler_type="constant",
-        ignore_data_skip=True,
         disable_tqdm=True,
         report_to=[],
         use_cpu=True,
     )  # sets torch.distributed up, so that the data set finds its rank
     dataset = MixtureDataset(tiny.curriculum(folder), provenance=True)
-    callback = MixtureCallback(dataset)
-    trainer = MixtureTrainer(dataset, folder, model=tiny.TinyModel(), args=arguments, callbacks=[callback])
-    saved = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    if saved:
-        callback.load(saved[-1])
-    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
+    trainer = LoggingTrainer(model=model(), args=arguments, train_dataset=dataset)
+    trainer.train(resume_from_checkpoint=any((folder / "checkpoints").glob("checkpoint-*")))
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ class Redrive:
         left = self._curricula[self._generation :]
         self._tape = _Tape()  # an empty journal: the walk begins
         policy = _Together([make_policy(curriculum) for curriculum in left])
-        walk = Walk(left[0], journal=self._tape, policy=policy, on_alarm=lambda _: None)
+        walk = Walk(left[0], journal=self._tape, policy=policy, on_alarm=lambda _: None, on_silence=lambda _: None)
         self._tape.written.clear()  # the header
         return walk
 

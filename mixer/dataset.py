@@ -21,8 +21,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.batches import BatchReader, TokenBatch
 from mixer.channel import Address, Answering, RemotePhases
 from mixer.config import Curriculum
+from mixer.consumers import check_consumer
 from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.errors import ConfigError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, InvalidLossError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
 from mixer.mesh import MeshRanks, Role
@@ -30,6 +31,7 @@ from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
 from mixer.ranks import Claim, Ranks, default_ranks
+from mixer.rewards import SourceLosses, check_shapes
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
 from mixer.suspension import Suspension, may_suspend, refused
@@ -153,6 +155,7 @@ class MixtureDataset(IterableDataset[Batch]):
         return self._step if self._desk is None else self._desk.step
 
     def __iter__(self) -> Iterator[Batch]:
+        check_consumer(self, is_whole=self._batches)
         worker, num_workers = self._enter()
         if self._desk is None:
             self._begin_in_copy(worker, num_workers)
@@ -198,10 +201,22 @@ class MixtureDataset(IterableDataset[Batch]):
         return tensors if self._desk is not None else Parcel(tensors)
 
     def _new_reports(self) -> Reports:
-        over_slices = self._ranks.over_slices(self.curriculum.sequence_length)
-        return Reports(self.curriculum.rows_of_rank(self.world_size), over_slices)
+        curriculum, width = self.curriculum, self.curriculum.sequence_length
+        return Reports(
+            curriculum.rows_of_rank(self.world_size),
+            self._ranks.slice_width(width),
+            curriculum.names,
+            over_slices=self._ranks.over_slices(width),
+        )
 
-    def report(self, batch: Mapping[str, Any], token_losses: Tensor | None, mask: Tensor | None = None) -> bool:
+    def report(
+        self,
+        batch: Mapping[str, Any],
+        token_losses: Tensor | None,
+        mask: Tensor | None = None,
+        *,
+        num_tokens: Tensor | None = None,
+    ) -> bool:
         """Tell the walk what a batch taught; return whether it took in a step that it did not know.
 
         Parts of a batch (gradient accumulation, collated rows) may be reported one by one: the walk is told once all
@@ -211,23 +226,47 @@ class MixtureDataset(IterableDataset[Batch]):
         reports its slice.
 
         Args:
-            batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``.
-            token_losses: loss of each token in nats, [b, T], on any device; of a slice of each row in context
-                parallelism, or None where other ranks of the mesh have them.
-            mask: tokens that count, bool [b, T]; all by default.
+            batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``; tokens whose ``labels`` are
+                -100 do not count.
+            token_losses: loss of each token in nats, [b, T], [b * T] or [1, b * T], on any device; with ``num_tokens``
+                the sum of each row, [b]. In context parallelism of a slice of each row; None where other ranks of the
+                mesh have them.
+            mask: tokens that count, bool, in one of the same shapes; all by default.
+            num_tokens: tokens that count in each row, int [b].
 
         Raises:
             FeedbackError, InvalidLossError: losses that cannot be; nothing was learned from them.
             RankMismatchError: the ranks report different steps, decided differently, or read streams with different
                 numbers of workers.
         """
-        desk, was_new = self._main, False
-        for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
-            claim = functools.partial(self._claim, step, desk)
-            total = self._ranks.total(losses, claim, len(self.curriculum.names))
-            was_new = desk.walk.report(step, total) or was_new
-            if desk.has_workers:
-                desk.delivered(step)
+        was_new = False
+        for step, losses in self._reports.add(batch, token_losses, mask, num_tokens):
+            try:
+                was_new = self._take_in(step, losses) or was_new
+            except InvalidLossError as error:
+                raise self._reports.located(step, error) from None
+        return was_new
+
+    def report_sums(self, step: int, losses: SourceLosses) -> bool:
+        """Tell the walk what a step taught, from sums by source that the trainer has itself.
+
+        Args:
+            step: which one.
+            losses: of this rank's rows; summed over ranks, so that every rank calls, for every step.
+
+        Returns, Raises:
+            As ``report``.
+        """
+        check_shapes(losses, self.curriculum.names, step=step)  # here, as ranks cannot add different shapes
+        return self._take_in(step, losses.on_grid())
+
+    def _take_in(self, step: int, losses: SourceLosses | None) -> bool:
+        """Tell the walk of the losses of this rank's step."""
+        desk = self._main
+        total = self._ranks.total(losses, functools.partial(self._claim, step, desk), len(self.curriculum.names))
+        was_new: bool = desk.walk.report(step, total)
+        if desk.has_workers:
+            desk.delivered(step)
         return was_new
 
     def _claim(self, step: int, desk: Desk) -> Claim:
@@ -268,7 +307,7 @@ class MixtureDataset(IterableDataset[Batch]):
         readers = self._desk.load_state_dict(state)
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
-        self._reports = self._new_reports()
+        self._reports.clear()
         self._is_placed = self._rows.is_prepared or len(readers) == 1
         if self._is_placed:
             self._reader.load_state_dict(readers[0] if readers else {})

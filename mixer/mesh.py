@@ -72,6 +72,10 @@ class MeshRanks(Ranks):
         """Return what adds up the slices of rows of so many tokens; None if ranks have whole rows."""
         return None if self._along("context")[1] == 1 else functools.partial(self._whole_rows, full_width)
 
+    def slice_width(self, full_width: int) -> int:
+        """Return how many tokens of each row this rank has the losses of: those of its slice."""
+        return full_width // self._along("context")[1]
+
     def total(self, losses: SourceLosses | None, claim: Callable[[], Claim], num_sources: int) -> SourceLosses:
         """Return the losses of all ranks, the same on each; see ``Ranks.total``."""
         said = claim()

@@ -74,6 +74,10 @@ class Ranks:
         """Return what adds up the slices of rows of so many tokens; None, as these ranks have whole rows."""
         return None
 
+    def slice_width(self, full_width: int) -> int:
+        """Return how many tokens of each row this rank has the losses of."""
+        return full_width
+
     def total(self, losses: SourceLosses | None, claim: Callable[[], Claim], num_sources: int) -> SourceLosses:
         """Return the losses of all ranks, the same on each.
 

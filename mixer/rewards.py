@@ -111,9 +111,7 @@ def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> No
             is_sound &= (rows > 0) | (sums + tokens <= 0)
         if np.count_nonzero(is_sound) == rows.size:
             return  # nearly always; what follows finds the words, if there are any
-    for what, values in (("rows", rows), ("tokens", tokens), ("loss_sums", sums), ("square_sums", squares)):
-        if values.shape != shape:
-            raise FeedbackError(f"step {step}: {what} have shape {values.shape}, but there are {len(names)} sources")
+    check_shapes(losses, names, step=step)
     if losses.rank < 0:
         raise FeedbackError(f"step {step}: rank is {losses.rank}; ranks count from 0")
     bad_sums = ~np.isfinite(losses.loss_sums) | (losses.loss_sums < 0)
@@ -131,6 +129,14 @@ def check_losses(losses: SourceLosses, names: Sequence[str], *, step: int) -> No
         )
     for i in np.flatnonzero((losses.rows == 0) & ((losses.loss_sums > 0) | (losses.tokens > 0)))[:1]:
         raise FeedbackError(f"step {step}: {names[i]} reports a loss of {losses.loss_sums[i]:.6g}, but no rows")
+
+
+def check_shapes(losses: SourceLosses, names: Sequence[str], *, step: int) -> None:
+    """Raise FeedbackError unless there is one number of each kind for each source."""
+    for what in ("rows", "tokens", "loss_sums", "square_sums"):
+        shape = getattr(losses, what).shape
+        if shape != (len(names),):
+            raise FeedbackError(f"step {step}: {what} have shape {shape}, but there are {len(names)} sources")
 
 
 def add_losses(parts: Sequence[SourceLosses]) -> SourceLosses:

@@ -11,6 +11,7 @@ where sources may be suspended they are kept apart instead.
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import threading
 from collections.abc import Callable, Mapping
@@ -46,6 +47,7 @@ from mixer.states import STATE_VERSION, check_state, closed, opened
 from mixer.types import Array
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+log = logging.getLogger(__name__)
 
 
 def _one_at_a_time(method: Method) -> Method:
@@ -91,6 +93,8 @@ class Walk:
         policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
         on_alarm: told the ``alarm`` line of each alarm, once the decision that found it is in force; by default it is
             logged as a warning.
+        on_silence: told in words, once, that the policy decides from losses and none was ever reported; by default that
+            is logged as a warning.
 
     Attributes:
         forked_at: the first step that this walk decided on its own, if it is a fork; else None.
@@ -107,6 +111,7 @@ class Walk:
         sources: Mapping[str, str] | None = None,
         policy: Policy | None = None,
         on_alarm: Callable[[dict[str, Any]], None] | None = None,
+        on_silence: Callable[[str], None] | None = None,
     ) -> None:
         self.curriculum = curriculum
         self.names = curriculum.names
@@ -119,6 +124,7 @@ class Walk:
         self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
         self._on_alarm = on_alarm or warn
+        self._on_silence: Callable[[str], None] | None = on_silence or log.warning
         self._begun: _Decision | None = None  # one that the journal has some lines of
         self._limits = Limits.of(curriculum)
         self._inbox = Inbox(
@@ -433,6 +439,11 @@ class Walk:
         self._phases.keep(decision.phase)
         for alarm in seen.alarms:
             self._on_alarm(alarm)
+        if self._on_silence and not self._inbox.had:
+            told = silence(self.curriculum, decision.phase.kind, decision.phase.start)
+            if told is not None:
+                self._on_silence(told)
+                self._on_silence = None
 
     def _next_decision(self) -> _Decision:
         newest = self._phases.newest
@@ -485,6 +496,23 @@ class Walk:
         sure = {"always": 1.0, "never": 0.0}
         teleports = self._policy.teleports
         return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
+
+
+def silence(curriculum: Curriculum, kind: str, start: int) -> str | None:
+    """Return what is wrong with a phase that was decided before any losses were reported; None if nothing is.
+
+    Args:
+        curriculum: the run.
+        kind: of the phase; ``bandit`` if the policy, which looks at losses, chose its weights.
+        start: its first step.
+    """
+    if kind != "bandit" or start <= curriculum.feedback_lag:
+        return None
+    return (
+        f"policy {curriculum.policy.name} decided the phase from step {start} without a single report of losses, "
+        "so it has learned nothing: call dataset.report(batch, token_losses) after each step, set feedback_lag to the "
+        "batches that are fetched ahead, or choose a policy that needs no losses (static, proportional, unimax, random)"
+    )
 
 
 def _is_inside(weights: Array, region: Region) -> bool:

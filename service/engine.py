@@ -22,7 +22,7 @@ from mixer.guard import alarm_in_words
 from mixer.phases import Phase
 from mixer.rewards import SourceLosses
 from mixer.sources import Progress
-from mixer.walk import Walk
+from mixer.walk import Walk, silence
 from service import views
 from service.building import Builder
 from service.chronicle import Watch
@@ -79,6 +79,7 @@ class Engine:
         self.name, self.curriculum = name, curriculum
         self.pivots: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []  # of the guard
+        self._is_silence_told = False
         self._said = Said()
         self.patience = Patience(
             lag=curriculum.feedback_lag,
@@ -497,6 +498,11 @@ class Engine:
         if kind == "phase":
             self._decisions.add(record)
             self.patience.decided(record["start"])
+            if is_new and not self._is_silence_told and not self.patience.last_reports():
+                told = silence(self.curriculum, record["kind"], record["start"])
+                self._is_silence_told = told is not None
+                if told is not None:
+                    log.warning("run %s: %s", self.name, told)
         elif kind == "pivot":
             self.pivots.append(record)
             if record["at_step"] < record["decided_before"]:

@@ -193,8 +193,9 @@ def _load(walk: Walk, snapshot: Mapping[str, Any], journal: RunJournal) -> None:
 
 
 def _walk(curriculum: Curriculum, journal: RunJournal) -> Walk:
-    """Return a walk that writes to ``journal``, which tells of its alarms as of every other line."""
-    return Walk(curriculum, journal=journal, on_alarm=lambda _: None)  # type: ignore[arg-type]  # all that it asks of one
+    """Return a walk that writes to ``journal``, whose listeners tell of alarms and of silence."""
+    lines: Any = journal  # all that it asks of one
+    return Walk(curriculum, journal=lines, on_alarm=lambda _: None, on_silence=lambda _: None)
 
 
 def _drive(walk: Walk, record: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mixer.batches import RowBatch
 from mixer.config import Curriculum, Pivot
-from mixer.errors import RepeatedRowsError
+from mixer.consumers import check_consumer
+from mixer.errors import InvalidLossError, RepeatedRowsError
 from mixer.feedback import Reports
 from mixer.packing import WIDE
 from mixer.phases import Phase
 from mixer.ranks import default_ranks
 from mixer.records import record_to_phase
 from mixer.region import Region
-from mixer.rewards import SourceLosses
+from mixer.rewards import SourceLosses, check_losses
 from mixer.sources import Progress
 from mixer.states import check_state
 from mixer.tensors import Batch, single_rows, tensors_of
@@ -237,7 +239,8 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         config = self._client.config()
         data = {key: value for key, value in config["curriculum"].items() if value is not None}
         self.curriculum = Curriculum.from_data(data, base_dir=".")
-        self._reports = Reports(self.curriculum.rows_of_rank(self.world_size))
+        rows = self.curriculum.rows_of_rank(self.world_size)
+        self._reports = Reports(rows, self.curriculum.sequence_length, self.curriculum.names)
         self.walk = RemoteWalk(self._client, self.curriculum, self.world_size)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
@@ -256,6 +259,10 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         return self._step
 
     def __iter__(self) -> Iterator[Batch]:
+        check_consumer(self, is_whole=self._batches)
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         steps = range(self._step + worker, self.curriculum.total_steps, num_workers)
@@ -286,23 +293,39 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
     def _stand_at(self, step: int, row: int) -> None:
         self._step, self._row = step, row
 
-    def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
+    def report(
+        self,
+        batch: Mapping[str, Any],
+        token_losses: Tensor,
+        mask: Tensor | None = None,
+        *,
+        num_tokens: Tensor | None = None,
+    ) -> bool:
         """Tell the service what this rank's rows taught; see ``MixtureDataset.report``.
 
         Returns:
             Whether a step was taken in that was not known; when this returns it is durable.
         """
         was_new = False
-        names = self.curriculum.names
-        for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(names)):
+        for step, losses in self._reports.add(batch, token_losses, mask, num_tokens):
             assert losses is not None, "every rank of a service has losses"
-            report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
             try:
-                was_new = self.walk.report(step, report) or was_new
-            except RepeatedRowsError as error:  # as after a restart with another number of ranks
-                log.warning("%s", error)
-            if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
-                self._stand_at(step + 1, 0)
+                was_new = self.report_sums(step, losses) or was_new
+            except InvalidLossError as error:
+                raise self._reports.located(step, error) from None
+        return was_new
+
+    def report_sums(self, step: int, losses: SourceLosses) -> bool:
+        """Tell the service what this rank's rows taught, from sums by source; see ``MixtureDataset.report_sums``."""
+        check_losses(losses, self.curriculum.names, step=step)
+        report = losses if losses.rank == self.rank else replace(losses, rank=self.rank)
+        was_new = False
+        try:
+            was_new = self.walk.report(step, report)
+        except RepeatedRowsError as error:  # as after a restart with another number of ranks
+            log.warning("%s", error)
+        if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
+            self._stand_at(step + 1, 0)
         return was_new
 
     def progress(self) -> dict[str, Progress]:
@@ -329,4 +352,4 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             expected = parent["fingerprint"]
         check_state(state, version=STATE_VERSION, fingerprint=expected, what="remote data set state")
         self._step, self._row = state["step"], state["row"]
-        self._reports = Reports(self._reports.rows_per_step)
+        self._reports.clear()

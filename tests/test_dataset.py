@@ -24,6 +24,7 @@ from mixer.errors import (
     ConfigError,
     EmptySourceError,
     FeedbackError,
+    InvalidLossError,
     SourceExhaustedError,
     SourceUnavailableError,
     StateMismatchError,
@@ -32,6 +33,7 @@ from mixer.fork import fork
 from mixer.journal import read_journal
 from mixer.preparation import prepare
 from mixer.replay import Replay
+from mixer.rewards import SourceLosses
 from mixer.states import opened
 from mixer.tensors import tensors_of
 from mixer.testing import assert_resumes_from_every_step
@@ -210,7 +212,7 @@ def test_reports_reach_the_walk_by_source(folder: Path) -> None:
 def test_losses_of_the_wrong_shape_are_refused(folder: Path) -> None:
     dataset = MixtureDataset(a_curriculum(folder))
     batch = next(iter(dataset))
-    with pytest.raises(FeedbackError, match=r"shape \[8\].*\[B, T\]"):
+    with pytest.raises(FeedbackError, match=r"shape \[8\], but the batch has 8 rows of 16 tokens"):
         dataset.report(batch, torch.zeros(B))
     with pytest.raises(FeedbackError, match="as it was yielded"):
         dataset.report({"input_ids": batch["input_ids"]}, torch.zeros(B, T))
@@ -225,6 +227,46 @@ def test_masked_tokens_do_not_count(folder: Path) -> None:
     losses[:, 10:] = torch.nan
     dataset.report(batch, losses, mask)
     assert dataset.walk._inbox.ready(1)[0].losses.tokens[0] % 10 == 0
+
+
+def test_labels_of_minus_100_do_not_count_as_losses_of_0(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    batch = next(iter(dataset))
+    batch["labels"][:, 10:] = -100
+    logits = torch.randn(B, T, 300)
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+    dataset.report(batch, losses)
+    (arrived,) = dataset.walk._inbox.ready(1)
+    assert arrived.losses.tokens.sum() == B * 10
+    assert arrived.losses.loss_sums.sum() == pytest.approx(float(losses.sum()), abs=1e-3)
+
+
+def test_a_loss_that_cannot_be_names_its_source_and_row_and_teaches_nothing(folder: Path) -> None:
+    dataset = MixtureDataset(a_curriculum(folder))
+    batch = next(iter(dataset))
+    losses = losses_of(batch).clone()
+    losses[5, 3] = torch.nan
+    source = dataset.curriculum.names[batch["source_ids"][5]]
+    with pytest.raises(
+        InvalidLossError, match=rf"step 0: loss of {source} is nan; .*\(row 5 of this rank's, from {source}: nan"
+    ):
+        dataset.report(batch, losses)
+    assert dataset.report(batch, losses_of(batch)) is True
+
+
+def test_sums_by_source_teach_what_the_losses_of_the_batch_do(folder: Path) -> None:
+    by_token, by_sums = MixtureDataset(a_curriculum(folder)), MixtureDataset(a_curriculum(folder))
+    for batch, _ in zip(by_token, by_sums, strict=True):
+        by_token.report(batch, losses_of(batch))
+        rows = np.bincount(batch["source_ids"].numpy(), minlength=4)
+        means = 2.0 + np.arange(4) / (1.0 + batch["step"])
+        sums = SourceLosses(rows=rows, tokens=rows * T, loss_sums=rows * T * means, square_sums=rows * means**2)
+        assert by_sums.report_sums(batch["step"], sums) is True
+        assert by_sums.report_sums(batch["step"], sums) is False
+        one, other = (dataset.walk.phase_at(batch["step"]).weights for dataset in (by_token, by_sums))
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    with pytest.raises(FeedbackError, match=r"step 3: rows have shape \(3,\), but there are 4 sources"):
+        by_sums.report_sums(3, SourceLosses(rows=rows[:3], tokens=rows[:3], loss_sums=np.zeros(3)))
 
 
 def test_a_source_that_stops_ends_the_run_and_one_that_errs_says_so(folder: Path) -> None:

@@ -30,12 +30,14 @@ from mixer.dataset import MixtureDataset
 from mixer.delivery import Rows
 from mixer.draws import phase_counts
 from mixer.errors import (
+    InvalidLossError,
     MixerError,
     RankMismatchError,
     SourceExhaustedError,
     StateMismatchError,
     TopologyError,
 )
+from mixer.feedback import Reports
 from mixer.journal import Journal, read_journal
 from mixer.preparation import prepare
 from mixer.rewards import SourceLosses
@@ -465,6 +467,31 @@ def test_ranks_sum_their_losses_and_decide_as_one_process_would(folder: Path) ->
     for (step, ids, sources), (_, ids_0, sources_0), (_, ids_1, sources_1) in zip(expected, zero, one, strict=True):
         assert [ids[0::2], ids[1::2]] == [ids_0, ids_1], step
         assert [sources[0::2], sources[1::2]] == [sources_0, sources_1], step
+
+
+def test_sums_by_source_are_summed_over_ranks_and_a_loss_that_cannot_be_is_refused_on_all(folder: Path) -> None:
+    curriculum = a_curriculum(folder)
+    alone = MixtureDataset(curriculum)
+    trained(alone)
+
+    def job(rank: int, world_size: int) -> Any:
+        dataset, refused = MixtureDataset(curriculum), ""
+        for batch in dataset:
+            losses = losses_of(batch)
+            if batch["step"] == 9:
+                try:
+                    dataset.report(batch, torch.full_like(losses, torch.nan) if rank == 1 else losses)
+                except InvalidLossError as error:
+                    refused = str(error)
+            ((step, sums),) = Reports(B // 2, T, curriculum.names).add(batch, losses)
+            assert dataset.report_sums(step, sums)
+        return refused, dataset.walk.state_dict(from_step=STEPS)
+
+    (zero, walk_0), (one, walk_1) = in_ranks(2, job)
+    assert walk_0 == walk_1 == alone.walk.state_dict(from_step=STEPS)
+    assert one.startswith(zero)
+    assert "loss of s" in zero
+    assert "(row 0 of this rank's, from s" in one
 
 
 def test_a_run_of_two_ranks_goes_on_with_one(folder: Path) -> None:

@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader
 
 from mixer.config import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
-from mixer.errors import FeedbackError, FutureFeedbackError, PivotError, StateMismatchError, TopologyError
+from mixer.errors import (
+    FeedbackError,
+    FutureFeedbackError,
+    InvalidLossError,
+    PivotError,
+    StateMismatchError,
+    TopologyError,
+)
+from mixer.feedback import Reports
 from mixer.journal import read_journal
 from service.client import AsyncMixerClient, MixerClient, RemoteMixtureDataset
 from service.errors import RunEndedError, UnreachableError
@@ -343,6 +351,28 @@ def test_a_trainer_that_changes_one_line_sees_the_same_batches(tmp_path: Path, m
     for one, other in zip(compact, local, strict=False):
         assert one["labels"].dtype == torch.uint16
         assert torch.equal(one["labels"].long(), other["labels"])
+
+
+def test_a_remote_trainer_reports_rows_or_sums_by_source_and_hears_of_a_loss_that_cannot_be(tmp_path: Path) -> None:
+    with Served(write_run(tmp_path), tmp_path / "runs", "--feedback-wait-s", "0") as server:
+        for rank in range(2):
+            dataset = RemoteMixtureDataset(server.url, rank, 2)
+            batches = iter(dataset)
+            batch, following = next(batches), next(batches)
+            with pytest.raises(FeedbackError, match=rf"shape \[4, {T // 2}\], but the batch has 4 rows of {T} tokens"):
+                dataset.report(batch, torch.ones(4, T // 2))
+            with pytest.raises(InvalidLossError, match=r"loss of .* is nan; .*\(row 0 of this rank's, from .*: nan\)"):
+                dataset.report(batch, torch.full((4, T), torch.nan))
+            assert dataset.report(batch, torch.full((4,), 24.0), num_tokens=torch.full((4,), T)) is True
+            ((step, sums),) = Reports(4, T, dataset.curriculum.names).add(following, torch.ones(4, T))
+            assert dataset.report_sums(step, sums) is True
+            assert dataset.report_sums(step, sums) is False
+            assert dataset.step == 2
+            batches.close()
+        written = [line for line in read_journal(server.journal) if line["type"] == "feedback"]
+    assert [(line["step"], line["rank"]) for line in written] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert [sum(line["tokens"]) for line in written] == [4 * T] * 4
+    assert [sum(line["loss_sums"]) for line in written] == [96.0, 4.0 * T] * 2
 
 
 def test_a_trainer_survives_a_restart_of_the_server_and_its_own(tmp_path: Path) -> None:

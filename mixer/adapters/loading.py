@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from mixer.dataset import MixtureDataset
@@ -34,6 +35,8 @@ class MixtureLoader:
         self.num_workers = num_workers
         # without workers a copy composes in this process, so that here too the data set hears of batches by reports
         source = dataset if num_workers else copy.copy(dataset)
+        # of its own, as a loader that begins draws a number: from torch's, it would change dropout after a resume
+        options = {"generator": torch.Generator()} | options
         self._loader: DataLoader[Batch] = DataLoader(source, batch_size=None, num_workers=num_workers, **options)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ Ranks that differ only in tensor, pipeline or context parallelism must see the s
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mixer.adapters.loading import MixtureLoader
 from mixer.dataset import MixtureDataset
-from mixer.errors import StateMismatchError
+from mixer.errors import FeedbackError, StateMismatchError
 from mixer.tensors import Batch
 
 STATE_VERSION = 1
@@ -38,6 +39,7 @@ class TitanLoader:
     ) -> None:
         self.dataset = dataset
         self.batch: Batch = {}  # the newest that was yielded
+        self._unreported: deque[Batch] = deque()  # in the order in which they were yielded
         self._loader = MixtureLoader(dataset, num_workers=num_workers)
         self._exhausted = exhausted
 
@@ -49,14 +51,29 @@ class TitanLoader:
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Yield inputs and labels; every rank ends at the same step, with the exhausted error."""
+        self._unreported.clear()
         for batch in self._loader:
             self.batch = batch
+            self._unreported.append(batch)
             yield {"input": batch["input_ids"]}, batch["labels"]
         raise self._exhausted(f"all {self.dataset.curriculum.total_steps} steps were delivered; raise total_steps")
 
     def report(self, token_losses: Tensor | None) -> bool:
-        """Report the losses of the newest batch, [b, T] nats, on every rank; None where others have them."""
-        return self.dataset.report(self.batch, token_losses)
+        """Report the losses of the oldest batch that was not reported, on every rank that is to decide alike.
+
+        torchtitan takes all batches that it accumulates before it trains on the first, so report each, in their order.
+
+        Args:
+            token_losses: of each token in nats, [b, T] or [b * T]; None where other ranks of the mesh have them.
+
+        Raises:
+            FeedbackError: no batch is left to report, or losses that cannot be.
+        """
+        if not self._unreported:
+            raise FeedbackError("every batch that was yielded is reported already; report the losses of each once")
+        was_new = self.dataset.report(self._unreported[0], token_losses)
+        self._unreported.popleft()
+        return was_new
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state, over prepared rows everybody's; bytes, since a checkpoint flattens nested data."""
