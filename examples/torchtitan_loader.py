@@ -1,6 +1,6 @@
 """A torchtitan-shaped loader on a mesh of data and tensor parallelism, saved by ``torch.distributed.checkpoint``.
 
-Ranks that share a data-parallel rank see the same rows; each reports the losses within its own data-parallel group. In
+Ranks that share a data-parallel rank see the same rows; each reports them, and they count once. In
 torchtitan, return the loader from the train spec's ``build_dataloader_fn`` and pass its ``DataloaderExhaustedError``.
 """
 
@@ -25,9 +25,7 @@ def train(folder: Path, until: int, dp_size: int, tp_size: int) -> None:
     mesh = init_device_mesh("cpu", (dp_size, tp_size), mesh_dim_names=("dp", "tp"))
     dataset = MixtureDataset(
         tiny.curriculum(folder),
-        rank=mesh["dp"].get_local_rank(),
-        world_size=dp_size,
-        process_group=mesh["dp"].get_group(),
+        mesh=mesh,
         provenance=True,
     )
     loader = TitanLoader(dataset)

@@ -21,10 +21,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mixer.conditions import Condition
-from mixer.config_errors import describe, is_unknown_keys_alone, suggestion, without_unknown_keys
+from mixer.config_errors import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.phases import PhaseLaw
 from mixer.policy_config import (
+    MAX_COUNT,
+    MAX_STEPS,
+    MAX_WAIT_S,
     Frozen,
     GuardConfig,
     PolicyConfig,
@@ -36,6 +39,12 @@ from mixer.policy_config import (
 from mixer.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 
 CONFIG_VERSION = 1
+MAX_ROWS = 2**20  # of a batch: each may be a rank's, and the service knows ranks below that
+MAX_SEQUENCE = 2**24  # tokens; a row is packed, kept and sent whole
+MAX_BATCH_TOKENS = 2**30  # of the rows of a batch, which is built in memory: 4 GiB at four bytes a token
+MAX_VOCAB = 2**31  # token ids are kept in 32 bits, and frameworks read those as signed
+MAX_LAG = 2**16  # steps; each report looks at the phases that are planned within it
+MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that its phase may have
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
@@ -78,8 +87,10 @@ class SourceConfig(Frozen):
     on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
     on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
     on_bad_record: Literal["stop", "skip"] = Field("stop", description="when a record cannot be read")
-    max_bad_records: int = Field(100, ge=0, description="records that may be skipped in an epoch, of each reader")
-    tokens: int | None = Field(None, gt=0, description="number of distinct tokens, where known")
+    max_bad_records: int = Field(
+        100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
+    )
+    tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
 
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
@@ -102,10 +113,14 @@ class SourceConfig(Frozen):
 class RetriesConfig(Frozen):
     """What to do when a network or server fails while a source is read."""
 
-    attempts: int = Field(8, ge=1, description="calls altogether before the source counts as unavailable")
-    wait_s: float = Field(1.0, gt=0, description="seconds before the second call; doubles each time, plus jitter")
-    max_wait_s: float = Field(300.0, gt=0, description="longest wait; a server that asks for more is given up")
-    timeout_s: float = Field(20.0, gt=0, description="longest silence of a server within one call")
+    attempts: int = Field(8, ge=1, le=1000, description="calls altogether before the source counts as unavailable")
+    wait_s: float = Field(
+        1.0, gt=0, le=MAX_WAIT_S, description="seconds before the second call; doubles each time, plus jitter"
+    )
+    max_wait_s: float = Field(
+        300.0, gt=0, le=MAX_WAIT_S, description="longest wait; a server that asks for more is given up"
+    )
+    timeout_s: float = Field(20.0, gt=0, le=MAX_WAIT_S, description="longest silence of a server within one call")
 
 
 class TokenizerConfig(Frozen):
@@ -125,10 +140,12 @@ class TokenizerConfig(Frozen):
 class PhasesConfig(Frozen):
     """The law of phase kinds and lengths; it never looks at losses."""
 
-    min_steps: int = Field(7, ge=1)
-    max_steps: int = Field(42, ge=1)
+    min_steps: int = Field(7, ge=1, le=MAX_PHASE_STEPS)
+    max_steps: int = Field(42, ge=1, le=MAX_PHASE_STEPS)
     random_probability: float = Field(0.1, ge=0, le=1)
-    initial_random: int | None = Field(None, ge=0, description="random phases to begin with; default: min(sources, 16)")
+    initial_random: int | None = Field(
+        None, ge=0, le=MAX_STEPS, description="random phases to begin with; default: min(sources, 16)"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -167,7 +184,7 @@ class Pivot(_PivotFields):
 class ScheduledPivot(_PivotFields):
     """A pivot that the file plans for a step."""
 
-    at_step: int = Field(gt=0)
+    at_step: int = Field(gt=0, le=MAX_STEPS)
 
 
 class Curriculum(Frozen):
@@ -175,11 +192,13 @@ class Curriculum(Frozen):
 
     version: int = CONFIG_VERSION
     seed: int = Field(0, ge=0, lt=2**63)
-    total_steps: int = Field(gt=0)
-    batch_rows: int = Field(gt=0, description="rows of the global batch, over all ranks")
-    sequence_length: int = Field(gt=0, description="T: tokens the model reads; rows hold T + 1")
+    total_steps: int = Field(gt=0, le=MAX_STEPS)
+    batch_rows: int = Field(gt=0, le=MAX_ROWS, description="rows of the global batch, over all ranks")
+    sequence_length: int = Field(gt=0, le=MAX_SEQUENCE, description="T: tokens the model reads; rows hold T + 1")
     tokenizer: TokenizerConfig | None = None
-    vocab_size: int | None = Field(None, gt=0, description="the model's vocabulary; the tokenizer must fit in it")
+    vocab_size: int | None = Field(
+        None, gt=0, le=MAX_VOCAB, description="the model's vocabulary; the tokenizer must fit in it"
+    )
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     prepared: Annotated[str, AfterValidator(check_folder)] | None = Field(
         None, description="folder that `mixer prepare` made, relative to the config file"
@@ -188,13 +207,15 @@ class Curriculum(Frozen):
     floors: dict[str, Weight] = Field({}, description="smallest weight by source")
     caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
-    curriculum_warmup_steps: int = Field(0, ge=0)
+    curriculum_warmup_steps: int = Field(0, ge=0, le=MAX_STEPS)
     curriculum_warmup_sources: tuple[str, ...] = ()
     pivots: tuple[ScheduledPivot, ...] = ()
     phases: PhasesConfig = PhasesConfig()
     policy: PolicyConfig = UcbConfig()
     guard: GuardConfig | None = Field(GuardConfig(), description="alarms for sources learned by heart; `off`: none")
-    feedback_lag: int = Field(0, ge=0, description="a phase from step s is decided on losses of steps < s - lag")
+    feedback_lag: int = Field(
+        0, ge=0, le=MAX_LAG, description="a phase from step s is decided on losses of steps < s - lag"
+    )
     draws: Literal["systematic", "multinomial"] = "systematic"
     retries: RetriesConfig = RetriesConfig()
     _base_dir: Path = PrivateAttr(default=Path())  # where the file lies: relative paths start here
@@ -226,6 +247,8 @@ class Curriculum(Frozen):
             raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
         except YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise ConfigError(f"{path}: a value cannot be read: {error}") from error
         if not isinstance(data, Mapping):
             raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
         not_names = [key for key in data if not isinstance(key, str)]
@@ -254,7 +277,7 @@ class Curriculum(Frozen):
             version = data.get("version", CONFIG_VERSION)
             if version != CONFIG_VERSION:
                 raise ConfigError(
-                    f"version {version!r}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
+                    f"version {shown(version)}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
                     "install the release that wrote the file, or change the file and its version"
                 )
             if data.get("guard") in ("off", False):  # YAML 1.1 reads `off` as false, 1.2 as a word
@@ -279,6 +302,12 @@ class Curriculum(Frozen):
             except ConfigError as error:
                 problems += error.problems
         problems += self._policy_problems()
+        num_tokens = self.batch_rows * (self.sequence_length + 1)
+        if num_tokens > MAX_BATCH_TOKENS:
+            problems.append(
+                f"batch_rows {self.batch_rows} of sequence_length {self.sequence_length} are {num_tokens:,} tokens a "
+                f"batch; at most {MAX_BATCH_TOKENS:,} are built in memory"
+            )
         if problems:
             raise ConfigError(problems)
         return self

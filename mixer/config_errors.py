@@ -9,11 +9,22 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+MAX_SHOWN = 100
+
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it, which for some numbers would be longer than all that it says."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -60,7 +71,7 @@ def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message if message.startswith(("source ", "tokenizer", "phases")) else f"{where}: {message}"
-    return f"{where}: {message}, got {problem['input']!r}"
+    return f"{where}: {message}, got {shown(problem['input'])}"
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -7,6 +7,7 @@ ahead and ask this process for each phase (``channel``), so that a change arrive
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping
@@ -24,10 +25,11 @@ from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
 from mixer.errors import ConfigError, StateMismatchError, TopologyError
 from mixer.feedback import Reports
 from mixer.journal import Journal
+from mixer.mesh import MeshRanks, Role
 from mixer.packing import WIDE
 from mixer.parcel import Parcel
 from mixer.phases import Phase
-from mixer.ranks import Claim, default_ranks, summed_over_ranks
+from mixer.ranks import Claim, Ranks, default_ranks
 from mixer.sources import EndOfSource, Progress
 from mixer.states import check_state
 from mixer.suspension import Suspension, may_suspend, refused
@@ -36,6 +38,7 @@ from mixer.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
+    from torch.distributed.device_mesh import DeviceMesh
 
     from mixer.tokenizer import TextTokenizer
 
@@ -59,6 +62,10 @@ class MixtureDataset(IterableDataset[Batch]):
         curriculum: the run.
         rank, world_size: whose rows of the global batch to deliver; those of ``torch.distributed`` by default, or all.
         process_group: the ranks that share the global batch, if they are not all of ``torch.distributed``.
+        mesh: all ranks of a trainer that is parallel in other ways, too, instead of the three above: rank and world
+            size are those of its data-parallel axes, and every report reaches all of its ranks.
+        mesh_axes: what axes with names of your own are: "data" if their ranks have other rows, "context" if other
+            tokens of the same rows, "model" if the same tokens.
         walk: who decides; by default a ``Walk`` of its own. A ``Replay`` repeats a recorded run.
         journal: where its own walk is recorded: an open Journal, or a path that is created or gone on with.
         streams: Hugging Face ``IterableDataset`` objects by source name, instead of what the config names.
@@ -70,7 +77,8 @@ class MixtureDataset(IterableDataset[Batch]):
 
     Raises:
         ConfigError, SourceError, TokenizerError: what cannot be read, before the first batch.
-        TopologyError: ranks that cannot share the batch, or streams that so many readers cannot share.
+        TopologyError: ranks that cannot share the batch, streams that so many readers cannot share, or a mesh whose
+            axes are unclear.
     """
 
     def __init__(
@@ -80,6 +88,8 @@ class MixtureDataset(IterableDataset[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
         process_group: Any = None,
+        mesh: DeviceMesh | None = None,
+        mesh_axes: Mapping[str, Role] | None = None,
         walk: Decider | None = None,
         journal: Journal | str | Path | None = None,
         streams: Mapping[str, datasets.IterableDataset] | None = None,
@@ -94,18 +104,25 @@ class MixtureDataset(IterableDataset[Batch]):
         if walk is not None and walk.curriculum.fingerprint != curriculum.fingerprint:
             raise ConfigError("the walk was made for another curriculum; make both from the same one")
         self.curriculum = curriculum
-        self.rank, self.world_size = default_ranks(rank, world_size)
+        if mesh is None:
+            self._ranks = Ranks(*default_ranks(rank, world_size), process_group)
+        elif (rank, world_size, process_group) == (None, None, None):
+            self._ranks = MeshRanks(mesh, mesh_axes)
+        else:
+            raise TopologyError(
+                "a mesh says which ranks share the batch: give no rank, world_size or process_group with it"
+            )
+        self.rank, self.world_size = self._ranks.rank, self._ranks.world_size
         self._may_suspend = may_suspend(curriculum, walk)
         if self._may_suspend and self.world_size > 1:
             raise refused(curriculum, f"{self.world_size} ranks read")
-        self._group = process_group
         self._rows = Rows(curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer)
         self._batches = batches
         self._provenance = provenance
         self._token_dtype = self._rows.token_dtype if compact else WIDE
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
-        self._reports = Reports(curriculum.rows_of_rank(self.world_size))
+        self._reports = self._new_reports()
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Desk | None = Desk(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
@@ -180,16 +197,23 @@ class MixtureDataset(IterableDataset[Batch]):
         tensors = tensors_of(batch, provenance=self._provenance)
         return tensors if self._desk is not None else Parcel(tensors)
 
-    def report(self, batch: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None = None) -> bool:
+    def _new_reports(self) -> Reports:
+        over_slices = self._ranks.over_slices(self.curriculum.sequence_length)
+        return Reports(self.curriculum.rows_of_rank(self.world_size), over_slices)
+
+    def report(self, batch: Mapping[str, Any], token_losses: Tensor | None, mask: Tensor | None = None) -> bool:
         """Tell the walk what a batch taught; return whether it took in a step that it did not know.
 
         Parts of a batch (gradient accumulation, collated rows) may be reported one by one: the walk is told once all
         rows of this rank's step are there, or a later step begins. With several ranks every rank reports every step:
-        the losses are summed over ranks, and the ranks prove to each other that they decided alike.
+        the losses are summed over ranks, and the ranks prove to each other that they decided alike. With a mesh those
+        that have no losses, such as all pipeline stages but the last, report None, and a rank of context parallelism
+        reports its slice.
 
         Args:
             batch: as it was yielded, or a part of it with its ``step`` and ``source_ids``.
-            token_losses: loss of each token in nats, [b, T], on any device.
+            token_losses: loss of each token in nats, [b, T], on any device; of a slice of each row in context
+                parallelism, or None where other ranks of the mesh have them.
             mask: tokens that count, bool [b, T]; all by default.
 
         Raises:
@@ -199,13 +223,15 @@ class MixtureDataset(IterableDataset[Batch]):
         """
         desk, was_new = self._main, False
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(self.curriculum.names)):
-            if self.world_size > 1:
-                claim = Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
-                losses = summed_over_ranks(losses, claim, world_size=self.world_size, group=self._group)
-            was_new = desk.walk.report(step, losses) or was_new
+            claim = functools.partial(self._claim, step, desk)
+            total = self._ranks.total(losses, claim, len(self.curriculum.names))
+            was_new = desk.walk.report(step, total) or was_new
             if desk.has_workers:
                 desk.delivered(step)
         return was_new
+
+    def _claim(self, step: int, desk: Desk) -> Claim:
+        return Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
 
     def delivered(self, batch: Mapping[str, Any]) -> None:
         """Note that a batch was trained on, where no losses are reported but batches are composed ahead."""
@@ -242,7 +268,7 @@ class MixtureDataset(IterableDataset[Batch]):
         readers = self._desk.load_state_dict(state)
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
-        self._reports = Reports(self._reports.rows_per_step)
+        self._reports = self._new_reports()
         self._is_placed = self._rows.is_prepared or len(readers) == 1
         if self._is_placed:
             self._reader.load_state_dict(readers[0] if readers else {})
@@ -366,7 +392,8 @@ class MixtureDataset(IterableDataset[Batch]):
             "_phases": None,
             "_reader": None,
             "_answering": None,
-            "_group": None,
+            "_ranks": None,
+            "_reports": None,
             "_suspension": None,
         }
         own = {"_address": address, "_beginning": beginning, "_num_iterations": 0, "_is_placed": False}

@@ -93,7 +93,7 @@ class StoreShelf:
 
     def all(self) -> list[Token]:
         """Return every token."""
-        with self._store.transaction() as connection:
+        with self._store.transaction(is_reading=True) as connection:
             query = sa.select(tables.tokens).order_by(tables.tokens.c.created_at)
             return [Token(**row) for row in connection.execute(query).mappings()]
 

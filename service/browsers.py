@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -19,18 +20,19 @@ AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{
 READING = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 
 
+@lru_cache(256)  # a server has few names, and each request has one
 def host_of(authority: str) -> str | None:
     """Return the name or address of a Host field, small and without its port; None if it is no Host field."""
     found = AUTHORITY.fullmatch(authority)
     return None if found is None else found["host"].lower().strip("[]").removesuffix(".")
 
 
-def check_page(method: str, sent: Mapping[bytes, bytes], *, bound: str) -> None:
+def check_page(sent: Mapping[bytes, bytes], *, is_change: bool, bound: str) -> None:
     """Raise ForeignPageError for a request that may be one of a web page of elsewhere.
 
     Args:
-        method: of the request.
-        sent: its fields, those that are looked at.
+        sent: fields of the request, those that are looked at.
+        is_change: whether it may change something.
         bound: what the server listens to.
     """
     host = sent.get(b"host", b"").decode("latin-1")
@@ -45,11 +47,14 @@ def check_page(method: str, sent: Mapping[bytes, bytes], *, bound: str) -> None:
     site = sent.get(b"sec-fetch-site", b"none")
     if site not in (b"same-origin", b"none"):
         raise ForeignPageError("the request is of a page from elsewhere, as the browser says")
-    kind = sent.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if method not in READING and kind != b"application/json" and b"authorization" not in sent:
-        raise ForeignPageError(f"{method} without `content-type: application/json`, which any web page could send")
+    if is_change and b"authorization" not in sent:
+        kind = sent.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind == b"application/json":
+            return
+        raise ForeignPageError("a change without `content-type: application/json`, which any web page could ask for")
 
 
+@lru_cache(256)
 def _is_local(host: str | None, bound: str) -> bool:
     if host is None:
         return False

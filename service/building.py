@@ -69,12 +69,19 @@ class Builder:
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End, and take a snapshot."""
+    def halt(self) -> None:
+        """Build nothing more after what is being read."""
         self._is_stopping = True
         self._wake.set()
+
+    def stop(self, *, within_s: float | None = None) -> None:
+        """End, and take a snapshot, unless what is being read does not come in time."""
+        self.halt()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(within_s)
+        if self._thread.is_alive():
+            log.warning("run %s: what it reads does not come; no snapshot is taken", self._parts.name)
+            return
         if self.problem is None:
             try:
                 self._save_walk()
@@ -140,7 +147,7 @@ class Builder:
             try:
                 step = parts.walk.first_cut(first)
                 if not parts.rows.is_prepared:
-                    parts.store.forget(parts.name, "place", from_step=step + 1)
+                    parts.store.forget(parts.name, "place", from_step=step + 1, writer=parts.writer)
                 is_cut = step < parts.walk.frontier
                 parts.walk.pivot(pivot, step, cut=True)
                 if is_cut:
@@ -238,11 +245,15 @@ class Builder:
         return True
 
     def _lease_early(self) -> None:
-        """Lease steps before they are asked for; if the database cannot, whoever asks past the lease hears of it."""
-        try:
-            self._parts.served.extend_early()
-        except StoreError as error:
-            log.warning("run %s: steps are not leased ahead: %s", self._parts.name, error)
+        """Lease steps before they are asked for; if the database cannot, whoever asks past the lease hears of it.
+
+        Raises:
+            JournalError: another process has taken the run over.
+        """
+        served = self._parts.served
+        if isinstance(served.problem, JournalError):  # it stays so
+            raise JournalError(str(served.problem))
+        served.extend_early()
 
     def _place_reader(self) -> None:
         """Bring the reader to the next step to be built, or to a saved place before it, from which it reads on."""
@@ -333,13 +344,16 @@ class Builder:
     def _save_view(self) -> None:
         parts = self._parts
         try:
-            self._view_at = save_view(parts.store, parts.name, parts.curriculum.fingerprint, parts.journal, parts.watch)
+            self._view_at = save_view(
+                parts.store, parts.name, parts.curriculum.fingerprint, parts.journal, parts.watch, writer=parts.writer
+            )
         except (StoreError, JournalError) as error:
             log.warning("run %s: no view of its journal is kept: %s", parts.name, error)
 
     def _save(self, kind: str, number: int, state: Mapping[str, Any], *, forget_before: int) -> None:
         """Take a snapshot, if the database can: without one a restart takes longer, and nothing else is amiss."""
         try:
-            self._parts.store.save(self._parts.name, kind, number, state, forget_before=forget_before)
+            parts = self._parts
+            parts.store.save(parts.name, kind, number, state, forget_before=forget_before, writer=parts.writer)
         except StoreError as error:
             log.warning("run %s: no snapshot of its %s at %d: %s", self._parts.name, kind, number, error)

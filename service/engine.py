@@ -29,7 +29,8 @@ from service.chronicle import Watch
 from service.decisions import Decisions, UndecidedError
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
 from service.given import Given, Said
-from service.parts import Parts, window_bytes
+from service.lines import TableLines
+from service.parts import Parts, check_memory, window_bytes
 from service.patience import Patience
 from service.rebuilding import Back
 from service.record import RunJournal, open_lines, recover
@@ -74,6 +75,7 @@ class Engine:
         tokenizer: TextTokenizer | None = None,
         sharing: Sharing | None = None,
     ) -> None:
+        check_memory(curriculum, settings)
         self.name, self.curriculum = name, curriculum
         self.pivots: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []  # of the guard
@@ -97,6 +99,8 @@ class Engine:
             member=sharing.streams.join(),
         )
         lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
+        # beside SQLite the lock of the journal's file says whose the run is
+        writer = lines.writer if isinstance(lines, TableLines) else store.take_over(name)
         self.journal = RunJournal(lines, self._on_line)
         self.walk = self._recover(store)
         self._parts = Parts(
@@ -104,12 +108,13 @@ class Engine:
             curriculum=curriculum,
             settings=settings,
             store=store,
+            writer=writer,
             journal=self.journal,
             walk=self.walk,
             decisions=self._decisions,
             patience=self.patience,
             rows=rows,
-            served=Served(store, name),
+            served=Served(store, name, writer=writer, decided=self._decisions.frontier),
             window=Window(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
             watch=self.watch,
             on_event=on_event,
@@ -149,14 +154,19 @@ class Engine:
         self._builder.start()
 
     def drain(self) -> None:
-        """Let nobody wait any more: what is there is handed out, and the rest is to be asked for again."""
+        """Build no more, and let nobody wait: what is there is handed out, and the rest is to be asked for again."""
         self._is_draining = True
+        self._builder.halt()
         self._bell.ring()
 
-    def stop(self) -> None:
-        """Stop deciding and building, take a snapshot, and let go of the journal."""
+    def stop(self, *, within_s: float | None = None) -> None:
+        """Stop deciding and building, take a snapshot, and let go of the journal.
+
+        Args:
+            within_s: how long to wait for a batch that is being read; then no snapshot is taken. None: for ever.
+        """
         self.drain()
-        self._builder.stop()
+        self._builder.stop(within_s=within_s)
         self._parts.rows.stop_sharing()
         self.journal.close()
 
@@ -193,6 +203,11 @@ class Engine:
         return self._builder.problem
 
     @property
+    def lease_problem(self) -> Exception | None:
+        """Why no more steps can be handed out than those leased, if so."""
+        return self._parts.served.problem
+
+    @property
     def is_paused(self) -> bool:
         """Whether an admin has stopped deciding and handing out."""
         return self._builder.is_paused
@@ -220,7 +235,7 @@ class Engine:
     @property
     def bytes_held(self) -> int:
         """Bytes of the batches in memory."""
-        return self._parts.window.num_bytes
+        return self._parts.window.num_bytes + self._back.num_bytes
 
     def set_paused(self, *, is_paused: bool) -> None:
         """Stop, or go on, deciding and handing out; reports are still taken."""
@@ -454,8 +469,8 @@ class Engine:
         served = self._parts.served
         while not served.claim(step):
             if served.is_leased(step):
-                return False
-            await asyncio.to_thread(served.extend, step)
+                return served.claim(step)  # it may have been leased just now
+            await asyncio.shield(asyncio.wrap_future(served.extending(step)))
         return True
 
     def _ended(self, step: int) -> RunEndedError:

@@ -20,7 +20,7 @@ from limits.strategies import FixedWindowRateLimiter
 
 from mixer.errors import MixerError
 from service.auth import FRESH_S, LOCAL, TokenBook
-from service.browsers import check_page, host_of
+from service.browsers import READING, check_page, host_of
 from service.errors import (
     BodyTooLargeError,
     RateLimitError,
@@ -86,10 +86,14 @@ class Guard:
         settings: limits.
         book: whose tokens are known.
         metrics: what is counted.
+        may_change: whether any request can change anything.
     """
 
-    def __init__(self, app: App, *, settings: Settings, book: TokenBook, metrics: Metrics) -> None:
+    def __init__(
+        self, app: App, *, settings: Settings, book: TokenBook, metrics: Metrics, may_change: bool = True
+    ) -> None:
         self._app, self._settings, self._book, self._metrics = app, settings, book, metrics
+        self._may_change = may_change
         self._limiter = FixedWindowRateLimiter(SteadyStorage())
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
         self._wrong_rate = RateLimitItemPerMinute(min(WRONG_PER_MINUTE, settings.requests_per_minute))
@@ -202,23 +206,24 @@ class Guard:
             try:
                 identity = self._book.identify(token)
             except UnauthorizedError:
-                self._count(self._wrong_rate, f"wrong {origin_of(scope)}", "without a token that is known")
+                self._count(self._wrong_rate, f"wrong {origin_of(scope)}", "unknown")
                 raise
             state["token"] = token
         state["identity"] = identity
         if self._book.is_open:
             if is_open:  # files that say nothing may be linked to
                 sent = {b"host": sent.get(b"host", b"")}
-            check_page("GET" if is_open else scope["method"], sent, bound=self._settings.host)
+            is_change = self._may_change and not is_open and scope["method"] not in READING
+            check_page(sent, is_change=is_change, bound=self._settings.host)
         if scope["path"] not in PROBES:
-            self._count(self._rate, identity.token_id or origin_of(scope), f"as {identity.name!r}")
+            self._count(self._rate, identity.token_id or origin_of(scope), identity.name)
 
-    def _count(self, rate: RateLimitItemPerMinute, key: str, what: str) -> None:
+    def _count(self, rate: RateLimitItemPerMinute, key: str, name: str) -> None:
         """Count a request; raise RateLimitError if it is one too many."""
         if not self._limiter.hit(rate, key):
             reset = self._limiter.get_window_stats(rate, key).reset_time
             raise RateLimitError(
-                f"{rate.amount} requests {what} came within a minute",
+                f"more than {rate.amount} requests of {name} ({key}) came within a minute",
                 retry_after_s=max(1.0, reset - time.monotonic()),
             )
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -97,8 +94,7 @@ class TableLines:
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
-        self._writer = f"{secrets.token_hex(8)}, process {os.getpid()} on {socket.gethostname()}"[:200]
-        self._take_over()
+        self.writer = store.take_over(run)
         self.position = Position(0, FIRST)
         self._is_unsure = False
         self._lock = threading.Lock()
@@ -132,25 +128,10 @@ class TableLines:
                         ) from error
         self.position = Position(number, digest)
 
-    def _take_over(self) -> None:
-        mine = tables.journal_writers.c.run == self._run
-        with self._store.transaction() as connection:  # waits for a line that is being written
-            connection.execute(sa.delete(tables.journal_writers).where(mine))
-            connection.execute(sa.insert(tables.journal_writers).values(run=self._run, writer=self._writer))
-
-    def _check_is_writer(self, connection: sa.Connection) -> None:
-        at = tables.journal_writers.c
-        writer = connection.scalar(sa.select(at.writer).where(at.run == self._run).with_for_update(read=True))
-        if writer != self._writer:
-            raise JournalError(
-                f"another server writes the journal of run {self._run} now ({writer}); stop one of the two, and start "
-                "this one again if it is to go on"
-            )
-
     def _write(self, number: int, line: bytes) -> None:
         at = tables.journal_lines.c
         with self._store.transaction() as connection:
-            self._check_is_writer(connection)
+            self._store.check_writer(connection, self._run, self.writer)
             if self._is_unsure:
                 found = connection.scalar(sa.select(at.line).where((at.run == self._run) & (at.number == number)))
                 if found == line:

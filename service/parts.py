@@ -9,13 +9,14 @@ from typing import Any
 from mixer.batches import BatchReader, PreparedReader, RowBatches
 from mixer.config import Curriculum
 from mixer.delivery import Rows
+from mixer.errors import ConfigError
 from mixer.walk import Walk
 from service.chronicle import Watch
 from service.decisions import Decisions
 from service.patience import Patience
 from service.record import RunJournal
 from service.served import Served
-from service.settings import Settings
+from service.settings import MIB, Settings
 from service.store import Store
 from service.window import Bell, Built, Window
 from service.wire import Room, encode
@@ -46,6 +47,7 @@ class Parts:
     curriculum: Curriculum
     settings: Settings
     store: Store
+    writer: str  # as ``Store.take_over`` gave it
     journal: RunJournal
     walk: Walk
     decisions: Decisions
@@ -98,7 +100,24 @@ def batch_bytes(curriculum: Curriculum) -> int:
     return 2 * curriculum.batch_rows * (curriculum.sequence_length + 1)
 
 
+def check_memory(curriculum: Curriculum, settings: Settings) -> None:
+    """Raise ConfigError if one global batch, and one as it is sent, take more memory than a run may have."""
+    most = 2 * batch_bytes(curriculum)
+    if most > settings.memory_bytes:
+        raise ConfigError(
+            f"batch_rows {curriculum.batch_rows} of sequence_length {curriculum.sequence_length} take "
+            f"{most / MIB:,.0f} MiB a batch, and a run of this server may hold {settings.memory_bytes / MIB:,.0f}: "
+            "make the batch smaller, or start the server with more --memory-mib"
+        )
+
+
+def again_bytes(settings: Settings) -> int:
+    """Return how many bytes to hold of batches that were built again."""
+    return settings.memory_bytes // 4
+
+
 def window_bytes(curriculum: Curriculum, settings: Settings, *, is_prepared: bool) -> int:
-    """Return how many bytes of batches to hold: prepared rows are built again at once."""
+    """Return how many bytes of batches to hold beside those: prepared rows are built again at once."""
     of_steps = 2 * KEPT * settings.ahead_steps * batch_bytes(curriculum)  # rows, and as they are sent
-    return min(settings.memory_bytes, max(KEPT_BYTES, of_steps)) if is_prepared else settings.memory_bytes
+    rest = settings.memory_bytes - again_bytes(settings)
+    return min(rest, max(KEPT_BYTES, of_steps)) if is_prepared else rest

@@ -45,7 +45,7 @@ def create_past_app(past: Past, settings: Settings, book: TokenBook) -> GuardedA
     add_dashboard(app)
     app.include_router(_writes(past))
     metrics = Metrics(list)
-    app.door = Guard(app.framework, settings=settings, book=book, metrics=metrics)
+    app.door = Guard(app.framework, settings=settings, book=book, metrics=metrics, may_change=False)
     return app
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from mixer.batches import BatchReader
 from service.errors import StepGoneError
-from service.parts import Parts
+from service.parts import Parts, again_bytes
 from service.window import Built, Window
 
 
@@ -27,11 +27,16 @@ class Back:
         self._lock = threading.Lock()
         self._reader: BatchReader | None = None
         self._next = -1
-        self._window = Window(max(parts.settings.memory_bytes // 4, 1))
+        self._window = Window(again_bytes(parts.settings))
 
     def held(self, step: int) -> Built | None:
         """Return what holds the batch of a step, if it was built again lately."""
         return self._window.get(step)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the batches in memory."""
+        return self._window.num_bytes
 
     def read(self, step: int) -> Built:
         """Return what holds the batch of a step that was built before and claimed.

@@ -295,6 +295,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         was_new = False
         names = self.curriculum.names
         for step, losses in self._reports.add(batch, token_losses, mask, num_sources=len(names)):
+            assert losses is not None, "every rank of a service has losses"
             report = losses if self.rank == 0 else type(losses)(**{**vars(losses), "rank": self.rank})
             try:
                 was_new = self.walk.report(step, report) or was_new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from mixer.config import Curriculum
 from mixer.errors import ConfigError, MixerError, StateMismatchError, StepError
 from service.engine import Engine
-from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
+from service.errors import ForbiddenError, RequestError, RunStateError, StallError, UnknownRunError
 from service.events import Events
 from service.record import drop_unfinished, fork_lines
 from service.settings import DATABASE_FILE, Settings
@@ -21,8 +22,11 @@ from service.sharing import Sharing
 from service.store import RunRecord, Store
 
 MAX_OPEN = 64
+STOP_S = 10.0  # that runs which read, or wait for a source, are waited for when they are stopped
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as schemas.Name
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}  # of Windows
+
+log = logging.getLogger(__name__)
 
 
 class Runs:
@@ -40,11 +44,15 @@ class Runs:
         self._records: dict[str, RunRecord] = {}
         self._sharing = Sharing()
         self._being_made: set[str] = set()
+        self._unopened: dict[str, MixerError] = {}  # why
+        self._is_closed = False
         self._lock = threading.RLock()
         self.default: str | None = None
 
     def open_all(self, curriculum: Curriculum | None = None, name: str | None = None, **rows: Any) -> None:
         """Start every run that is not archived; the one of ``curriculum``, new or gone on with, is the default.
+
+        One of the others that cannot be opened is left out, and told by name to whoever asks for it.
 
         Raises:
             StateMismatchError: the run of that name is of another curriculum.
@@ -58,15 +66,31 @@ class Runs:
                 self.default = next(iter(self._records))
             for record in self._records.values():
                 if record.status != "archived":
-                    given = curriculum if record.name == self.default else None
-                    self._start(record, given or _curriculum_of(record), **(rows if given else {}))
+                    self._reopen(record, curriculum, rows)
+
+    def _reopen(self, record: RunRecord, curriculum: Curriculum | None, rows: Mapping[str, Any]) -> None:
+        if curriculum is not None and record.name == self.default:
+            self._start(record, curriculum, **rows)
+            return
+        try:
+            self._start(record, _curriculum_of(record))
+        except MixerError as error:
+            if curriculum is None and record.name == self.default:
+                raise
+            log.exception("run %s is not opened", record.name)
+            self._unopened[record.name] = error
 
     def close(self) -> None:
-        """Stop every engine, leaving snapshots behind."""
+        """Stop every engine, leaving snapshots behind; one whose source keeps it is not waited for."""
         with self._lock:
-            for engine in self._engines.values():
-                engine.stop()
+            self._is_closed = True
+            engines = list(self._engines.values())
             self._engines.clear()
+        for engine in engines:
+            engine.drain()
+        deadline = time.monotonic() + STOP_S
+        for engine in engines:
+            engine.stop(within_s=max(0.0, deadline - time.monotonic()))
 
     def names(self) -> list[str]:
         """Return the names of all runs, oldest first."""
@@ -92,6 +116,8 @@ class Runs:
         engine = self._engines.get(name)
         if engine is None:
             status = self.record(name).status
+            if name in self._unopened:
+                raise StallError(f"run {name} could not be opened when the server started: {self._unopened[name]}")
             raise RunStateError(f"run {name} is {status}; its journal lies in the server's folder")
         return engine
 
@@ -169,14 +195,20 @@ class Runs:
                 self._being_made.discard(name)
 
     def _begin(self, record: RunRecord, curriculum: Curriculum) -> RunRecord:
+        """Open a new run, which others need not wait for, and start it."""
+        try:
+            engine = self._open(record, curriculum)
+        except Exception:  # it cannot be opened, now or when the server is started again
+            self._store.drop_run(record.name)
+            raise
         with self._lock:
-            try:
-                self._start(record, curriculum)
-            except MixerError:  # it cannot be opened, now or when the server is started again
-                self._store.drop_run(record.name)
-                del self._records[record.name]
-                raise
-            return record
+            if not self._is_closed:
+                self._records[record.name] = record
+                self._engines[record.name] = engine
+                engine.start()
+                return record
+        engine.stop()
+        raise RunStateError("the server is being stopped; the run is made, and goes on when it is started again")
 
     def set_status(self, name: str, status: str) -> RunRecord:
         """Pause, resume or archive a run; archiving is for ever."""
@@ -186,15 +218,17 @@ class Runs:
                 raise RunStateError(f"run {name} is archived; make a new one")
             if status == "archived" and name == self.default:
                 raise RunStateError(f"run {name} is what the server was started for; stop the server instead")
+            engine = None if status == "archived" else self.engine(name)
             self._store.update_run(name, status=status)
             self._records[name] = RunRecord(**{**vars(record), "status": status})
-            if status == "archived":
-                engine = self._engines.pop(name, None)
-                if engine is not None:
-                    engine.stop()
-            else:
-                self._engines[name].set_paused(is_paused=status == "paused")
-            return self._records[name]
+            if engine is not None:
+                engine.set_paused(is_paused=status == "paused")
+                return self._records[name]
+            self._unopened.pop(name, None)
+            stopped = self._engines.pop(name, None)
+        if stopped is not None:
+            stopped.stop(within_s=STOP_S)
+        return self._records[name]
 
     def _adopt(self, name: str, curriculum: Curriculum) -> None:
         """Note the config file's run, or check that the one there is of the same curriculum."""
@@ -202,7 +236,7 @@ class Runs:
         if found is None:
             check_name(name, self._settings, self._records)
             drop_unfinished(name, self._settings.folder)
-            self._add(name, curriculum)
+            self._records[name] = self._add(name, curriculum)
         elif found.fingerprint != curriculum.fingerprint:
             raise StateMismatchError(
                 f"run {name} in {self._settings.folder} is of curriculum {found.fingerprint}, but the file is "
@@ -219,10 +253,13 @@ class Runs:
             created_at=time.time(),
         )
         self._store.add_run(record, **fork)
-        self._records[name] = record
         return record
 
     def _start(self, record: RunRecord, curriculum: Curriculum, **rows: Any) -> None:
+        engine = self._engines[record.name] = self._open(record, curriculum, **rows)
+        engine.start()
+
+    def _open(self, record: RunRecord, curriculum: Curriculum, **rows: Any) -> Engine:
         engine = Engine(
             record.name,
             curriculum,
@@ -233,8 +270,7 @@ class Runs:
             **rows,
         )
         engine.set_paused(is_paused=record.status == "paused")
-        self._engines[record.name] = engine
-        engine.start()
+        return engine
 
 
 def _check_reads_known(curriculum: Curriculum, known: Curriculum | None) -> None:

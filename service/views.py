@@ -22,7 +22,7 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-def save_view(store: Store, run: str, fingerprint: str, journal: RunJournal, watch: Watch) -> int:
+def save_view(store: Store, run: str, fingerprint: str, journal: RunJournal, watch: Watch, *, writer: str) -> int:
     """Keep a view in place of the one before, and return the number of the line that it was taken at."""
     line, heard = watch.heard()
     journal.sync()
@@ -36,7 +36,7 @@ def save_view(store: Store, run: str, fingerprint: str, journal: RunJournal, wat
         "places": [place for number, place in list(journal.noted) if number <= line],
         "heard": heard,
     }
-    store.save(run, KIND, line, state, forget_before=line)
+    store.save(run, KIND, line, state, forget_before=line, writer=writer)
     return line
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -128,7 +128,12 @@ class Encoded:
         steps: which they are of, in order.
         phase: that all of them are in.
         layout: of the bodies.
+
+    Attributes:
+        on_body: told when a body is made, which stays.
     """
+
+    on_body: Callable[[], None] | None = None
 
     def __init__(self, records: Bytes, steps: range, phase: int, layout: Layout) -> None:
         self.steps, self._phase, self._layout = steps, phase, layout
@@ -140,6 +145,11 @@ class Encoded:
     def num_bytes(self) -> int:
         """Bytes that are sent."""
         return self._records.nbytes
+
+    @property
+    def num_bodies(self) -> int:
+        """Bodies that were made so far."""
+        return len(self._bodies)
 
     @property
     def rows(self) -> RowArray:
@@ -154,6 +164,8 @@ class Encoded:
             begin = self.steps.index(step) * size
             body = Body(self._view[begin + HEAD_BYTES : begin + size], step, self._phase)
             self._bodies[step] = body
+            if self.on_body is not None:
+                self.on_body()
         return body
 
     def among(self, steps: range, room: int) -> range:

@@ -448,7 +448,7 @@ def test_many_connections_at_once_get_and_report_and_nobody_hears_of_the_databas
 
 
 async def _all_at_once(port: int, num: int) -> Counter[int]:
-    """Return how often each status came: every connection asks for a batch and then reports, all at the same time."""
+    """Return how often each status came: every connection asks for weights and then reports, all at the same time."""
     found: Counter[int] = Counter()
     opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(num)]
 
@@ -460,9 +460,9 @@ async def _all_at_once(port: int, num: int) -> Counter[int]:
         found[int(head.split()[1])] += 1
 
     head, body = b"\r\nhost: localhost\r\n", b'{"step": 0, "sources": {}}'
-    get_batch = b"GET /batches/0?rank=0&world_size=1&wait_s=30 HTTP/1.1" + head + b"\r\n"
+    weights = b"GET /weights?step=0 HTTP/1.1" + head + b"\r\n"
     report = b"POST /feedback HTTP/1.1" + head + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-    for request in (get_batch, report % (len(body), body)):
+    for request in (weights, report % (len(body), body)):
         await asyncio.gather(*(ask(*connection, request) for connection in opened))
     for _, writer in opened:
         writer.close()

@@ -6,9 +6,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixer.batches import RowBatches
 from service.window import Built, Window
+from service.wire import encode
 
 RANKS = 64
 
@@ -37,6 +40,54 @@ def test_short_rows_for_many_ranks_take_no_more_memory_than_the_window_has(toget
         tracemalloc.stop()
     assert len(window) > 10
     assert used < 1.1 * window.max_bytes
+
+
+DIVISORS = [n for n in range(1, RANKS + 1) if RANKS % n == 0]
+
+
+@pytest.mark.parametrize("together", [1, 7])
+def test_whoever_asks_with_whatever_number_of_ranks_the_memory_stays_within_the_window(together: int) -> None:
+    window = Window(2 << 20)
+    Built(batches(range(together))).encoded(0, RANKS)  # what Arrow loads when it is first used is not the window's
+    most = 0
+    tracemalloc.start()
+    try:
+        for step in range(0, 84, together):
+            built = Built(batches(range(step, step + together)))
+            assert window.make_room(built.num_bytes, below=step)
+            window.add(built)
+            for world_size in DIVISORS:
+                for rank in range(world_size):
+                    for each in built.steps:
+                        _ = built.encoded(rank, world_size).body(each).headers
+            most = max(most, tracemalloc.get_traced_memory()[0])
+            assert window.num_bytes <= window.max_bytes
+    finally:
+        tracemalloc.stop()
+    assert len(window) > 10
+    assert most < 1.1 * window.max_bytes
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(DIVISORS), st.integers(0, 63), st.booleans()), max_size=60),
+    st.sampled_from([1 << 14, 1 << 16, 1 << 20]),
+)
+def test_what_a_window_counts_is_what_its_batches_take(asked: list[tuple[int, int, int, bool]], room: int) -> None:
+    window, widest = Window(room), 0
+    for step, world_size, rank, is_cut in asked:
+        built = window.get(step)
+        if built is None:
+            window.add(built := Built(batches(range(step, step + 1))))
+        encoded = built.encoded(rank % world_size, world_size)
+        assert bytes(encoded.body(step).data) == bytes(
+            encode(batches(range(step, step + 1)), rank % world_size, world_size).body(step).data
+        )
+        if is_cut:
+            window.drop_from(step + 1)
+        widest = max(widest, built.num_bytes)
+        held = {id(each): each for each in map(window.get, range(10)) if each is not None}
+        assert window.num_bytes == sum(each.num_bytes for each in held.values())
+        assert window.num_bytes <= max(room, sum(2 * each.batches.rows.nbytes for each in held.values()) + widest)
 
 
 def test_what_is_dropped_gives_back_what_it_was_taken_for() -> None:

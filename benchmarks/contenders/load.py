@@ -32,7 +32,7 @@ class Connection:
     def ask(self, path: str) -> None:
         """Send a request."""
         self.asked_s = time.perf_counter()
-        self.socket.sendall(f"GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode())
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
 
     def took(self) -> bool:
         """Take what is there; return whether that was the end of an answer."""

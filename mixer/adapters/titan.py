@@ -1,7 +1,7 @@
 """A loader of the shape that torchtitan's trainer and checkpointer use, without importing torchtitan.
 
-Ranks that differ only in tensor, pipeline or context parallelism must see the same rows: give the data-parallel rank
-and size, not those of the world. torchtitan refuses another data-parallel size; over prepared rows this loader goes on.
+Ranks that differ only in tensor, pipeline or context parallelism must see the same rows: make the data set with
+``mesh=``. torchtitan refuses another data-parallel size; over prepared rows this loader goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TitanLoader:
     """Yields ``({"input": ids [b, T]}, labels [b, T])``, and is saved and restored by torchtitan's checkpointer.
 
     Args:
-        dataset: made with ``rank`` and ``world_size`` of data parallelism alone, and with its ``process_group``.
+        dataset: made with ``mesh=``, the mesh of all ranks.
         num_workers: processes that compose batches.
         exhausted: what to raise when the run is over; torchtitan's ``DataloaderExhaustedError``.
     """
@@ -54,8 +54,8 @@ class TitanLoader:
             yield {"input": batch["input_ids"]}, batch["labels"]
         raise self._exhausted(f"all {self.dataset.curriculum.total_steps} steps were delivered; raise total_steps")
 
-    def report(self, token_losses: Tensor) -> bool:
-        """Report the losses of the newest batch, [b, T] nats; on every rank that is to decide alike."""
+    def report(self, token_losses: Tensor | None) -> bool:
+        """Report the losses of the newest batch, [b, T] nats, on every rank; None where others have them."""
         return self.dataset.report(self.batch, token_losses)
 
     def state_dict(self) -> dict[str, Any]:

@@ -93,14 +93,21 @@ def health_router() -> APIRouter:
     async def healthz() -> dict[str, Literal["ok"]]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="Batches can be handed out", responses=errors())
+    @router.get("/readyz", summary="The database can be written, and a run goes on", responses=errors())
     def readyz(request: Request) -> dict[str, Literal["ready"]]:
         request.app.state.store.ping()
-        for engine in runs_of(request).engines():
-            if engine.problem is not None:
-                raise StallError(f"run {engine.name} cannot go on: {engine.problem}", retry_after_s=1)
-            if not engine.is_ready and not engine.is_paused:
-                raise _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
+        engines = runs_of(request).engines()
+        problems = [problem for problem in map(_problem_of, engines) if problem is not None]
+        if engines and len(problems) == len(engines):  # the trouble of one is not that of all
+            raise problems[0]
+        return {"status": "ready"}
+
+    @router.get("/runs/{run}/readyz", dependencies=[needs("read")], summary="A run goes on", responses=errors())
+    def run_readyz(request: Request, run: RunName) -> dict[str, Literal["ready"]]:
+        request.app.state.store.ping()
+        problem = _problem_of(runs_of(request).engine(run))
+        if problem is not None:
+            raise problem
         return {"status": "ready"}
 
     @router.get(
@@ -121,6 +128,16 @@ class _StartingError(NotReadyError):
 
     code = NotReadyError.code
     status = 503
+
+
+def _problem_of(engine: Engine) -> MixerError | None:
+    """Return why batches of a run cannot be handed out; None if they can, or an admin has paused it."""
+    problem = engine.problem or engine.lease_problem
+    if problem is not None:
+        return StallError(f"run {engine.name} cannot go on: {problem}", retry_after_s=1)
+    if not engine.is_ready and not engine.is_paused:
+        return _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
+    return None
 
 
 def _shown(runs: Runs, name: str) -> Run:
