@@ -63,8 +63,8 @@ def _values(wanted: list[Any] | tuple[Any, ...], name: str) -> tuple[Scalar, ...
 def _value(wanted: Any, name: str) -> Scalar:
     if isinstance(wanted, float) and not math.isfinite(wanted):
         raise ValueError(f"{name} is {wanted!r}, not a finite number")
-    if isinstance(wanted, int) and not -(2**63) <= wanted < 2**63:
-        raise ValueError(f"{name} is a whole number of more than 64 bits; columns hold no such numbers")
+    if isinstance(wanted, int) and not -(2**63) <= wanted < 2**63:  # columns hold no others, nor does a journal
+        raise ValueError(f"{name} is {str(wanted)[:40]}, which does not fit into 64 bits")
     if wanted is None or isinstance(wanted, str | bool | int | float):
         return wanted
     raise ValueError(f"{name} is {wanted!r}, not text, a number, true, false or null; dates are text, in quotes")

@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import lzma
-import math
 import random
 import subprocess
 import sys
@@ -162,7 +161,7 @@ def test_numbers_in_templates_are_spelled_as_the_file_has_them(tmp_path: Path, p
     got = documents(tmp_path, data_files="a.jsonl", template="{a} {o[b]} {o}")
     assert got == [f'{a} {b} {{"b": {b}}}' for a, b in pairs]
     a = pairs[0][0]
-    if math.isfinite(json.loads(a)):
+    if abs(json.loads(a)) < 2**63:  # what `where` takes
         assert len(documents(tmp_path, data_files="a.jsonl", template="{a}", where={"a": json.loads(a)})) >= 1
 
 
