@@ -98,50 +98,37 @@ class Reports:
         num_rows: int,
     ) -> tuple[Tensor, Tensor, bool]:
         """Return summed losses and tokens of each whole row, float64 [b] on the CPU, and whether there are losses."""
-        width = 0 if losses is None else self.tokens_per_row
         if losses is None:
             sums = tokens = torch.zeros(num_rows, dtype=torch.float64)
+            return (sums, tokens, False) if self._over_slices is None else self._over_slices(sums, tokens, 0)
+        width = self.tokens_per_row
+        if self._over_slices is not None and num_tokens is None and losses.ndim == 2 and len(losses) == num_rows:
+            width = losses.shape[1]  # ranks add up theirs, so that all hear of a slice of another width
+        kept = self._kept(labels, mask, num_rows, width)
+        if num_tokens is None:
+            sums, tokens = _sums_of_rows(_by_row("token losses", losses, num_rows, width), kept)
         else:
-            kept = self._kept(labels, mask, num_rows)
-            if num_tokens is None:
-                sums, tokens = _sums_of_rows(self._by_row("token losses", losses, num_rows), kept)
-            else:
-                sums, tokens = self._given_sums(losses, num_tokens, kept, num_rows)
-        return (sums, tokens, width > 0) if self._over_slices is None else self._over_slices(sums, tokens, width)
+            sums, tokens = self._given_sums(losses, num_tokens, kept, num_rows)
+        return (sums, tokens, True) if self._over_slices is None else self._over_slices(sums, tokens, width)
 
-    def _by_row(self, what: str, values: Tensor, num_rows: int) -> Tensor:
-        """Return one value per token as [b, T].
-
-        Raises:
-            FeedbackError: values of another shape, which may be of other tokens.
-        """
-        values, width = torch.as_tensor(values).detach(), self.tokens_per_row
-        if tuple(values.shape) not in ((num_rows, width), (num_rows * width,), (1, num_rows * width)):
-            raise FeedbackError(
-                f"{what} have shape {list(values.shape)}, but the batch has {num_rows} rows of {width} tokens; "
-                f"give one value for each, as [{num_rows}, {width}], [{num_rows * width}] or [1, {num_rows * width}] "
-                "(losses: cross_entropy with reduction='none', or the sum of each row and num_tokens=)"
-            )
-        return values.reshape(num_rows, width)
-
-    def _kept(self, labels: Tensor | None, mask: Tensor | None, num_rows: int) -> Tensor | None:
+    def _kept(self, labels: Tensor | None, mask: Tensor | None, num_rows: int, width: int) -> Tensor | None:
         """Return which tokens count, bool [b, T]; None if all do."""
         kept = None
         is_slice = self._over_slices is not None
-        if is_slice and labels is not None and labels.shape[-1:] != (self.tokens_per_row,):
+        if is_slice and labels is not None and labels.shape[-1:] != (width,):
             if mask is None and bool((labels == IGNORED_LABEL).any()):
                 raise FeedbackError(
-                    f"the batch has labels of {IGNORED_LABEL}, but this rank reports a slice of {self.tokens_per_row} "
-                    "tokens of each row and does not say which; give the labels of the slice, or mask="
+                    f"the batch has labels of {IGNORED_LABEL}, but this rank reports a slice of {width} tokens "
+                    " of each row and does not say which; give the labels of the slice, or mask="
                 )
             labels = None
         if labels is not None and labels.dtype.is_signed:  # compact labels hold no negative numbers
-            kept = self._by_row("labels", labels, num_rows) != IGNORED_LABEL
+            kept = _by_row("labels", labels, num_rows, width) != IGNORED_LABEL
             if kept.device.type == "cpu" and bool(kept.all()):  # on a device that would have to be waited for
                 kept = None
         if mask is None:
             return kept
-        given = self._by_row("the mask", mask, num_rows).to(torch.bool)
+        given = _by_row("the mask", mask, num_rows, width).to(torch.bool)
         return given if kept is None else given & kept.to(given.device)
 
     def _given_sums(
@@ -194,6 +181,22 @@ class Reports:
 def _added(parts: list[SourceLosses | None]) -> SourceLosses | None:
     known = [part for part in parts if part is not None]
     return add_losses(known) if known else None
+
+
+def _by_row(what: str, values: Tensor, num_rows: int, width: int) -> Tensor:
+    """Return one value per token as [b, width].
+
+    Raises:
+        FeedbackError: values of another shape, which may be of other tokens.
+    """
+    values = torch.as_tensor(values).detach()
+    if tuple(values.shape) not in ((num_rows, width), (num_rows * width,), (1, num_rows * width)):
+        raise FeedbackError(
+            f"{what} have shape {list(values.shape)}, but the batch has {num_rows} rows of {width} tokens; "
+            f"give one value for each, as [{num_rows}, {width}], [{num_rows * width}] or [1, {num_rows * width}] "
+            "(losses: cross_entropy with reduction='none', or the sum of each row and num_tokens=)"
+        )
+    return values.reshape(num_rows, width)
 
 
 def _sums_of_rows(losses: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:

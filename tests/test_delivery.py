@@ -484,6 +484,7 @@ def test_sums_by_source_are_summed_over_ranks_and_a_loss_that_cannot_be_is_refus
                 except InvalidLossError as error:
                     refused = str(error)
             ((step, sums),) = Reports(B // 2, T, curriculum.names).add(batch, losses)
+            assert sums is not None
             assert dataset.report_sums(step, sums)
         return refused, dataset.walk.state_dict(from_step=STEPS)
 

@@ -140,7 +140,7 @@ def test_values_are_as_the_files_of_the_hub_spell_them(endpoint: Hub, tmp_path: 
     found = read(endpoint.url, tmp_path, data_files="table.csv", template="{zip} {when}")
     assert found["groups"] == [["02116 2024-01-03T10:30:00+02:00", "1.10 NA"]]
     skipping = {"template": "{zip} {when}", "on_bad_record": "skip"}
-    environment = {"data_files": "more.jsonl.gz", **skipping}
+    environment: dict[str, Any] = {"data_files": "more.jsonl.gz", **skipping}
     assert read(endpoint.url, tmp_path, **environment, quiet=False)["groups"] == [["27 2.50", "true 1"]]
     stopped = read(endpoint.url, tmp_path, data_files="more.jsonl.gz", template="{zip} {when}")
     assert stopped["code"] == "malformed-data"

@@ -365,10 +365,11 @@ def test_a_remote_trainer_reports_rows_or_sums_by_source_and_hears_of_a_loss_tha
                 dataset.report(batch, torch.full((4, T), torch.nan))
             assert dataset.report(batch, torch.full((4,), 24.0), num_tokens=torch.full((4,), T)) is True
             ((step, sums),) = Reports(4, T, dataset.curriculum.names).add(following, torch.ones(4, T))
+            assert sums is not None
             assert dataset.report_sums(step, sums) is True
             assert dataset.report_sums(step, sums) is False
             assert dataset.step == 2
-            batches.close()
+            batches.close()  # type: ignore[attr-defined]  # a generator
         written = [line for line in read_journal(server.journal) if line["type"] == "feedback"]
     assert [(line["step"], line["rank"]) for line in written] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert [sum(line["tokens"]) for line in written] == [4 * T] * 4

@@ -220,7 +220,7 @@ def test_a_run_killed_after_a_checkpoint_goes_on_to_the_same_weights(
 ) -> None:
     def trained(out: str, kill_at: int | None = None) -> tuple[Any, list[Any]]:
         dataset = MixtureDataset(tiny.curriculum(folder).model_copy(update={"feedback_lag": 8}))
-        changes = {"output_dir": str(folder / out), "dataloader_num_workers": num_workers}
+        changes: dict[str, Any] = {"output_dir": str(folder / out), "dataloader_num_workers": num_workers}
         trainer = a_trainer(folder, a_model(), dataset, gradient_accumulation_steps=accumulated, **changes)
         spy = Spy(trainer, kill_at=kill_at)
         trainer.train(resume_from_checkpoint=(folder / out / "checkpoint-3").exists())
@@ -379,7 +379,7 @@ def test_a_plain_trainer_does_not_train_on_labels_that_are_shifted_twice(
     folder: Path, batches: bool, is_removing: bool, num_workers: int
 ) -> None:
     dataset = MixtureDataset(tiny.curriculum(folder), batches=batches)
-    changes = {"remove_unused_columns": is_removing, "dataloader_num_workers": num_workers}
+    changes: dict[str, Any] = {"remove_unused_columns": is_removing, "dataloader_num_workers": num_workers}
     plain = a_trainer(folder, a_model(), dataset, kind=library().Trainer, **changes)
     with pytest.raises(Exception, match="mixer.adapters.trainer.MixtureTrainer"):
         plain.train()
