@@ -94,7 +94,7 @@ def test_row_sums_with_counts_and_parts_of_a_batch_give_the_same(
     ((_, found),) = Reports(rows, width, NAMES).add(batch, sums, None, counts)
     assert_same(found, slowly(*case))
     reports, cut = Reports(rows, width, NAMES), data.draw(st.integers(0, rows))
-    whole = []
+    whole: list[Any] = []
     for part in (slice(0, cut), slice(cut, rows)):
         some = {"step": 4, **{key: batch[key][part] for key in ("source_ids", "labels")}}
         whole += (

@@ -459,6 +459,11 @@ def test_a_decision_that_a_full_disk_stopped_after_its_alarm_is_finished_as_it_w
     assert path.read_bytes() == (tmp_path / "other.jsonl").read_bytes()
 
 
+def without_time(line: bytes) -> dict[str, Any]:
+    """Return a line without the moment that a service writes it at, and the digests, which differ with that."""
+    return {key: value for key, value in json.loads(line).items() if key not in ("at", "chain")}
+
+
 @pytest.mark.parametrize("fields", [RUNS[0], RUNS[2]])
 def test_a_service_killed_after_any_line_of_a_decision_goes_on_with_the_rest(
     tmp_path: Path, fields: dict[str, Any]
@@ -481,7 +486,8 @@ def test_a_service_killed_after_any_line_of_a_decision_goes_on_with_the_rest(
             walk.phase_at(walk.frontier - 1)
             assert journal.position == opened.position
         written = cut.read_bytes().splitlines(keepends=True)
-        assert written == whole[: len(written)]
+        assert written[:kept] == whole[:kept]
+        assert list(map(without_time, written)) == list(map(without_time, whole[: len(written)]))
         kinds = [json.loads(line)["type"] for line in written]
         assert kinds[-1] in ("phase", "feedback")
         assert told == [(kind, number >= kept) for number, kind in enumerate(kinds)]
@@ -652,7 +658,7 @@ def test_an_alarm_reaches_explain_watch_plot_and_loggers(tmp_path: Path, caplog:
     console.print(frame(follower))
     assert f"alarm: {words}" in console.export_text()
 
-    page = write_page(path, tmp_path / "walk.html").read_text()
+    page = "".join(write_page(path, tmp_path / "walk.html").read_text().split())
     assert '"name":"alarms"' in page
     assert f'"x":{json.dumps([a["step"] for a in alarms], separators=(",", ":"))}' in page
 

@@ -56,9 +56,9 @@ def journal_of(server: Served) -> Records:
 
 
 def what_was_decided(records: Records) -> Records:
-    """Return all but the reports, without what depends on the order in which these came."""
+    """Return all but the reports, without what depends on the order in which these came, or on the clock."""
     decided = [record for record in records if record["type"] != "feedback"]
-    return [{key: value for key, value in record.items() if key not in ("number", "chain")} for record in decided]
+    return [{key: value for key, value in record.items() if key not in ("number", "chain", "at")} for record in decided]
 
 
 def what_was_reported(records: Records) -> Records:
