@@ -1,0 +1,71 @@
+"""The arms of the laboratory: what a curriculum says under each, given the tokens that each source has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.laboratory.corpora import PLANTED
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an arm may know beforehand: the tokens of each source, and those of the whole run."""
+
+    tokens: Mapping[str, int]
+    total_steps: int
+    batch_tokens: int
+
+    def epoch_caps(self, epochs: float) -> dict[str, float]:
+        """Return the largest weights under which no source is read more than ``epochs`` times, where they bind."""
+        budget = self.total_steps * self.batch_tokens
+        return {name: epochs * tokens / budget for name, tokens in self.tokens.items() if epochs * tokens < budget}
+
+
+def _policy(**settings: Any) -> Callable[[Setting], Config]:
+    return lambda _setting: {"policy": settings}
+
+
+def _real_alone(setting: Setting) -> Config:
+    real = [name for name in setting.tokens if name not in PLANTED]
+    return {"policy": {"name": "static", "weights": {name: 1 / len(real) for name in real}}}
+
+
+def _ado(setting: Setting) -> Config:
+    every = max(setting.total_steps // 6, 1)  # the published 1,000 steps are for runs of tens of thousands
+    return {"policy": {"name": "ado", "first_fit_step": every, "refit_steps": every}}
+
+
+def _calm(
+    eta: float, *, epochs: float | None = None, random: float = 0.0, initial: int = 0
+) -> Callable[[Setting], Config]:
+    def config(setting: Setting) -> Config:
+        return {
+            "policy": {"name": "ucb", "eta": eta},
+            "phases": {"random_probability": random, "initial_random": initial},
+            "caps": {} if epochs is None else setting.epoch_caps(epochs),
+        }
+
+    return config
+
+
+ARMS: dict[str, Callable[[Setting], Config]] = {
+    "uniform over real sources": _real_alone,  # nobody may know them: an upper reference
+    "uniform": _policy(name="static"),
+    "proportional": _policy(name="proportional"),
+    "unimax-1": _policy(name="unimax", max_epochs=1),
+    "unimax-4": _policy(name="unimax", max_epochs=4),
+    "random": _policy(name="random"),
+    "andrea": _policy(name="andrea"),
+    "odm": _policy(name="odm"),
+    "ado": _ado,
+    "default": _policy(name="ucb"),
+    "ucb, no random": _calm(0.3),
+    "ucb, no random, 4 epochs": _calm(0.3, epochs=4),
+    "ucb, eta 0.1, no random, 4 epochs": _calm(0.1, epochs=4),
+    "ucb, eta 0.03, no random, 4 epochs": _calm(0.03, epochs=4),
+}
+QUICK = ("uniform", "unimax-4", "default", "ucb, eta 0.1, no random, 4 epochs")

@@ -1,0 +1,174 @@
+"""One training run of the laboratory, and the data that a group of runs shares."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from andrea.model import Andrea, ModelConfig
+from andrea.train import Trainer, TrainingConfig, train
+from benchmarks.laboratory.arms import ARMS, Setting
+from benchmarks.laboratory.corpora import PLANTED, corpus, is_held_out, read_texts
+from mixer.config import Curriculum
+from mixer.dataset import MixtureDataset
+from mixer.preparation import prepare
+from mixer.sources.prepared import Prepared
+from mixer.tokenizer import TextTokenizer
+
+MODELS: dict[str, Callable[[int, int], ModelConfig]] = {
+    "tiny": ModelConfig.tiny,  # 0.9 M parameters
+    "small": lambda vocab_size, context: ModelConfig(vocab_size, 256, 8, 4, context),  # 4.2 M
+}
+PEAK_LR = {"tiny": 3e-3, "small": 1.5e-3}
+HELD_OUT_ROWS = 48  # of each source, some 6,000 tokens
+MIN_REAL_SOURCES = 12
+CHARACTERS_A_TOKEN = 2.6  # of a vocabulary of 2,048 on this text; how often a source is read is measured, not assumed
+ECHO_OF = {"python": "docstrings", "debian": "vim"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs that are compared have in common.
+
+    ``epochs`` is how often uniform weights read the smallest real source.
+    """
+
+    corpus: str
+    epochs: float
+    steps: int = 600
+    batch_rows: int = 16
+    context: int = 128
+    vocab_size: int = 2048
+    model: str = "tiny"
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return f"{self.corpus}-{self.model}-{self.steps}-{self.epochs:g}"
+
+
+def prepare_study(study: Study, folder: Path) -> Path:
+    """Make the rows of a study once and return the config of its uniform run."""
+    path = folder / "base.json"
+    if path.exists():
+        return path
+    files = corpus(study.corpus, echo_of=ECHO_OF[study.corpus])
+    real = {name: sum(len(text) for text in read_texts(file)) for name, file in files.items() if name not in PLANTED}
+    budget = study.steps * study.batch_rows * study.context
+    smallest = CHARACTERS_A_TOKEN * budget / (len(files) * study.epochs)  # characters
+    real = {name: size for name, size in real.items() if 0.85 * size >= smallest}
+    if len(real) < MIN_REAL_SOURCES:
+        raise ValueError(
+            f"{study.name}: {len(real)} sources have the {smallest:,.0f} characters that the smallest needs; "
+            f"take fewer steps, or more epochs"
+        )
+    share = smallest / (0.85 * min(real.values()))  # of every real source, so that they keep their sizes to each other
+    sources = []
+    for name, file in files.items():
+        if name not in real and name not in PLANTED:
+            continue
+        limit = real[name] * 0.85 * share if name in real else float("inf")
+        _cut(file, folder / "text" / f"{name}.jsonl", limit, held_out=False)
+        if name in real:
+            _cut(file, folder / "held-out" / f"{name}.jsonl", 3.5 * HELD_OUT_ROWS * study.context, held_out=True)
+        sources.append({"name": name, "data_files": f"text/{name}.jsonl"})
+    config = {
+        "total_steps": study.steps,
+        "batch_rows": study.batch_rows,
+        "sequence_length": study.context,
+        "tokenizer": {"train_vocab_size": study.vocab_size},
+        "sources": sources,
+    }
+    partial = folder / "base.partial"
+    partial.write_text(json.dumps(config), encoding="utf-8")
+    prepare(Curriculum.from_yaml(partial), folder / "rows")
+    tokens = {name: manifest.train.tokens for name, manifest in Prepared.open(folder / "rows").manifest.sources.items()}
+    for source in sources:
+        source["tokens"] = tokens[source["name"]]  # type: ignore[assignment]
+    path.write_text(json.dumps(config | {"prepared": str(folder / "rows")}), encoding="utf-8")
+    return path
+
+
+def _cut(source: Path, target: Path, limit: float, *, held_out: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    taken = 0.0
+    with target.open("w", encoding="utf-8") as file:
+        for text in read_texts(source):
+            if is_held_out(text) != held_out and not source.stem.startswith(PLANTED):
+                continue
+            if taken >= limit:
+                break
+            text = text[: max(200, int(limit - taken) + 1)] if limit < float("inf") else text
+            taken += len(text)
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def run(study: Study, arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one model under one arm and return what came of it; kept in a file, so that it is never done twice."""
+    path = folder / "runs" / f"{arm.replace(' ', '_')}-{seed}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    base = json.loads(prepare_study(study, folder).read_text(encoding="utf-8"))
+    tokens = {source["name"]: source["tokens"] for source in base["sources"]}
+    setting = Setting(tokens, study.steps, study.batch_rows * study.context)
+    curriculum = Curriculum(**{**base, "seed": seed, **ARMS[arm](setting)})
+    tokenizer = Prepared.open(base["prepared"]).tokenizer()
+    result = _trained(study, curriculum, tokenizer, _held_out_rows(study, folder, tokenizer), seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"arm": arm, "seed": seed, "tokens": tokens, **result}), encoding="utf-8")
+    partial.replace(path)
+    return {"arm": arm, "seed": seed, "tokens": tokens, **result}
+
+
+def _trained(
+    study: Study, curriculum: Curriculum, tokenizer: TextTokenizer, rows: dict[str, torch.Tensor], seed: int
+) -> dict[str, Any]:
+    torch.set_num_threads(1)  # two runs at once are faster than one on two threads
+    model = Andrea(MODELS[study.model](tokenizer.vocab_size, study.context), seed=seed)
+    settings = TrainingConfig(peak_lr=PEAK_LR[study.model]).scaled_to(study.steps)
+    trainer = Trainer(model, settings, study.steps)
+    dataset = MixtureDataset(curriculum)
+    curve: list[tuple[int, dict[str, float]]] = []
+    every = max(study.steps // 10, 1)
+
+    def on_step(step: int, _loss: float, _batch: Any) -> None:
+        if (step + 1) % every == 0 or step + 1 == study.steps:
+            curve.append((step + 1, held_out_losses(model, rows)))
+
+    begun_s = time.process_time()
+    report = train(dataset, trainer, vocab_size=tokenizer.vocab_size, on_step=on_step)
+    drawn = {name: progress.rows for name, progress in dataset.progress().items()}
+    total = sum(drawn.values())
+    return {
+        "curve": curve,
+        "drawn": {name: rows / total for name, rows in drawn.items()},
+        "deciding_share": report.reporting_share + report.waiting_share,
+        "cpu_s": time.process_time() - begun_s,
+    }
+
+
+def held_out_losses(model: Andrea, rows: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the mean loss of each source's held-out rows, nats a token."""
+    with torch.inference_mode():
+        return {name: float(model.token_losses(ids[:, :-1], ids[:, 1:]).mean()) for name, ids in rows.items()}
+
+
+def _held_out_rows(study: Study, folder: Path, tokenizer: TextTokenizer) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted((folder / "held-out").glob("*.jsonl")):
+        ids = tokenizer.encode_joined(list(read_texts(path)))
+        length = study.context + 1
+        num_rows = min(HELD_OUT_ROWS, len(ids) // length)
+        if num_rows:
+            rows = ids[: num_rows * length].reshape(num_rows, length).astype(np.int64)
+            found[path.stem] = torch.from_numpy(rows)
+    return found
