@@ -38,15 +38,15 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.service
 
 screenshots: $(VENV)/dev.stamp  ## pictures of the page, wide, on a phone and dark, to be looked at (needs chromium)
-	$(BIN)/python -m tests.screenshots screenshots
+	$(BIN)/python -m tests.support.screenshots screenshots
 
 $(VENV)/created.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curriculum-mixer needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch first, on its own: with it in place nothing else asks for another build; then what compiles mixer/_kernels.pyx
-$(VENV)/run.stamp: pyproject.toml constraints.txt hatch_build.py mixer/_kernels.pyx $(VENV)/created.stamp
+# torch first, on its own: with it in place nothing else asks for another build; then what compiles mixer/system/_kernels.pyx
+$(VENV)/run.stamp: pyproject.toml constraints.txt hatch_build.py mixer/system/_kernels.pyx $(VENV)/created.stamp
 	$(PIP) torch
 	$(PIP) cython editables hatchling numpy setuptools
 	$(INSTALL) '.[torch]'

@@ -1,4 +1,4 @@
-"""Compiles ``mixer/_kernels.pyx`` when the package is built or installed; without a compiler NumPy does its work."""
+"""Compiles ``mixer/system/_kernels.pyx`` when the package is installed; without a compiler NumPy does its work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "mixer/_kernels.pyx"
+SOURCE = "mixer/system/_kernels.pyx"
 
 
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -37,7 +37,7 @@ def _compiled(root: Path) -> Path | None:
 
     flags = [] if sys.platform == "win32" else ["-O3", "-ffp-contract=off"]
     extension = Extension(
-        "mixer._kernels",
+        "mixer.system._kernels",
         [SOURCE],
         include_dirs=[np.get_include()],
         define_macros=[
@@ -53,7 +53,7 @@ def _compiled(root: Path) -> Path | None:
         command = Distribution({"name": "curriculum-mixer", "ext_modules": extensions}).get_command_obj("build_ext")
         command.build_temp, command.build_lib = "build", "."
         command.ensure_finalized()
-        compiled = root / command.get_ext_fullpath("mixer._kernels")
+        compiled = root / command.get_ext_fullpath("mixer.system._kernels")
         if compiled.exists() and compiled.stat().st_mtime < (root / SOURCE).stat().st_mtime:
             compiled.unlink()  # of an older source: better none, should this one fail
         command.run()
@@ -61,5 +61,5 @@ def _compiled(root: Path) -> Path | None:
 
 
 def _digest(source: Path) -> str:
-    """Return what ``mixer.kernels`` compares, so that a module compiled from another source is not used."""
+    """Return what ``mixer.system.kernels`` compares, so that a module compiled from another source is not used."""
     return hashlib.blake2b(source.read_bytes(), digest_size=16).hexdigest()

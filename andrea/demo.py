@@ -15,26 +15,27 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from mixer.analysis.plots import write_page
 from mixer.cli.output import print_json, print_table, results
-from mixer.config import Curriculum, shipped_config
+from mixer.config.curriculum import Curriculum, shipped_config
 from mixer.errors import MissingDependencyError
-from mixer.journal import Journal
-from mixer.plots import write_page
-from mixer.sources import Progress as SourceProgress
+from mixer.journal.file import Journal
+from mixer.journal.tables import Story, read_story
+from mixer.sources.base import Progress as SourceProgress
 from mixer.sources.local import gather
-from mixer.story import Story, read_story
-from mixer.tokenizer import TextTokenizer, load_tokenizer
-from mixer.walk import Walk
+from mixer.sources.tokenizer import TextTokenizer
+from mixer.sources.tokenizer_training import load_tokenizer
+from mixer.walk.walk import Walk
 
 if TYPE_CHECKING:
-    from service.remote import RemoteMixtureDataset
+    from service.client.dataset import RemoteMixtureDataset
 
 try:
     from andrea.model import Andrea, ModelConfig
     from andrea.serving import serving
     from andrea.train import Trainer, TrainingConfig, TrainingReport, load_checkpoint, save_checkpoint, train
     from mixer.dataset import MixtureDataset
-    from mixer.tensors import Batch
+    from mixer.delivery.tensors import Batch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
@@ -62,7 +63,7 @@ def run_demo(out: Path, *, num_steps: int | None, config: Path | None, is_served
     if is_served:
         path = config or shipped_config("demo.yaml") if num_steps is None else _written(curriculum, out / "demo.json")
         journal_path = out / NAME / JOURNAL
-        from service.remote import RemoteMixtureDataset
+        from service.client.dataset import RemoteMixtureDataset
 
         with serving(path, out, name=NAME) as url:
             talk.print(f"the service and its page are at {url}", soft_wrap=True)

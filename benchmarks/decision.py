@@ -17,11 +17,11 @@ import torch
 from andrea.model import Andrea, ModelConfig
 from andrea.train import Trainer, TrainingConfig
 from benchmarks.common import head, medians, say
-from mixer.config import Curriculum
-from mixer.draws import phase_counts
-from mixer.journal import Journal
-from mixer.simulation import SyntheticLearner
-from mixer.walk import Walk
+from mixer.analysis.simulate import SyntheticLearner
+from mixer.config.curriculum import Curriculum
+from mixer.journal.file import Journal
+from mixer.sampling.draws import phase_counts
+from mixer.walk.walk import Walk
 
 
 def seconds_per_phase(num_sources: int, num_phases: int) -> tuple[float, float]:

@@ -24,11 +24,11 @@ import numpy as np
 from benchmarks.common import head, medians, say
 from benchmarks.contenders.loaders import CONTENDERS, our_dataset
 from benchmarks.contenders.rows import BATCH, ROW, make_prepared, make_rows, random_rows
-from mixer.cache import cache_root
-from mixer.config import Curriculum
-from mixer.draws import phase_counts
-from mixer.sources.prepared import JointRows, Prepared
-from mixer.walk import Walk
+from mixer.config.curriculum import Curriculum
+from mixer.sampling.draws import phase_counts
+from mixer.sources.prepared.rows import JointRows, Prepared
+from mixer.system.files import cache_root
+from mixer.walk.walk import Walk
 
 LITDATA = ["litdata==0.2.76", "boto3", "botocore", "s3transfer", "jmespath", "urllib3", "requests"]
 LITDATA += ["charset-normalizer", "certifi", "tifffile", "obstore", "lightning-utilities", "torchvision", "pillow"]

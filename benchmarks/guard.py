@@ -13,11 +13,11 @@ import time
 import numpy as np
 
 from benchmarks.common import head, say
-from mixer.arrived import Arrived, lows_of
-from mixer.guard import Guard
-from mixer.policy_config import GuardConfig
-from mixer.rewards import SourceLosses
+from mixer.config.policy import GuardConfig
+from mixer.losses import SourceLosses
 from mixer.types import Array
+from mixer.walk.guard import Guard
+from mixer.walk.reports import Arrived, lows_of
 
 EVENT, SD = 40_000, 0.12
 TOKENS = 1024  # of an observation

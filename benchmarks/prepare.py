@@ -20,11 +20,11 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from benchmarks.common import head, medians, say
-from mixer.config import Curriculum
-from mixer.preparation import prepare
+from mixer.config.curriculum import Curriculum
 from mixer.sources.local import gather
-from mixer.sources.prepared import Prepared, PreparedRows
-from mixer.tokenizer import load_tokenizer
+from mixer.sources.prepared.prepare import prepare
+from mixer.sources.prepared.rows import Prepared, PreparedRows
+from mixer.sources.tokenizer_training import load_tokenizer
 
 COLLECTIONS = ("docstrings", "code", "comments", "topics")
 ROWS, T = 100_000, 1024
@@ -66,8 +66,8 @@ def preparation(folder: Path) -> list[list[object]]:
 
 def write_candidates(folder: Path, rows: Any) -> dict[str, Callable[[Any], Any]]:
     """Write the rows in every format and return what gathers positions from each."""
-    from mixer.sources.manifest import SplitManifest
-    from mixer.sources.shards import write_shard
+    from mixer.sources.prepared.manifest import SplitManifest
+    from mixer.sources.prepared.shards import write_shard
 
     rows.tofile(folder / "rows.bin")
     bare = np.memmap(folder / "rows.bin", dtype=rows.dtype, mode="r", shape=rows.shape)
@@ -139,7 +139,7 @@ def _openers(place: Path, names: list[str]) -> dict[str, Callable[[], object]]:
 
 def writing(folder: Path) -> list[list[object]]:
     """Return a row for each format: MB/s of writing rows that are in memory, digest included where there is one."""
-    from mixer.sources.shards import write_shard
+    from mixer.sources.prepared.shards import write_shard
 
     rows = np.random.default_rng(0).integers(0, 8449, (ROWS, T + 1), dtype=np.uint16)
     contenders: dict[str, Callable[[], object]] = {

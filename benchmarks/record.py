@@ -15,30 +15,31 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import head, say
-from mixer.config import Curriculum
-from mixer.journal import Journal
-from mixer.scan import FIRST, chained, ending, scan
-from mixer.simulation import simulate
+from mixer.analysis.simulate import simulate
+from mixer.config.curriculum import Curriculum
+from mixer.journal.file import Journal
+from mixer.journal.scan import FIRST, chained, ending, scan
 
 MEASURES = {  # what -> code; `path` is the journal
-    "open, to go on with it": "from mixer.journal import Journal; work = lambda: Journal.open(path).close()",
-    "find line 100,000": "from mixer.scan import find_line; work = lambda: find_line(path, 100_000)",
-    "read every line": "from mixer.journal import read_journal; work = lambda: sum(1 for _ in read_journal(path))",
-    "Replay(path): every phase again": "from mixer.replay import Replay; work = lambda: Replay(path).frontier",
-    "mixer replay: every decision again": "from mixer.audit import audit; work = lambda: audit(path).lines",
+    "open, to go on with it": "from mixer.journal.file import Journal; work = lambda: Journal.open(path).close()",
+    "find line 100,000": "from mixer.journal.scan import find_line; work = lambda: find_line(path, 100_000)",
+    "read every line": "from mixer.journal.file import read_journal; work = lambda: sum(1 for _ in read_journal(path))",
+    "Replay(path): every phase again": "from mixer.replay.replay import Replay; work = lambda: Replay(path).frontier",
+    "mixer replay: every decision again": "from mixer.replay.verify import audit; work = lambda: audit(path).lines",
 }
 
 LENGTH_MEASURES = {
     "open, to go on with it": MEASURES["open, to go on with it"],
-    "find the line in the middle": "from mixer.scan import find_line; work = lambda: find_line(path, NUM // 2)",
-    "tail: the last 10 lines": "from mixer.scan import find_line; "
+    "find the line in the middle": "from mixer.journal.scan import find_line; work = lambda: find_line(path, NUM // 2)",
+    "tail: the last 10 lines": "from mixer.journal.scan import find_line; "
     "work = lambda: [find_line(path, NUM - i).record() for i in range(10)]",
-    "`explain` a step in the middle": "from mixer.explain import explain; work = lambda: explain(path, MIDDLE)",
+    "`explain` a step in the middle": "from mixer.analysis.explain import explain; "
+    "work = lambda: explain(path, MIDDLE)",
     "read every line": MEASURES["read every line"],
     "name the line damaged at 9/10": """
 def work():
     from mixer.errors import JournalError
-    from mixer.journal import read_journal
+    from mixer.journal.file import read_journal
     with open(path, "r+b") as file:
         place = file.seek(path.stat().st_size * 9 // 10)
         byte = file.read(1)

@@ -13,7 +13,7 @@ from convolutionalfixedsum import cfsn
 from drs import drs
 
 from benchmarks.common import head, medians, say
-from mixer.region import Region
+from mixer.region.region import Region
 
 
 def polish_like(num_sources: int, *, num_excluded: int) -> Region:

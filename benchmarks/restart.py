@@ -15,20 +15,20 @@ from pathlib import Path
 
 from benchmarks.common import head, say
 from benchmarks.record import argument
-from mixer.config import Curriculum
-from mixer.draws import phase_counts
-from mixer.preparation import prepare
-from mixer.simulation import SyntheticLearner
-from service.engine import Engine
+from mixer.analysis.simulate import SyntheticLearner
+from mixer.config.curriculum import Curriculum
+from mixer.sampling.draws import phase_counts
+from mixer.sources.prepared.prepare import prepare
+from service.runs.engine import Engine
 from service.settings import Settings
-from service.store import Store
+from service.storage.store import Store
 
 NUM_SOURCES = 16
 OPENED = """
 import json, sys, time
 from pathlib import Path
 from benchmarks.restart import opened
-from service.memory import put_off_collections
+from service.web.memory import put_off_collections
 put_off_collections()
 start = time.perf_counter()
 engine = opened(Path(sys.argv[1]), sys.argv[2] or None)
@@ -99,7 +99,7 @@ def main() -> None:
         engine.journal.close()
         without = """
 import sqlalchemy as sa
-from service import tables
+from service.storage import tables
 with engine._parts.store.transaction() as connection:
     connection.execute(sa.delete(tables.snapshots))
 engine.journal.close()

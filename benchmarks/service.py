@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.common import head, say
 from benchmarks.contenders.rows import BATCH, NAMES, ROW, WEIGHTS, make_prepared, make_rows
-from mixer.cache import cache_root
+from mixer.system.files import cache_root
 
 SIZES = {"32 KiB": BATCH, "256 KiB": 8 * BATCH, "1 MiB": 32 * BATCH}  # rows of 1,025 uint16 ids
 HELD, FRESH = "ours, a step that is held", "ours, step after step"

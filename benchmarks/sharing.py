@@ -17,12 +17,13 @@ from typing import Any
 
 from benchmarks.common import head, say
 from benchmarks.streams import NUM_SOURCES, ROW, SEPARATOR, VOCAB, documents, text_files, token_files
-from mixer.config import Curriculum
-from mixer.tokenizer import TextTokenizer, train
-from service.engine import Engine
+from mixer.config.curriculum import Curriculum
+from mixer.sources.tokenizer import TextTokenizer
+from mixer.sources.tokenizer_training import train
+from service.runs.engine import Engine
+from service.runs.sharing import Sharing
 from service.settings import Settings
-from service.sharing import Sharing
-from service.store import Store
+from service.storage.store import Store
 
 ROUNDS = 3
 CASES: dict[str, dict[str, Any]] = {

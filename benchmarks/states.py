@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import head, medians, say
-from mixer.config import Curriculum
-from mixer.draws import phase_counts
-from mixer.journal import Journal
-from mixer.rewards import SUM_GRID, SourceLosses
-from mixer.simulation import SyntheticLearner
+from mixer.analysis.simulate import SyntheticLearner
+from mixer.config.curriculum import Curriculum
+from mixer.journal.file import Journal
+from mixer.losses import SUM_GRID, SourceLosses
+from mixer.sampling.draws import phase_counts
 from mixer.types import IntArray
-from mixer.walk import Walk
+from mixer.walk.walk import Walk
 
 NUM_SOURCES, ROWS, TOKENS = 16, 16, 1024
 AROUND = 100  # steps measured at the beginning, in the middle and at the end
@@ -64,7 +64,7 @@ def losses_of_rows(learner: SyntheticLearner, step: int, rows: IntArray) -> Sour
     is_there = np.arange(ROWS) < rows[:, None]
     means = np.maximum(0.01, learner.expected()[:, None] + 0.4 * rng.standard_normal((NUM_SOURCES, ROWS))) * is_there
     learner.tokens += rows * TOKENS
-    sums = np.rint(means * TOKENS / SUM_GRID) * SUM_GRID  # as ``mixer.feedback`` has them
+    sums = np.rint(means * TOKENS / SUM_GRID) * SUM_GRID  # as ``mixer.delivery.feedback`` has them
     return SourceLosses(rows, rows * TOKENS, sums.sum(axis=1), ((sums / TOKENS) ** 2).sum(axis=1))
 
 

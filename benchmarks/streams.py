@@ -21,14 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import head, medians, say
-from mixer.batches import Planner
-from mixer.config import Curriculum, SourceConfig
-from mixer.sources import RowSource, open_sources
+from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.delivery.batch import Planner
+from mixer.delivery.streamed import StreamedReader
+from mixer.sources.base import RowSource
 from mixer.sources.huggingface import open_stream
 from mixer.sources.local import COLLECTIONS
-from mixer.streamed import StreamedReader
-from mixer.tokenizer import TextTokenizer, train
-from mixer.walk import Walk
+from mixer.sources.opening import open_sources
+from mixer.sources.tokenizer import TextTokenizer
+from mixer.sources.tokenizer_training import train
+from mixer.walk.walk import Walk
 
 NUM_SOURCES = 16
 ROW = 1025

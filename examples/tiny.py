@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mixer import Curriculum
-from mixer.preparation import prepare
+from mixer.sources.prepared.prepare import prepare
 
 VOCABULARY, STEPS = 300, 24
 

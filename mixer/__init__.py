@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixer.config import Curriculum, Pivot, SourceConfig
+    from mixer.config.curriculum import Curriculum, Pivot, SourceConfig
     from mixer.dataset import MixtureDataset
-    from mixer.journal import Journal, read_journal
-    from mixer.phases import Phase
-    from mixer.region import Region
-    from mixer.rewards import SourceLosses
-    from mixer.walk import Walk
+    from mixer.journal.file import Journal, read_journal
+    from mixer.losses import SourceLosses
+    from mixer.region.region import Region
+    from mixer.sampling.phases import Phase
+    from mixer.walk.walk import Walk
 
 __all__ = [
     "Curriculum",
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Curriculum": "config",
-    "Journal": "journal",
+    "Curriculum": "config.curriculum",
+    "Journal": "journal.file",
     "MixtureDataset": "dataset",
-    "Phase": "phases",
-    "Pivot": "config",
-    "Region": "region",
-    "SourceConfig": "config",
-    "SourceLosses": "rewards",
-    "Walk": "walk",
-    "read_journal": "journal",
+    "Phase": "sampling.phases",
+    "Pivot": "config.curriculum",
+    "Region": "region.region",
+    "SourceConfig": "config.curriculum",
+    "SourceLosses": "losses",
+    "Walk": "walk.walk",
+    "read_journal": "journal.file",
 }
 
 

@@ -18,31 +18,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mixer.batches import BatchReader, TokenBatch
-from mixer.channel import Address, Answering, RemotePhases
-from mixer.config import Curriculum
-from mixer.consumers import check_consumer
-from mixer.delivery import STATE_VERSION, Beginning, Decider, Desk, Rows
+from mixer.config.curriculum import Curriculum
+from mixer.delivery.batch import BatchReader, TokenBatch
+from mixer.delivery.consumers import check_consumer
+from mixer.delivery.coordinator import STATE_VERSION, Beginning, Decider, Desk, Rows
+from mixer.delivery.feedback import Reports
+from mixer.delivery.mesh import MeshRanks, Role
+from mixer.delivery.pickled import Parcel
+from mixer.delivery.ranks import Claim, Ranks, default_ranks
+from mixer.delivery.suspension import Suspension, may_suspend, refused
+from mixer.delivery.tensors import Batch, single_rows, tensors_of
+from mixer.delivery.workers import Address, Answering, RemotePhases
 from mixer.errors import ConfigError, InvalidLossError, StateMismatchError, TopologyError
-from mixer.feedback import Reports
-from mixer.journal import Journal
-from mixer.mesh import MeshRanks, Role
-from mixer.packing import WIDE
-from mixer.parcel import Parcel
-from mixer.phases import Phase
-from mixer.ranks import Claim, Ranks, default_ranks
-from mixer.rewards import SourceLosses, check_shapes
-from mixer.sources import EndOfSource, Progress
-from mixer.states import check_state
-from mixer.suspension import Suspension, may_suspend, refused
-from mixer.tensors import Batch, single_rows, tensors_of
-from mixer.walk import Walk
+from mixer.journal.file import Journal
+from mixer.losses import SourceLosses, check_shapes
+from mixer.sampling.phases import Phase
+from mixer.sources.base import EndOfSource, Progress
+from mixer.sources.packing import WIDE
+from mixer.walk.state import check_state
+from mixer.walk.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
     from torch.distributed.device_mesh import DeviceMesh
 
-    from mixer.tokenizer import TextTokenizer
+    from mixer.sources.tokenizer import TextTokenizer
 
 _copies = itertools.count(1)
 

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mixer.config import Curriculum
+from mixer.config.curriculum import Curriculum
 from mixer.errors import MissingDependencyError
-from mixer.guard import alarm_in_words
-from mixer.journal import Journal
-from mixer.phases import Phase
-from mixer.rewards import SourceLosses
-from mixer.walk import Walk
+from mixer.journal.file import Journal
+from mixer.journal.words import alarm_in_words
+from mixer.losses import SourceLosses
+from mixer.sampling.phases import Phase
+from mixer.walk.walk import Walk
 
 log = logging.getLogger(__name__)
 

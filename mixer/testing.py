@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from mixer.sources import RowSource
+from mixer.sources.base import RowSource
 from mixer.types import TokenArray
 
 Rows = Sequence[Any] | TokenArray

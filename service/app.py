@@ -14,25 +14,25 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from mixer.config import Curriculum
+from mixer.config.curriculum import Curriculum
 from mixer.errors import MixerError
-from service.archive import Archive
-from service.auth import token_book
 from service.dashboard import add_dashboard
 from service.errors import RequestError, ServiceError, StoreError, error_body, error_to_body, hint_of, status_of
-from service.events import Events
-from service.guard import Guard, Receive, Scope, Send, error_headers
-from service.lane import FastLane
-from service.links import add_links
-from service.metrics import Metrics
-from service.routes.common import default_engine, default_readable, named_engine, named_readable
-from service.routes.decisions import pivoting, record
-from service.routes.delivery import delivery
-from service.routes.operations import health_router, live, runs_router
-from service.routes.watching import watching
-from service.runs import Runs
+from service.runs.archive import Archive
+from service.runs.events import Events
+from service.runs.registry import Runs
 from service.settings import Settings
-from service.store import Store
+from service.storage.store import Store
+from service.web.auth import token_book
+from service.web.batch_endpoint import FastLane
+from service.web.links import add_links
+from service.web.metrics import Metrics
+from service.web.middleware import Guard, Receive, Scope, Send, error_headers
+from service.web.routes.common import default_engine, default_readable, named_engine, named_readable
+from service.web.routes.decisions import pivoting, record
+from service.web.routes.delivery import delivery
+from service.web.routes.operations import health_router, live, runs_router
+from service.web.routes.watching import watching
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _HTTP = {

@@ -55,7 +55,7 @@ def serve(
 
     Starts with SQLite in the folder; killed at any moment and started again, it goes on as if nothing had happened.
     """
-    from service.memory import put_off_collections
+    from service.web.memory import put_off_collections
 
     put_off_collections()
     from service.server import run_server  # the web framework takes a while to import
@@ -99,7 +99,7 @@ def create(
     tokens_file: TokensOption = None,
 ) -> None:
     """Make a token and print it: it is stored as a digest, so this is the only time."""
-    from service.auth import SCOPES
+    from service.web.auth import SCOPES
 
     if scope not in SCOPES:
         raise typer.BadParameter(f"{scope!r} is not a scope; there are {', '.join(SCOPES)}")
@@ -148,9 +148,9 @@ def revoke(
 
 
 def _book(folder: Path, database: str | None, tokens_file: Path | None) -> Any:
-    from service.auth import FileShelf, TokenBook, token_book
     from service.settings import Settings
-    from service.store import Store
+    from service.storage.store import Store
+    from service.web.auth import FileShelf, TokenBook, token_book
 
     if tokens_file is not None:
         return TokenBook(FileShelf(tokens_file))

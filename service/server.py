@@ -16,16 +16,16 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from mixer.config import Curriculum
+from mixer.config.curriculum import Curriculum
 from service.app import create_app
-from service.auth import check_bind, token_book
-from service.connections import connection_class
 from service.errors import BindError
-from service.logs import set_up_logs
-from service.memory import keep_freed_memory, settle
-from service.runs import name_of
+from service.runs.registry import name_of
 from service.settings import Settings
-from service.store import Store
+from service.storage.store import Store
+from service.web.auth import check_bind, token_book
+from service.web.connections import connection_class
+from service.web.logs import set_up_logs
+from service.web.memory import keep_freed_memory, settle
 
 KEEP_ALIVE_S = 75
 MAX_HANDSHAKE_S = 5.0
@@ -59,7 +59,7 @@ def run_past(settings: Settings, journal: Path) -> None:
     Raises:
         JournalError, StoreError, BindError: before anything listens.
     """
-    from service.past import Past, create_past_app
+    from service.replay_app import Past, create_past_app
 
     book = token_book(settings, None)
     check_bind(settings, book)

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from mixer.journal import Fsync
+from mixer.journal.file import Fsync
 
 MIB = 1 << 20
 DATABASE_FILE = "service.db"  # in the folder, where SQLite keeps files beside it
@@ -28,7 +28,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     memory_bytes: int = Field(256 * MIB, ge=MIB, description="batches held in memory, per run")
     retain_steps: int = Field(2048, ge=1, description="steps that can be asked for again, as far as phases are held")
     place_steps: int = Field(16, ge=1, description="steps between two saved places of the streams")
-    fsync: Fsync = Field("phase", description="what a power cut may take of journals in files; see mixer.journal")
+    fsync: Fsync = Field("phase", description="what a power cut may take of journals in files; see mixer.journal.file")
     snapshot_lines: int = Field(2000, ge=1, description="journal lines between two snapshots of the walk")
     feedback_wait_s: float = Field(
         5.0, ge=0, description="longest wait, before a phase is decided, for a rank that has not reported yet"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mixer.config import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum, Pivot
 from mixer.errors import (
     ConfigError,
     FeedbackError,
@@ -27,11 +27,11 @@ from mixer.errors import (
     UnknownSourceError,
     WeightsError,
 )
-from mixer.journal import Journal, read_journal
-from mixer.region import Region
-from mixer.rewards import SourceLosses
-from mixer.walk import Walk
-from tests.curricula import curriculum, drive
+from mixer.journal.file import Journal, read_journal
+from mixer.losses import SourceLosses
+from mixer.region.region import Region
+from mixer.walk.walk import Walk
+from tests.support.curricula import curriculum, drive
 
 HEAD = "version: 1\ntotal_steps: 1000\nbatch_rows: 8\nsequence_length: 16\n"
 SOURCES = (
@@ -218,8 +218,8 @@ CALLS = [
     call("weights over a cap", lambda: THREE.check([0.5, 0.2, 0.3]), WeightsError, r"chat is 0\.3, above its cap 0\.25"),
     call("weights of NaN", lambda: THREE.check([np.nan, 0.5, 0.5]), WeightsError, "weight of web is nan; weights are finite"),
     call("a reward that is not there",
-         lambda: Walk(curriculum(3, policy={"name": "ucb", "reward": "tests.curricula:none"})),
-         ConfigError, "module 'tests.curricula' has no 'none'"),
+         lambda: Walk(curriculum(3, policy={"name": "ucb", "reward": "tests.support.curricula:none"})),
+         ConfigError, "module 'tests.support.curricula' has no 'none'"),
     call("a size of no tokens", lambda: Walk(curriculum(3)).learn_unique_tokens("source-1", 0), ConfigError, "source-1 has 0"),
     # Journals.
     Row("a journal that exists", lambda folder: _created_twice(folder), JournalError, "File exists; a journal"),

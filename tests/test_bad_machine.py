@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from mixer.config import Curriculum
+from mixer.config.curriculum import Curriculum
 from mixer.errors import JournalError, MixerError
-from service import store as store_module
-from service import tables
-from service.client import MixerClient
-from service.engine import Engine
+from service.client.client import MixerClient
 from service.errors import NotReadyError, StallError, StoreError
-from service.lines import CHECKED_LINES, TableLines
-from service.store import Store
-from tests.fleet import digest_of
-from tests.serving import STEPS, Served, get, losses_of, write_run
-from tests.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
+from service.runs.engine import Engine
+from service.storage import store as store_module
+from service.storage import tables
+from service.storage.journal_lines import CHECKED_LINES, TableLines
+from service.storage.store import Store
+from tests.support.fleet import digest_of
+from tests.support.serving import STEPS, Served, get, losses_of, write_run
+from tests.support.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
 
 DISK_MIB = 3
 IN_A_SMALL_DISK = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]

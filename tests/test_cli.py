@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixer.config import Curriculum, shipped_config
-from mixer.story import read_story
+from mixer.config.curriculum import Curriculum, shipped_config
+from mixer.journal.tables import read_story
 
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]
 DEMO_STEPS = 90  # past the warmup and the first checkpoint

@@ -1,6 +1,6 @@
 """Decisions and batches of forty small runs are those of the commit that wrote ``golden.json``, bit for bit.
 
-``python -m tests.golden tests/golden.json`` writes it anew; a difference is a change of what users' runs do.
+``python -m tests.support.golden tests/golden.json`` writes it anew; a difference is a change of what users' runs do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import digests
+from tests.support.golden import digests
 
 KEPT = Path(__file__).with_name("golden.json")
 

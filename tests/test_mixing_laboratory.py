@@ -15,7 +15,7 @@ from scipy import stats
 from benchmarks.laboratory.arms import ARMS, Setting
 from benchmarks.laboratory.corpora import _number, is_held_out
 from benchmarks.laboratory.report import paired, steps_to_reach, table
-from mixer.config import Curriculum
+from mixer.config.curriculum import Curriculum
 
 TOKENS = {"prose": 90_000, "code": 400_000, "noise": 300_000, "gully": 2_000, "echo": 350_000}
 

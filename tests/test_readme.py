@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mixer.config import Curriculum, SourceConfig
-from mixer.journal import read_journal
+from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.journal.file import read_journal
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer.sources import Progress
+from mixer.sources.base import Progress
 from mixer.testing import assert_resumes_from_every_step, assert_source_is_exact
 from mixer.types import TokenArray
 

@@ -13,15 +13,15 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+from mixer.analysis.export import export_tables
 from mixer.cli import app
-from mixer.exporting import export_tables
-from mixer.journal import Journal, read_journal
+from mixer.journal.file import Journal, read_journal
 from mixer.loggers import LoggedWalk, MlflowLogger, PhaseLogger, TensorBoardLogger, WandbLogger
-from mixer.phases import Phase
-from mixer.rewards import SourceLosses
-from mixer.walk import Walk
-from tests.curricula import curriculum, drive, same_phases
-from tests.test_rewards import losses_of
+from mixer.losses import SourceLosses
+from mixer.sampling.phases import Phase
+from mixer.walk.walk import Walk
+from tests.policies.test_rewards import losses_of
+from tests.support.curricula import curriculum, drive, same_phases
 
 STEPS = 120
 
@@ -64,7 +64,7 @@ def test_a_damaged_journal_leaves_no_half_written_table(path: Path, tmp_path: Pa
 
 
 def test_large_tables_are_written_in_parts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixer.exporting.CHUNK_ROWS", 7)
+    monkeypatch.setattr("mixer.analysis.export.CHUNK_ROWS", 7)
     files = export_tables(path, tmp_path / "out", "parquet")
     assert pyarrow.parquet.ParquetFile(files[0]).num_row_groups > 2
     assert pyarrow.parquet.read_table(files[1]).num_rows == sum(

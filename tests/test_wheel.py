@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mixer import kernels
+from mixer.system import kernels
 
 ROOT = Path(__file__).parent.parent
 

@@ -95,7 +95,7 @@ def our_dataset(
     if streamed:
         from tokenizers import Tokenizer, models
 
-        from mixer.tokenizer import TextTokenizer
+        from mixer.sources.tokenizer import TextTokenizer
 
         paths = make_parquet(folder, "lists")
         sources = [{"name": n, "data_files": p, "rows": "input_ids"} for n, p in zip(names, paths, strict=True)]

@@ -37,8 +37,8 @@ def mapped(folder: Path, name: str) -> Rows:
 
 def make_prepared(folder: Path, *, as_one: bool) -> Path:
     """Write what ``mixer prepare`` would: 16 sources, or all their rows as one."""
-    from mixer.sources.manifest import MANIFEST, Manifest, SourceManifest, SplitManifest, TokenizerManifest
-    from mixer.sources.shards import write_shard, write_split_files, write_splits_file
+    from mixer.sources.prepared.manifest import MANIFEST, Manifest, SourceManifest, SplitManifest, TokenizerManifest
+    from mixer.sources.prepared.shards import write_shard, write_split_files, write_splits_file
 
     out = folder / ("prepared-1" if as_one else "prepared-16")
     sources = {"all": mapped(folder, "all")} if as_one else {name: mapped(folder, name) for name in NAMES}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from service.wire import MEDIA_TYPE
+from service.wire.batches import MEDIA_TYPE
 
 
 def bare(port: int, body: bytes) -> None:

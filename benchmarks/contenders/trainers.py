@@ -18,7 +18,7 @@ from typing import Any
 def made(kind: str, place: str, prefetch: int | None) -> Iterator[dict[str, Any]]:
     """Return the batches of a data set."""
     if kind == "remote":
-        from service.remote import RemoteMixtureDataset
+        from service.client.dataset import RemoteMixtureDataset
 
         return iter(RemoteMixtureDataset(place, prefetch=prefetch))
     from mixer import Curriculum, MixtureDataset

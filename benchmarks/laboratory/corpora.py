@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixer.cache import cache_root
 from mixer.sources.local import COLLECTIONS, gather
+from mixer.system.files import cache_root
 
 PIECE_CHARACTERS = 3_000  # long files are cut at blank lines into documents of about this length
 NOISE, GULLY, ECHO = "noise", "gully", "echo"

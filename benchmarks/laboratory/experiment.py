@@ -16,11 +16,11 @@ from andrea.model import Andrea, ModelConfig
 from andrea.train import Trainer, TrainingConfig, train
 from benchmarks.laboratory.arms import ARMS, Setting
 from benchmarks.laboratory.corpora import PLANTED, corpus, is_held_out, read_texts
-from mixer.config import Curriculum
+from mixer.config.curriculum import Curriculum
 from mixer.dataset import MixtureDataset
-from mixer.preparation import prepare
-from mixer.sources.prepared import Prepared
-from mixer.tokenizer import TextTokenizer
+from mixer.sources.prepared.prepare import prepare
+from mixer.sources.prepared.rows import Prepared
+from mixer.sources.tokenizer import TextTokenizer
 
 MODELS: dict[str, Callable[[int, int], ModelConfig]] = {
     "tiny": ModelConfig.tiny,  # 0.9 M parameters

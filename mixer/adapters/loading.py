@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mixer.dataset import MixtureDataset
-from mixer.tensors import Batch
+from mixer.delivery.tensors import Batch
 
 
 class MixtureLoader:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mixer.adapters.loading import MixtureLoader
 from mixer.dataset import MixtureDataset
+from mixer.delivery.tensors import Batch
 from mixer.errors import FeedbackError, StateMismatchError
-from mixer.tensors import Batch
 
 STATE_VERSION = 1
 

@@ -19,10 +19,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from mixer.adapters.loading import MixtureLoader
-from mixer.cache import written_whole
+from mixer.delivery.feedback import IGNORED_LABEL
+from mixer.delivery.tensors import Batch
 from mixer.errors import ConfigError, FeedbackError, StateMismatchError
-from mixer.feedback import IGNORED_LABEL
-from mixer.tensors import Batch
+from mixer.system.files import written_whole
 
 OWN_KEYS = ("source_ids", "step", "phase", "row_numbers")  # of a batch, which no model takes
 DEFAULT_ROWS = 8  # of ``TrainingArguments.per_device_train_batch_size``

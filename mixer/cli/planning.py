@@ -13,8 +13,8 @@ from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, result
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mixer.region import Region
-    from mixer.story import Story
+    from mixer.journal.tables import Story
+    from mixer.region.region import Region
 
 
 def check(
@@ -30,8 +30,8 @@ def check(
     Opens every source, reads its first documents (with `--all` everything), loads the tokenizer, and works out the
     region of every regime. Prints all problems, not the first alone. Exit code 1 if there are any.
     """
-    from mixer.checking import check as check_curriculum  # reads sources: `mixer --help` should not wait for that
-    from mixer.config import Curriculum
+    from mixer.analysis.check import check as check_curriculum  # reads sources: `mixer --help` should not wait for that
+    from mixer.config.curriculum import Curriculum
 
     report = check_curriculum(Curriculum.from_yaml(config), reads_all=reads_all)
     if as_json:
@@ -62,12 +62,12 @@ def simulate(
     """
     from rich.progress import track
 
-    from mixer.config import Curriculum  # what other commands need not wait for
-    from mixer.journal import Journal
-    from mixer.plots import write_page
-    from mixer.regimes import regime_at
-    from mixer.simulation import simulate as simulate_walk
-    from mixer.story import read_story
+    from mixer.analysis.plots import write_page
+    from mixer.analysis.simulate import simulate as simulate_walk
+    from mixer.config.curriculum import Curriculum  # what other commands need not wait for
+    from mixer.journal.file import Journal
+    from mixer.journal.tables import read_story
+    from mixer.region.regimes import regime_at
 
     curriculum = Curriculum.from_yaml(config)
     num_steps = steps or curriculum.total_steps

@@ -12,9 +12,9 @@ from mixer.cli.output import AsJson, print_json, print_table, results, talk
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from mixer.config import Curriculum
-    from mixer.sources.manifest import Manifest
-    from mixer.sources.preparing import Done
+    from mixer.config.curriculum import Curriculum
+    from mixer.sources.prepared.manifest import Manifest
+    from mixer.sources.prepared.writer import Done
 
 
 def prepare(
@@ -47,7 +47,7 @@ def prepare(
         return
     if config is None:
         raise typer.BadParameter("give the CONFIG to prepare, or --verify DIR")
-    from mixer.config import Curriculum
+    from mixer.config.curriculum import Curriculum
 
     curriculum = Curriculum.from_yaml(config)
     if out is None:
@@ -60,7 +60,7 @@ def prepare(
 def _prepare(
     curriculum: Curriculum, out: str, jobs: int | None, sources: str | None, *, force: bool, as_json: bool
 ) -> None:
-    from mixer.preparation import default_jobs, prepare  # loads the tokenizers' library
+    from mixer.sources.prepared.prepare import default_jobs, prepare  # loads the tokenizers' library
 
     names = None if sources is None else [name.strip() for name in sources.split(",")]
     bars = _Bars({source.name: source.tokens for source in curriculum.sources}, is_quiet=as_json)
@@ -81,7 +81,7 @@ def _prepare(
 
 
 def _verify(folder: Path, *, as_json: bool) -> None:
-    from mixer.sources.prepared import Prepared
+    from mixer.sources.prepared.rows import Prepared
 
     prepared = Prepared.open(folder)
     prepared.verify()

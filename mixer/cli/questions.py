@@ -24,8 +24,8 @@ def explain(
 
     Only the lines that it needs are read and checked; `mixer replay` checks them all.
     """
-    from mixer.explain import PARTS
-    from mixer.explain import explain as explain_step
+    from mixer.analysis.explain import PARTS
+    from mixer.analysis.explain import explain as explain_step
 
     answer = explain_step(walk, step)
     if as_json:
@@ -65,9 +65,9 @@ def advise(
     """
     import numpy as np
 
-    from mixer.advise import CAVEAT
-    from mixer.advise import advise as ask
-    from mixer.lookup import Lookup
+    from mixer.analysis.advise import CAVEAT
+    from mixer.analysis.advise import advise as ask
+    from mixer.journal.lookup import Lookup
 
     first, last = _span(steps)
     names = [source["name"] for source in Lookup(walk).header["curriculum"]["sources"]]
@@ -116,7 +116,7 @@ def effects(
 
     Refuses when there are too few of them, and says how many are needed.
     """
-    from mixer.effects import effects as estimate
+    from mixer.analysis.effects import effects as estimate
 
     answer = estimate(walk, outcome=outcome, carry_over=carry_over)
     if as_json:

@@ -43,8 +43,8 @@ def replay(
     if serve:
         _server_of_the_past()(walk, host=host, port=port, tokens_file=tokens_file)
         return
-    from mixer.audit import audit
-    from mixer.config import Curriculum
+    from mixer.config.curriculum import Curriculum
+    from mixer.replay.verify import audit
 
     verdict = audit(walk, curriculum=None if config is None else Curriculum.from_yaml(config))
     if as_json:
@@ -84,8 +84,8 @@ def fork(
 
     The step must be where a phase of the walk begins. The new policy has learned from the shared reports.
     """
-    from mixer.config import Curriculum
-    from mixer.fork import fork as fork_walk
+    from mixer.config.curriculum import Curriculum
+    from mixer.replay.fork import fork as fork_walk
 
     parent = fork_walk(walk, at_step, Curriculum.from_yaml(config), out)
     if as_json:
@@ -104,7 +104,7 @@ def diff(walk: Walk, other: Other, *, as_json: AsJson = False) -> None:
 
     Exit code 1 if they differ. `l1` is the summed absolute difference of the weights, `l2` the Euclidean distance.
     """
-    from mixer.compare import compare
+    from mixer.replay.diff import compare
 
     found = compare(walk, other)
     if as_json:

@@ -24,8 +24,8 @@ def plot(
 
     walk.html is a page to look into, complete in one file; walk.png and walk.svg are still pictures.
     """
-    from mixer.plots import write_page, write_picture  # the plotting libraries take a while to import
-    from mixer.plots.picture import SUFFIXES
+    from mixer.analysis.plots import write_page, write_picture  # the plotting libraries take a while to import
+    from mixer.analysis.plots.picture import SUFFIXES
 
     if out.suffix not in (".html", *SUFFIXES):
         raise typer.BadParameter(f"{out}: the file ends in .html, {' or '.join(SUFFIXES)}", param_hint="--out")
@@ -47,7 +47,7 @@ def watch(
     """
     from rich.live import Live
 
-    from mixer.watching import Follower, frame
+    from mixer.analysis.watch import Follower, frame
 
     follower = Follower(walk)
     if once:
@@ -74,7 +74,7 @@ def export(
 
     The folder gets phases and feedback, one row per source each, as Parquet or CSV.
     """
-    from mixer.exporting import export_tables, export_tensorboard
+    from mixer.analysis.export import export_tables, export_tensorboard
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise typer.BadParameter(f"{out} is there already; name a new or an empty folder", param_hint="--out")

@@ -9,11 +9,11 @@ from __future__ import annotations
 from mixer.policies.ado import AdoPolicy
 from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Choice, Policy
-from mixer.policies.bounded import BoundedUcb
+from mixer.policies.factory import make_policy
 from mixer.policies.fixed import FixedPolicy, epoch_capped
 from mixer.policies.learnability import Learnability
-from mixer.policies.making import make_policy
 from mixer.policies.odm import OdmPolicy
+from mixer.policies.ucb import BoundedUcb
 
 __all__ = [
     "AdoPolicy",

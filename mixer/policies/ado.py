@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer.packed import rounded
+from mixer.config.policy import AdoConfig
+from mixer.losses import SourceLosses, add_losses
 from mixer.policies.base import Choice, Policy, silenced, silenced_point
 from mixer.policies.power_law import fit_power_law
-from mixer.policy_config import AdoConfig
-from mixer.region import Region
-from mixer.rewards import SourceLosses, State, add_losses
-from mixer.types import Array, BoolArray
+from mixer.region.region import Region
+from mixer.system.packed import rounded
+from mixer.types import Array, BoolArray, State
 
 NUM_BINS, BIN_RATIO = 16, 1.5  # of the loss curve of each source: bins of n, each ends 1.5 times as far as the last
 MIN_POINTS = 4  # a curve with three parameters, and one to be wrong by

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mixer.config.policy import AndreaConfig
+from mixer.losses import SourceLosses
 from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
-from mixer.policy_config import AndreaConfig
-from mixer.region import Region
-from mixer.rewards import SourceLosses, State
-from mixer.types import Array, BoolArray
+from mixer.region.region import Region
+from mixer.types import Array, BoolArray, State
 
 
 class AndreaPolicy(Policy):

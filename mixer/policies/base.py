@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from mixer.region import Region
-from mixer.rewards import SourceLosses, State
-from mixer.types import Array, BoolArray
+from mixer.losses import SourceLosses
+from mixer.region.region import Region
+from mixer.types import Array, BoolArray, State
 
 PIVOT_MEMORY = 0.25  # what a pivot leaves of the weight of each surviving source's statistics
 

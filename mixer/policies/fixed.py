@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from mixer.losses import SourceLosses
 from mixer.policies.base import Choice, Policy
-from mixer.region import Region
-from mixer.rewards import SourceLosses, State
-from mixer.types import Array, BoolArray
+from mixer.region.region import Region
+from mixer.types import Array, BoolArray, State
 
 
 class FixedPolicy(Policy):

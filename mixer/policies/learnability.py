@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mixer.config.policy import UcbConfig
+from mixer.losses import SourceLosses, add_losses
 from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
-from mixer.policy_config import UcbConfig
-from mixer.region import Region
-from mixer.regression import with_point
-from mixer.rewards import SourceLosses, State, add_losses
-from mixer.types import Array, BoolArray
+from mixer.policies.regression import with_point
+from mixer.region.region import Region
+from mixer.types import Array, BoolArray, State
 
 MIN_OBSERVATIONS = 3  # a slope with a standard error needs three points; fewer count as unexplored
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mixer.config.policy import OdmConfig
+from mixer.losses import SourceLosses
 from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, silenced, silenced_point
-from mixer.policy_config import OdmConfig
-from mixer.region import Region
-from mixer.rewards import SourceLosses, State
-from mixer.types import Array, BoolArray
+from mixer.region.region import Region
+from mixer.types import Array, BoolArray, State
 
 MAX_NATS = 100.0  # exp(100) fits float64 with room; no vocabulary has a loss near it
 

@@ -11,27 +11,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mixer.sources.background import POOL, Task
 from mixer.sources.faults import NetworkFault
+from mixer.sources.groups import Encoded, Read
 from mixer.sources.shared import Seat
 from mixer.sources.streams import Documents, Stream
-from mixer.types import TokenArray
-
-Encoded = TokenArray  # rows, uint32 [n, T + 1], or documents as ``packing.joined`` gives them, [N]
-
-
-@dataclass(frozen=True)
-class Read:
-    """One group. An empty one is the end of an epoch."""
-
-    num_documents: int
-    encoded: Task[Encoded]
-    end: dict[str, Any]  # the stream's state after it
-    num_bad: int = 0  # records that were skipped
+from mixer.system.threads import POOL, Task
 
 
 class ReadAhead:

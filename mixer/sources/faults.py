@@ -26,7 +26,7 @@ from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, httpx  # type: ignore[attr-defined]  # httpx, or the fork that the hub uses
 
-from mixer.config import RetriesConfig
+from mixer.config.curriculum import RetriesConfig
 from mixer.errors import (
     MalformedDataError,
     MissingDataError,
@@ -37,7 +37,7 @@ from mixer.errors import (
 )
 from mixer.sources.batches import UnreadableFile
 
-log = logging.getLogger("mixer.sources")
+log = logging.getLogger("mixer.sources.opening")
 
 RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 RETRIED_ERRNOS = frozenset(

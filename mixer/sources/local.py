@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixer.cache import cache_root, written_whole
-from mixer.config_errors import suggestion
+from mixer.config.problems import suggestion
 from mixer.errors import EmptySourceError, UnknownSourceError
+from mixer.system.files import cache_root, written_whole
 
 VERSION = 2  # of what the collections hold; a new number makes every cached file anew
 

@@ -12,9 +12,9 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixer.conditions import UnlikeTypesError, holds
-from mixer.config import RENDERINGS, SourceConfig
-from mixer.config_errors import suggestion
+from mixer.config.conditions import UnlikeTypesError, holds
+from mixer.config.curriculum import RENDERINGS, SourceConfig
+from mixer.config.problems import suggestion
 from mixer.errors import ConfigError, MissingDataError
 from mixer.sources.batches import BadRecord
 from mixer.sources.values import Number, TemplateFormatter

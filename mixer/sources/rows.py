@@ -16,13 +16,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mixer.errors import SourceExhaustedError, StateMismatchError
-from mixer.packing import Packer, joined
-from mixer.sources import EndOfSource, Progress
-from mixer.sources.ahead import Encoded, ReadAhead
+from mixer.sources.ahead import ReadAhead
+from mixer.sources.base import EndOfSource, Progress
 from mixer.sources.faults import NetworkFault
+from mixer.sources.groups import Encoded
+from mixer.sources.packing import Packer, joined
 from mixer.sources.shared import Member, Seat
 from mixer.sources.streams import Documents, Stream, TextStream
-from mixer.tokenizer import TextTokenizer
+from mixer.sources.tokenizer import TextTokenizer
 from mixer.types import IntArray, TokenArray
 
 STATE_VERSION = 2

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mixer.sources.background import Task
+from mixer.system.threads import Task
 
 if TYPE_CHECKING:
-    from mixer.sources.ahead import Encoded, Read
+    from mixer.sources.groups import Encoded, Read
     from mixer.sources.streams import Stream
 
 SHARED_BYTES = 64 << 20  # of token ids, of all sources together: as much as one run reads ahead

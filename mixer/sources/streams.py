@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mixer.config import RetriesConfig, SourceConfig
+from mixer.config.curriculum import RetriesConfig, SourceConfig
 from mixer.errors import EmptySourceError, MalformedDataError, StateMismatchError
-from mixer.sources.background import POOL
 from mixer.sources.batches import BadRecord, Batch
 from mixer.sources.faults import NetworkFault, calm, explained, persist
 from mixer.sources.files import files_digest
 from mixer.sources.holdout import is_held_out, text_bytes
 from mixer.sources.records import FileRecords
 from mixer.sources.rendering import Renderer
+from mixer.system.threads import POOL
 from mixer.types import TokenArray
 
 if TYPE_CHECKING:
     import datasets
 
-log = logging.getLogger("mixer.sources")
+log = logging.getLogger("mixer.sources.opening")
 
 GROUP_DOCUMENTS = 256
 GROUP_CHARACTERS = 128 * 1024  # bounds what one call tokenises, and so what a resume has to tokenise again

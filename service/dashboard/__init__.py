@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
-from mixer.palette import DASHES, OTHERS, PALETTE
+from mixer.analysis.palette import DASHES, OTHERS, PALETTE
 
 FOLDER = Path(__file__).parent
 KINDS = {
@@ -52,7 +52,7 @@ def dashboard_routes() -> APIRouter:
 
 
 def palette_module() -> str:
-    """Return ``mixer.palette`` as a module of the page."""
+    """Return ``mixer.analysis.palette`` as a module of the page."""
     values = {"PALETTE": PALETTE, "OTHERS": OTHERS, "DASHES": DASHES}
     return "".join(f"export const {name} = {json.dumps(value)};\n" for name, value in values.items())
 

@@ -1,0 +1,117 @@
+"""Everything that can be known before a run starts: files, columns, tokenizer, feasibility of every regime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mixer.config.curriculum import Curriculum
+from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
+from mixer.policies import make_policy
+from mixer.region.region import MAX_VERTEX_SOURCES
+from mixer.sources.opening import bad_records, check_sources
+from mixer.sources.prepared.rows import Prepared
+from mixer.sources.tokenizer_training import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``mixer check`` found: every problem, the regimes with their regions, and records that cannot be read."""
+
+    problems: tuple[str, ...]
+    regimes: tuple[dict[str, Any], ...]
+    bad_records: tuple[str, ...] = ()
+
+
+def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
+    """Return what can be said of a run before it starts; sources are opened and their first documents read.
+
+    With ``reads_all`` every source is read to its end, and every record that cannot be read is listed.
+
+    Sources of a run from prepared rows are not: the rows are all that it reads.
+    """
+    problems: list[str] = []
+    try:
+        make_policy(curriculum)
+    except ConfigError as error:
+        problems += error.problems
+    reads_text, prepared_problems = _prepared_problems(curriculum)
+    problems += prepared_problems
+    source_problems = check_sources(curriculum) if reads_text else []
+    problems += source_problems
+    needs_sources = curriculum.tokenizer is not None and curriculum.tokenizer.train_vocab_size is not None
+    if reads_text and not (source_problems and needs_sources):  # none can be trained on sources that cannot be read
+        try:
+            load_tokenizer(curriculum)
+        except ConfigError as error:
+            problems += error.problems
+        except MixerError as error:
+            problems.append(str(error))
+    listed: list[str] = []
+    if reads_all and reads_text:
+        found, more = bad_records(curriculum)
+        problems = [*dict.fromkeys([*_without(problems, found), *more, *_too_many(curriculum, found)])]
+        listed = [record for records in found.values() for record in records]
+    return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed))
+
+
+def _without(problems: list[str], found: dict[str, list[str]]) -> list[str]:
+    """Return the problems that are not one of the records found, which are listed by themselves."""
+    records = tuple(record for records in found.values() for record in records)
+    return [problem for problem in problems if not problem.startswith(records)]
+
+
+def _too_many(curriculum: Curriculum, found: dict[str, list[str]]) -> Iterator[str]:
+    """Yield a sentence for each source whose bad records would stop a run."""
+    for source in curriculum.sources:
+        num = len(found.get(source.name, ()))
+        if not num:
+            continue
+        if source.on_bad_record == "stop":
+            yield (
+                f"source {source.name}: {num} bad record{'s' * (num > 1)} would stop a run; mend what is listed, or "
+                "set on_bad_record: skip"
+            )
+        elif num > source.max_bad_records:
+            yield (
+                f"source {source.name}: {num} bad records, but max_bad_records is {source.max_bad_records}; mend what "
+                "is listed, or raise it"
+            )
+
+
+def _prepared_problems(curriculum: Curriculum) -> tuple[bool, list[str]]:
+    """Return whether text has to be read, now or by ``mixer prepare``, and what is wrong with the prepared rows."""
+    if curriculum.prepared is None:
+        return True, []
+    try:
+        Prepared.open(curriculum.resolve(curriculum.prepared)).check_against(curriculum)
+    except PreparedMismatchError as error:
+        return True, list(error.differences)
+    except MissingDataError as error:
+        return True, [f"prepared: {error}"]
+    except MixerError as error:
+        return False, [f"prepared: {error}"]
+    return False, []
+
+
+def _regime_facts(curriculum: Curriculum) -> list[dict[str, Any]]:
+    facts = []
+    for regime, following in zip(curriculum.regimes, [*curriculum.regimes[1:], None], strict=True):
+        region = regime.region
+        is_listable = region.dimension < MAX_VERTEX_SOURCES
+        facts.append(
+            {
+                "name": regime.name,
+                "start": regime.start,
+                "end": following.start if following else curriculum.total_steps,
+                "dimension": region.dimension,
+                "log_volume": region.log_volume(),
+                "num_vertices": len(region.vertices()) if is_listable else None,
+                "bounds": {
+                    name: [float(low), float(high)]
+                    for name, low, high in zip(region.names, region.lower, region.upper, strict=True)
+                },
+            }
+        )
+    return facts

@@ -1,0 +1,192 @@
+"""Why the mixture was what it was at a step: every number behind one decision, and the same in words."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixer.journal.header import deciding_curriculum
+from mixer.journal.lookup import Lookup
+from mixer.journal.words import alarm_in_words
+from mixer.types import Array
+
+TOLERANCE = 1e-9  # a weight this near to a bound stands at it
+PARTS = ("slope", "mean", "width", "repetition", "tokens", "index", "alarm")
+UNTOLD = ("type", "at", "number", "chain", "decided_before")  # of an alarm line
+
+
+def explain(path: str | Path, step: int) -> dict[str, Any]:
+    """Return what decided the weights of ``step``, as plain data; ``words`` holds the sentences.
+
+    Raises:
+        StepError: no phase covers the step.
+        JournalError: a line that it needs is damaged.
+    """
+    journal = Lookup(path)
+    phase = journal.phase_at(step)
+    before, opening = journal.before(phase), journal.first_of_regime(phase)
+    alarms, opening_alarms = journal.alarms(phase), journal.alarms(opening)
+    curriculum = deciding_curriculum(journal.header, phase["start"])
+    names = [source["name"] for source in curriculum["sources"]]
+    answer: dict[str, Any] = {
+        "step": step,
+        "policy": curriculum["policy"],
+        "phase": {
+            "index": phase["index"],
+            "start": phase["start"],
+            "end": phase["start"] + phase["length"],
+            "kind": phase["kind"],
+            "probability_random": phase["probability_random"],
+            "boundary": phase["boundary"],
+            "log_volume": phase["log_volume"],
+        },
+        "before": None if before is None else {"index": before["index"], "kind": before["kind"]},
+        "regime": _regime(phase, opening, curriculum, opening_alarms),
+        "sources": _sources(names, phase, opening["region"]),
+        "feedback": _feedback(phase, names),
+        "alarms": [{key: value for key, value in alarm.items() if key not in UNTOLD} for alarm in alarms],
+    }
+    answer["words"] = _words(answer)
+    return answer
+
+
+def _regime(
+    phase: dict[str, Any], opening: dict[str, Any], curriculum: dict[str, Any], alarms: list[dict[str, Any]]
+) -> dict[str, Any]:
+    planned = {pivot["name"] for pivot in curriculum["pivots"]}
+    name = phase["regime"]
+    origin = "the curriculum" if name in ("warmup", "firehose") else "a pivot in the file" if name in planned else None
+    if any(alarm["pivot"] == name for alarm in alarms):
+        origin = "an alarm of the guard"
+    return {
+        "name": name,
+        "start": opening["start"],
+        "origin": origin or "a pivot asked for while the run went on",
+        "moved": opening["distance"],
+        "is_first_phase": phase["region"] is not None,
+    }
+
+
+def _sources(names: list[str], phase: dict[str, Any], region: dict[str, Any]) -> list[dict[str, Any]]:
+    vertex, parts = phase["vertex"], phase["parts"]
+    origin = phase["landed"] or phase["before"]
+    rows = []
+    for i, name in enumerate(names):
+        row: dict[str, Any] = {
+            "source": name,
+            "weight": phase["weights"][i],
+            "before": phase["before"][i],
+            "change": phase["weights"][i] - phase["before"][i],
+            "stepped_from": origin[i],
+            "floor": region["floors"][i],
+            "cap": region["caps"][i],
+            "lower": region["lower"][i],
+            "upper": region["upper"][i],
+            "binds": _bound(phase["weights"][i], region, i),
+            "vertex": None if vertex is None else vertex[i],
+            "vertex_binds": None if vertex is None else _bound(vertex[i], region, i),
+        }
+        rows.append(row | {part: parts[part][i] for part in PARTS if part in parts})
+    return rows
+
+
+def _bound(value: float, region: dict[str, Any], i: int) -> str | None:
+    """Say which bound a weight stands at: its own, or one that the other sources' bounds imply."""
+    lower, upper = region["lower"][i], region["upper"][i]
+    if region["caps"][i] == 0.0:
+        return "excluded"
+    if upper - lower <= TOLERANCE:
+        return "pinned"
+    if value <= lower + TOLERANCE:
+        return "floor" if lower <= region["floors"][i] + TOLERANCE else "the others' caps"
+    if value >= upper - TOLERANCE:
+        return "cap" if upper >= region["caps"][i] - TOLERANCE else "the others' floors"
+    return None
+
+
+def _feedback(phase: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
+    found = phase["feedback"]
+    if found is None:
+        return None
+    losses = {
+        names[i]: total / tokens
+        for i, total, tokens in zip(found["sources"], found["loss_sums"], found["tokens"], strict=True)
+        if tokens
+    }
+    return {key: found[key] for key in ("reports", "first_step", "last_step", "delay")} | {"mean_losses": losses}
+
+
+def _words(answer: dict[str, Any]) -> list[str]:
+    phase, regime, rows = answer["phase"], answer["regime"], answer["sources"]
+    words = [
+        f"Step {answer['step']} lies in phase {phase['index']} (steps {phase['start']} to {phase['end'] - 1}), "
+        f"a {phase['kind']} phase of regime {regime['name']}.",
+        _why(answer),
+        f"Regime {regime['name']} began at step {regime['start']}; its bounds come from {regime['origin']}"
+        + (f", and the walk was moved {regime['moved']:.4f} into them." if (regime["moved"] or 0.0) > 1e-6 else "."),
+    ]
+    if phase["boundary"] is not None:
+        words.append(f"A phase has to end at step {phase['boundary']}, where the next regime begins.")
+    bound = [f"{row['source']} at {row['weight']:.4g} ({row['binds']})" for row in rows if row["binds"]]
+    words.append(f"Bounds that hold the weights: {', '.join(bound)}." if bound else "No bound holds a weight.")
+    moved = sorted(rows, key=lambda row: -abs(row["change"]))[:3]
+    changes = ", ".join(f"{row['source']} {row['change']:+.4f}" for row in moved if abs(row["change"]) > TOLERANCE)
+    start = "the uniform mixture, before the first phase" if answer["before"] is None else "the phase before"
+    words.append(f"Largest changes from {start}: {changes}." if changes else "No weight changed.")
+    words.append(_news(answer))
+    held = [row["source"] for row in rows if row.get("alarm")]
+    if held:
+        words.append(f"In alarm, their index counting as 0: {', '.join(held)}.")
+    words += [f"Alarm: {alarm_in_words({**alarm, 'decided_before': phase['start']})}." for alarm in answer["alarms"]]
+    return words
+
+
+def _why(answer: dict[str, Any]) -> str:
+    phase, policy, rows = answer["phase"], answer["policy"], answer["sources"]
+    chance = phase["probability_random"]
+    if phase["kind"] == "random":
+        odds = "as every phase of this policy" if policy["name"] == "random" else f"a coin with probability {chance:g}"
+        return (
+            f"It was random ({odds}): the weights are a uniformly random point of the region, of density "
+            f"{_density(phase['log_volume'])}; losses had no part in them."
+        )
+    if phase["kind"] == "fixed":
+        return (
+            f"The policy {policy['name']} never looks at losses: the weights are the point of the region it asks for."
+        )
+    if all(row["vertex"] is None for row in rows):
+        return (
+            f"The policy {policy['name']} set the weights itself (`index`); they are the nearest point of the region."
+        )
+    untried = [row["source"] for row in rows if row.get("index", 0.0) is None and row["upper"] > row["lower"]]
+    full = [row for row in rows if row["vertex"] is not None and row["vertex"] > row["lower"] + TOLERANCE]
+    full.sort(key=lambda row: -math.inf if row["index"] is None else -row["index"])
+    gains = ", ".join(f"{row['source']} to {row['vertex']:.4g} ({row['vertex_binds'] or 'the rest'})" for row in full)
+    first = f" Not enough is known of {', '.join(untried)} yet: those come first." if untried else ""
+    return (
+        f"A bandit went {policy['eta']:g} of the way to the region's best vertex, which fills sources in order of "
+        f"their index above the floors: {gains or 'the region is a point'}.{first}"
+    )
+
+
+def _density(log_volume: float) -> str:
+    return f"{math.exp(-log_volume):.4g}" if abs(log_volume) < 700 else f"exp({-log_volume:.1f})"
+
+
+def _news(answer: dict[str, Any]) -> str:
+    news = answer["feedback"]
+    if news is None:
+        return "No report had arrived between the decision before and this one."
+    num = news["reports"]
+    return (
+        f"Learned from {num} report{'s' if num > 1 else ''} of steps {news['first_step']} to {news['last_step']}; "
+        f"the newest was {news['delay']} step{'s' if news['delay'] != 1 else ''} old when the phase began."
+    )
+
+
+def as_array(rows: list[dict[str, Any]], key: str) -> Array:
+    """Return one column of the sources' rows, NaN for None, [K]."""
+    return np.array([row[key] for row in rows], dtype=np.float64)

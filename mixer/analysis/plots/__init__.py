@@ -1,0 +1,8 @@
+"""Pictures of a walk: a page to look into, or one still picture."""
+
+from __future__ import annotations
+
+from mixer.analysis.plots.page import write_page
+from mixer.analysis.plots.picture import write_picture
+
+__all__ = ["write_page", "write_picture"]

@@ -1,0 +1,476 @@
+"""The whole run in one YAML file: sources, bounds, regimes, phases, policy.
+
+Everything is frozen, unknown keys are refused with the nearest known one, and every regime's region is checked for
+feasibility before anything starts. Python users may build a ``Curriculum`` directly; the same checks run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from mixer.config.conditions import Condition
+from mixer.config.policy import (
+    MAX_COUNT,
+    MAX_STEPS,
+    MAX_WAIT_S,
+    Frozen,
+    GuardConfig,
+    PolicyConfig,
+    ProportionalConfig,
+    StaticConfig,
+    UcbConfig,
+    UnimaxConfig,
+)
+from mixer.config.problems import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
+from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
+from mixer.region.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
+from mixer.sampling.phases import PhaseLaw
+
+CONFIG_VERSION = 1
+MAX_ROWS = 2**20  # of a batch: each may be a rank's, and the service knows ranks below that
+MAX_SEQUENCE = 2**24  # tokens; a row is packed, kept and sent whole
+MAX_BATCH_TOKENS = 2**30  # of the rows of a batch, which is built in memory: 4 GiB at four bytes a token
+MAX_VOCAB = 2**31  # token ids are kept in 32 bits, and frameworks read those as signed
+MAX_LAG = 2**16  # steps; each report looks at the phases that are planned within it
+MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that its phase may have
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
+RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
+
+
+def check_folder(folder: str) -> str:
+    """Return a folder's path; raise ValueError for a URL, which would become a folder of that name."""
+    if _URL.match(folder):
+        raise ValueError(
+            f"{folder!r} is a URL, but rows are prepared into a folder of this machine; "
+            "name one, and copy it to where it is wanted"
+        )
+    return folder
+
+
+class SourceConfig(Frozen):
+    """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
+
+    name: Name
+    path: str | None = Field(None, description="data set id on the Hugging Face hub, or a `datasets` builder name")
+    config_name: str | None = Field(None, description="configuration of the data set (the hub calls it a subset)")
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = Field(None, description="files or globs, relative to the config file")
+    local: str | None = Field(None, description="a collection of text gathered from this machine")
+    text: str | None = Field(None, description="column with plain text (default: text)")
+    messages: str | None = Field(None, description="column with a list of chat messages")
+    template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
+    token_ids: str | None = Field(None, description="column with documents that are lists of token ids already")
+    rows: str | None = Field(
+        None, description="column with lists of exactly sequence_length + 1 token ids, as they are"
+    )
+    where: dict[str, Condition] = Field(
+        {}, description="keep rows whose columns equal these values, or compare with them: {ge: 3}, {not_null: true}"
+    )
+    on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
+    on_bad_record: Literal["stop", "skip"] = Field("stop", description="when a record cannot be read")
+    max_bad_records: int = Field(
+        100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
+    )
+    tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
+
+    @model_validator(mode="after")
+    def _one_origin_and_one_rendering(self) -> Self:
+        if self.local is not None and (self.path is not None or self.data_files is not None):
+            raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
+        given = [key for key in RENDERINGS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"source {self.name}: give one of {', '.join(RENDERINGS[:-1])} and {RENDERINGS[-1]}, "
+                f"not {' and '.join(given)}"
+            )
+        return self
+
+    @property
+    def token_column(self) -> str | None:
+        """The column of token ids of a source that is tokenised already; None if it is text."""
+        return self.rows if self.token_ids is None else self.token_ids
+
+
+class RetriesConfig(Frozen):
+    """What to do when a network or server fails while a source is read."""
+
+    attempts: int = Field(8, ge=1, le=1000, description="calls altogether before the source counts as unavailable")
+    wait_s: float = Field(
+        1.0, gt=0, le=MAX_WAIT_S, description="seconds before the second call; doubles each time, plus jitter"
+    )
+    max_wait_s: float = Field(
+        300.0, gt=0, le=MAX_WAIT_S, description="longest wait; a server that asks for more is given up"
+    )
+    timeout_s: float = Field(20.0, gt=0, le=MAX_WAIT_S, description="longest silence of a server within one call")
+
+
+class TokenizerConfig(Frozen):
+    """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
+
+    file: str | None = None
+    train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
+    separator: str = Field("<|endoftext|>", description="token written after each document")
+
+    @model_validator(mode="after")
+    def _file_or_training(self) -> Self:
+        if (self.file is None) == (self.train_vocab_size is None):
+            raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
+        return self
+
+
+class PhasesConfig(Frozen):
+    """The law of phase kinds and lengths; it never looks at losses."""
+
+    min_steps: int = Field(7, ge=1, le=MAX_PHASE_STEPS)
+    max_steps: int = Field(42, ge=1, le=MAX_PHASE_STEPS)
+    random_probability: float = Field(0.1, ge=0, le=1)
+    initial_random: int | None = Field(
+        None, ge=0, le=MAX_STEPS, description="random phases to begin with; default: min(sources, 16)"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"phases: min_steps {self.min_steps} is above max_steps {self.max_steps}")
+        return self
+
+
+class _PivotFields(Frozen):
+    name: Name
+    floors: dict[str, Weight] | None = None
+    caps: dict[str, Weight] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    @classmethod
+    def to(cls, bounds: Bounds, **fields: Any) -> Self:
+        """Return the pivot after which these bounds are in force."""
+        return cls(floors=dict(bounds.floors), caps=dict(bounds.caps), exclude=bounds.exclude, **fields)
+
+    def apply(self, bounds: Bounds) -> Bounds:
+        """Return the bounds in force after this pivot."""
+        return bounds.replaced(floors=self.floors, caps=self.caps, exclude=self.exclude)
+
+
+class Pivot(_PivotFields):
+    """A redrawing of the region: each table given replaces the one in force, each left out stays."""
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            name = data.get("name")
+            raise ConfigError([f"pivot {name}: {problem}" for problem in describe(error, type(self))]) from error
+
+
+class ScheduledPivot(_PivotFields):
+    """A pivot that the file plans for a step."""
+
+    at_step: int = Field(gt=0, le=MAX_STEPS)
+
+
+class Curriculum(Frozen):
+    """The whole run. ``Curriculum.from_yaml(path)`` reads and checks a file; all problems are reported at once."""
+
+    version: int = CONFIG_VERSION
+    seed: int = Field(0, ge=0, lt=2**63)
+    total_steps: int = Field(gt=0, le=MAX_STEPS)
+    batch_rows: int = Field(gt=0, le=MAX_ROWS, description="rows of the global batch, over all ranks")
+    sequence_length: int = Field(gt=0, le=MAX_SEQUENCE, description="T: tokens the model reads; rows hold T + 1")
+    tokenizer: TokenizerConfig | None = None
+    vocab_size: int | None = Field(
+        None, gt=0, le=MAX_VOCAB, description="the model's vocabulary; the tokenizer must fit in it"
+    )
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    prepared: Annotated[str, AfterValidator(check_folder)] | None = Field(
+        None, description="folder that `mixer prepare` made, relative to the config file"
+    )
+    holdout: float = Field(0.0, ge=0, le=0.5, description="share of each source's documents that is never trained on")
+    floors: dict[str, Weight] = Field({}, description="smallest weight by source")
+    caps: dict[str, Weight] = Field({}, description="largest weight by source")
+    exclude: tuple[str, ...] = ()
+    curriculum_warmup_steps: int = Field(0, ge=0, le=MAX_STEPS)
+    curriculum_warmup_sources: tuple[str, ...] = ()
+    pivots: tuple[ScheduledPivot, ...] = ()
+    phases: PhasesConfig = PhasesConfig()
+    policy: PolicyConfig = UcbConfig()
+    guard: GuardConfig | None = Field(GuardConfig(), description="alarms for sources learned by heart; `off`: none")
+    feedback_lag: int = Field(
+        0, ge=0, le=MAX_LAG, description="a phase from step s is decided on losses of steps < s - lag"
+    )
+    draws: Literal["systematic", "multinomial"] = "systematic"
+    retries: RetriesConfig = RetriesConfig()
+    _base_dir: Path = PrivateAttr(default=Path())  # where the file lies: relative paths start here
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            problems = describe(error, type(self))
+            if is_unknown_keys_alone(error):  # then the rest of the file can be judged too
+                try:
+                    type(self)(**without_unknown_keys(data, error))
+                except ConfigError as more:
+                    problems += more.problems
+            raise ConfigError(problems) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read and check a file; raise ConfigError with every problem found."""
+        path = Path(path)
+        try:
+            data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+        except YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise ConfigError(f"{path}: a value cannot be read: {error}") from error
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
+        not_names = [key for key in data if not isinstance(key, str)]
+        if not_names:
+            raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
+        return cls.from_data(data, base_dir=path.resolve().parent)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], *, base_dir: str | Path) -> Self:
+        """Check the fields of a file that lies, or might lie, in ``base_dir``: relative paths start there."""
+        curriculum = cls(**data)
+        curriculum._base_dir = Path(base_dir)
+        return curriculum
+
+    @property
+    def base_dir(self) -> Path:
+        """Where relative paths start: the folder of the config file."""
+        return self._base_dir
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthands(cls, data: Any) -> Any:
+        """``policy: ucb`` means ``policy: {name: ucb}``; so do ``tokenizer: FILE``, ``guard: alarm`` and ``off``."""
+        if isinstance(data, Mapping):
+            data = dict(data)
+            version = data.get("version", CONFIG_VERSION)
+            if version != CONFIG_VERSION:
+                raise ConfigError(
+                    f"version {shown(version)}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
+                    "install the release that wrote the file, or change the file and its version"
+                )
+            if data.get("guard") in ("off", False):  # YAML 1.1 reads `off` as false, 1.2 as a word
+                data["guard"] = None
+            for key, field in (("policy", "name"), ("tokenizer", "file"), ("guard", "action")):
+                if isinstance(data.get(key), str):
+                    data[key] = {field: data[key]}
+        return data
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        problems = [*self._name_problems()]
+        is_named = not problems  # a region needs known names
+        problems += self._schedule_problems()
+        if is_named:
+            try:
+                _ = self.regimes
+            except InfeasibleRegionError as error:
+                if not problems:
+                    raise
+                problems.append(str(error))
+            except ConfigError as error:
+                problems += error.problems
+        problems += self._policy_problems()
+        num_tokens = self.batch_rows * (self.sequence_length + 1)
+        if num_tokens > MAX_BATCH_TOKENS:
+            problems.append(
+                f"batch_rows {self.batch_rows} of sequence_length {self.sequence_length} are {num_tokens:,} tokens a "
+                f"batch; at most {MAX_BATCH_TOKENS:,} are built in memory"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+    def _name_problems(self) -> Iterable[str]:
+        declared = Counter(self.names)
+        for name in sorted(name for name, times in declared.items() if times > 1):
+            yield f"source {name} is declared {declared[name]} times; give each source its own name"
+        places: list[tuple[str, Iterable[str]]] = [
+            ("floors", self.floors),
+            ("caps", self.caps),
+            ("exclude", self.exclude),
+            ("curriculum_warmup_sources", self.curriculum_warmup_sources),
+        ]
+        for pivot in self.pivots:
+            tables = (("floors", pivot.floors), ("caps", pivot.caps), ("exclude", pivot.exclude))
+            places += [(f"pivot {pivot.name}: {key}", table) for key, table in tables if table is not None]
+        if isinstance(self.policy, UcbConfig | StaticConfig):
+            key = "targets" if isinstance(self.policy, UcbConfig) else "weights"
+            places.append((f"policy: {key}", getattr(self.policy, key) or ()))
+        for place, names in places:
+            for name in names:
+                if name not in declared:
+                    yield f"{place}: unknown source {name!r}{suggestion(name, self.names)}"
+        warmup = self.curriculum_warmup_sources
+        for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
+            yield f"curriculum_warmup_sources: {name} is listed twice"
+        if self.curriculum_warmup_steps and not warmup:
+            yield "curriculum_warmup_steps is set, but curriculum_warmup_sources is empty; name the warmup's sources"
+
+    def _schedule_problems(self) -> list[str]:
+        problems = []
+        starts = [(self.curriculum_warmup_steps, "the warmup's end")] if self.curriculum_warmup_steps else []
+        starts += [(pivot.at_step, f"pivot {pivot.name}") for pivot in self.pivots]
+        for earlier, later in itertools.pairwise(self.pivots):
+            if later.at_step <= earlier.at_step:
+                problems.append(
+                    f"pivots must be in order: {later.name} at step {later.at_step} is listed after "
+                    f"{earlier.name} at step {earlier.at_step}"
+                )
+        names = [pivot.name for pivot in self.pivots]
+        problems += [f"two pivots are named {name}" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [
+            f"a pivot is named {name}, as every run's own regime is; give it another name"
+            for name in (WARMUP, FIREHOSE)
+            if name in names
+        ]
+        if not problems:
+            problems += self.phase_law.boundary_problems(sorted(starts))
+        return problems
+
+    def _policy_problems(self) -> Iterable[str]:
+        policy = self.policy
+        values: Sequence[float] = ()
+        if isinstance(policy, UcbConfig) and policy.targets:
+            values = list(policy.targets.values())
+        elif isinstance(policy, StaticConfig) and policy.weights:
+            values = list(policy.weights.values())
+            total = sum(values)
+            if not abs(total - 1) <= 1e-6:
+                yield f"policy: weights sum to {total:.6g}, not 1; static weights are a point of the simplex"
+        if any(not 0 <= value < float("inf") for value in values):
+            yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
+        elif isinstance(policy, UcbConfig) and policy.targets and sum(values) <= 0:
+            yield "policy: targets are all 0; at least one source must be wanted"
+        if isinstance(policy, ProportionalConfig | UnimaxConfig):
+            unknown = [source.name for source in self.sources if source.tokens is None]
+            if unknown:
+                yield f"policy {policy.name} needs `tokens:` of every source; missing: {', '.join(unknown)}"
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The sources' names in declared order, K of them."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one global batch that carry a loss: batch_rows * sequence_length."""
+        return self.batch_rows * self.sequence_length
+
+    def rows_of_rank(self, world_size: int) -> int:
+        """Return how many rows of each batch a rank gets; raises TopologyError if ranks cannot share them evenly."""
+        if self.batch_rows % world_size:
+            raise TopologyError(
+                f"batch_rows is {self.batch_rows}, which {world_size} ranks cannot share evenly; use a number of ranks "
+                f"that divides it or, in a new run, a batch_rows that is a multiple of {world_size}"
+            )
+        return self.batch_rows // world_size
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds written at the top level of the file."""
+        return Bounds(names=self.names, floors=self.floors, caps=self.caps, exclude=self.exclude)
+
+    @property
+    def warmup(self) -> tuple[int, tuple[str, ...]]:
+        """(steps, sources) of the warmup sub-simplex; (0, ()) if there is none."""
+        return (
+            (self.curriculum_warmup_steps, self.curriculum_warmup_sources) if self.curriculum_warmup_steps else (0, ())
+        )
+
+    @cached_property
+    def phase_law(self) -> PhaseLaw:
+        """The law of phase kinds and lengths."""
+        phases = self.phases
+        initial = min(len(self.sources), 16) if phases.initial_random is None else phases.initial_random
+        return PhaseLaw(
+            seed=self.seed,
+            min_steps=phases.min_steps,
+            max_steps=phases.max_steps,
+            random_probability=phases.random_probability,
+            initial_random=initial,
+        )
+
+    @cached_property
+    def regimes(self) -> tuple[Regime, ...]:
+        """The planned regimes in order of their first step; raises InfeasibleRegionError naming the regime."""
+        changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in self.pivots]
+        return plan_regimes(self.bounds, warmup=self.warmup, changes=changes)
+
+    @cached_property
+    def suspended_if_lost(self) -> frozenset[str]:
+        """The streamed sources that the run is to go on without while they cannot be reached."""
+        if self.prepared is not None:
+            return frozenset()
+        return frozenset(source.name for source in self.sources if source.on_failure == "suspend")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that shapes the run, hex [32].
+
+        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places (the
+        folder that the file lies in and ``prepared``) and what is done about faults of a network and bad records.
+        Fields that are newer than the first release count only where they are set, so that older runs keep their
+        fingerprint.
+        """
+        is_planned = isinstance(self.policy, UnimaxConfig)
+        left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
+        data = self.model_dump(mode="json", exclude=left_out)
+        if not self.holdout:
+            del data["holdout"]
+        if self.guard in (None, GuardConfig()):
+            del data["guard"]
+        for source in data["sources"]:
+            for key in ("on_failure", "on_bad_record", "max_bad_records"):
+                del source[key]
+            for key in ("token_ids", "rows"):
+                if source[key] is None:
+                    del source[key]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def resolve(self, path: str) -> Path:
+        """Return ``path`` as seen from the folder of the config file."""
+        return self._base_dir / Path(path).expanduser()
+
+
+def shipped_config(name: str) -> Path:
+    """Return the path of a config file that comes with the package, such as ``demo.yaml``."""
+    package = Path(__file__).parents[1]
+    folders = (package / "configs", package.parent / "configs")  # a wheel, a checkout
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    shipped = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
+    raise ConfigError(f"no shipped config is named {name}; there are {', '.join(shipped)}")

@@ -1,0 +1,80 @@
+"""From a curriculum to its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixer.config.curriculum import Curriculum
+from mixer.config.policy import (
+    AdoConfig,
+    AndreaConfig,
+    OdmConfig,
+    ProportionalConfig,
+    RandomConfig,
+    StaticConfig,
+    UcbConfig,
+    UnimaxConfig,
+)
+from mixer.errors import InfeasibleRegionError
+from mixer.policies.ado import AdoPolicy
+from mixer.policies.andrea import AndreaPolicy
+from mixer.policies.base import Policy
+from mixer.policies.fixed import FixedPolicy, epoch_capped
+from mixer.policies.learnability import Learnability
+from mixer.policies.odm import OdmPolicy
+from mixer.policies.rewards import make_reward
+from mixer.policies.ucb import BoundedUcb
+from mixer.types import Array
+
+
+def make_policy(curriculum: Curriculum) -> Policy:
+    """Return the policy that the curriculum names, with its settings; raises ConfigError where they cannot work."""
+    config, num_sources = curriculum.policy, len(curriculum.names)
+    uniform = np.full(num_sources, 1.0 / num_sources)
+    tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
+    match config:
+        case UcbConfig(reward="learnability"):
+            targets = _by_name(curriculum.names, config.targets) if config.targets else uniform
+            return Learnability(config, targets=targets / targets.sum(), first_tokens=float(curriculum.batch_tokens))
+        case UcbConfig():
+            mean_steps = (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
+            rows_per_phase = curriculum.batch_rows * mean_steps
+            return BoundedUcb(config, reward=make_reward(config.reward), rows_per_phase=rows_per_phase)
+        case AndreaConfig():
+            return AndreaPolicy(config)
+        case OdmConfig():
+            return OdmPolicy(config)
+        case AdoConfig():
+            prior = tokens / tokens.sum() if tokens.all() else uniform
+            return AdoPolicy(config, prior=prior, batch_rows=curriculum.batch_rows)
+        case StaticConfig():
+            return FixedPolicy(_by_name(curriculum.names, config.weights) if config.weights else uniform)
+        case ProportionalConfig():
+            return FixedPolicy(tokens / tokens.sum())
+        case UnimaxConfig():
+            caps = np.minimum(1.0, config.max_epochs * tokens / (curriculum.total_steps * curriculum.batch_tokens))
+            _check_epochs(curriculum, caps, config.max_epochs)
+            return FixedPolicy(uniform, caps=caps)
+        case RandomConfig():
+            return FixedPolicy(uniform, teleports="always")
+
+
+def _check_epochs(curriculum: Curriculum, caps: Array, max_epochs: float) -> None:
+    for regime in curriculum.regimes:
+        try:
+            epoch_capped(regime.region, caps)
+        except InfeasibleRegionError as error:
+            reachable = float(np.minimum(regime.region.upper, np.maximum(caps, regime.region.lower)).sum())
+            raise InfeasibleRegionError(
+                f"policy unimax: {max_epochs:g} epochs of every source fill only {reachable:.3g} of the run in regime "
+                f"{regime.name}; raise max_epochs, shorten the run, or raise floors",
+                sources=error.sources,
+                excess=error.excess,
+                total=error.total,
+            ) from error
+
+
+def _by_name(names: Sequence[str], table: dict[str, float]) -> Array:
+    return np.array([table.get(name, 0.0) for name in names])

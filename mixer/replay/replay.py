@@ -1,0 +1,176 @@
+"""A recorded run in the place of a walk: the same phases again, from the journal alone, whatever is reported.
+
+``MixtureDataset(curriculum, walk=Replay(path))`` delivers the batches of the original run; a service answers for steps
+long past with it. Nothing is decided: `audit` recomputes decisions, this repeats them. Phases are held in memory, about
+1 kB each at 16 sources; reports are read, checked against the chain, and dropped.
+"""
+
+from __future__ import annotations
+
+import bisect
+import operator
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mixer.config.curriculum import Curriculum, Pivot, ScheduledPivot
+from mixer.errors import JournalError, PivotError, StateMismatchError, StepError, UnknownSourceError
+from mixer.journal.file import scan_history
+from mixer.journal.header import curricula_of, read_header
+from mixer.journal.records import record_to_phase
+from mixer.journal.scan import Line
+from mixer.journal.schema import check_record
+from mixer.losses import SourceLosses, check_losses
+from mixer.region.regimes import Regime, regime_at
+from mixer.sampling.phases import Phase
+from mixer.walk.limits import Limits
+from mixer.walk.schedule import planned_regimes
+from mixer.walk.state import STATE_VERSION as WALK_STATE_VERSION
+
+STATE_VERSION = "replay 1"
+
+
+class Replay:
+    """The phases of a journal, as the run stands at its end: superseded lines left out, pivots and forks followed.
+
+    Args:
+        path: the journal. Every line is checked; what is appended later is not seen.
+
+    Attributes:
+        curriculum: that of the run; a fork's own.
+        phases: in order, each step up to ``frontier`` covered once.
+        forked_at: the first step that a fork decided on its own; None if it is no fork.
+
+    Raises:
+        JournalError: no journal, damage, or lines that no walk writes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        header = read_header(self.path)
+        self._curricula = curricula_of(self.path, header)
+        self.curriculum: Curriculum = self._curricula[-1]
+        self.names = self.curriculum.names
+        self.phases: list[Phase] = []
+        self.forked_at: int | None = None
+        self._pivots: list[ScheduledPivot] = []
+        self._past: list[Regime] = []  # of the shared part of a fork
+        self._generation = 0
+        for line in scan_history(self.path):
+            if line.kind in ("phase", "pivot", "fork"):
+                self._follow(line)
+        if self._generation + 1 != len(self._curricula):
+            raise JournalError(f"{self.path}: the fork was not written to its end; make it again with `mixer fork`")
+        own = planned_regimes(self.curriculum, self._pivots)
+        self._regimes = tuple(self._joined(own))
+        self._starts = [phase.start for phase in self.phases]
+
+    def _follow(self, line: Line) -> None:
+        record = check_record(line, line.record(), num_sources=len(self.names))
+        if line.kind == "phase":
+            phase = record_to_phase(record, self.names)
+            if phase.start != self.frontier or phase.index != (self.phases[-1].index + 1 if self.phases else 0):
+                raise JournalError(
+                    f"{self.path}: line {line.number} is phase {phase.index} from step {phase.start}, but the lines "
+                    f"before it cover {len(self.phases)} phases up to step {self.frontier}; no walk writes that"
+                )
+            self.phases.append(phase)
+        elif line.kind == "pivot":
+            self._pivots.append(
+                ScheduledPivot(**{key: record[key] for key in ("name", "at_step", "floors", "caps", "exclude")})
+            )
+            self._cut(line, record["at_step"])
+        else:
+            old = self._curricula[self._generation]
+            self._past = self._joined(planned_regimes(old, self._pivots))
+            self._pivots, self.forked_at = [], record["step"]
+            self._generation += 1
+
+    def _cut(self, line: Line, step: int) -> None:
+        if step >= self.frontier:
+            return
+        newest = self.phases.pop()
+        if step < newest.start:
+            raise JournalError(f"{self.path}: line {line.number} cuts at step {step}, before the newest phase")
+        if step > newest.start:
+            self.phases.append(replace(newest, length=step - newest.start))
+
+    def _joined(self, regimes: tuple[Regime, ...]) -> list[Regime]:
+        """Return the regimes of the past up to the fork, then these from there on."""
+        if self.forked_at is None:
+            return list(regimes)
+        here = regime_at(regimes, self.forked_at)
+        later = [regime for regime in regimes if regime.start > self.forked_at]
+        return [*(r for r in self._past if r.start < self.forked_at), replace(here, start=self.forked_at), *later]
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """The regimes as they were planned at the end, in order of their first step."""
+        return self._regimes
+
+    @property
+    def frontier(self) -> int:
+        """The first step that the record does not cover."""
+        return self.phases[-1].end if self.phases else 0
+
+    def regime_at(self, step: int) -> Regime:
+        """Return the regime that ``step`` lies in."""
+        return regime_at(self._regimes, step)
+
+    def phase_at(self, step: int) -> Phase:
+        """Return the phase that covered ``step``; raises StepError where the record has none."""
+        step = operator.index(step)
+        if step < 0:
+            raise StepError(f"step is {step}; steps count from 0")
+        if step >= self.frontier:
+            covered = f"covers steps 0 to {self.frontier - 1}" if self.phases else "has no phase yet"
+            raise StepError(
+                f"step {step} lies past the end of the record: {self.path} {covered}; "
+                "end there, or go on with a Walk on the journal"
+            )
+        return self.phases[bisect.bisect_right(self._starts, step) - 1]
+
+    def report(self, step: int, losses: SourceLosses) -> bool:
+        """Check what a trainer says; the record stays as it is, so the answer is False: nothing was learned.
+
+        Raises:
+            FeedbackError, InvalidLossError, StepError: a report that no walk would take.
+        """
+        check_losses(losses, self.names, step=step)
+        Limits.of(self.curriculum).check(losses, self.names, step=step)
+        self.phase_at(step)
+        return False
+
+    def learn_unique_tokens(self, name: str, tokens: int) -> None:
+        """Check the name; the record knows already when sizes became known."""
+        if name not in self.names:
+            raise UnknownSourceError(f"unknown source {name!r}; the sources are {', '.join(self.names)}")
+
+    def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> NoReturn:
+        """Refuse: the past cannot be redrawn."""
+        raise PivotError(
+            f"pivot {pivot.name}: a replay repeats what {self.path} holds; to go on otherwise, fork it: "
+            f"`mixer fork {self.path} --at-step STEP --config NEW.yaml --out NEW.jsonl`"
+        )
+
+    def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
+        """Return what tells this record from another; where the run stands is known to who delivers."""
+        return {"version": STATE_VERSION, "fingerprint": self.curriculum.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a replay's state, or one that the original run saved: both mean the same record.
+
+        Raises:
+            StateMismatchError: a state of another version or curriculum, naming both.
+        """
+        if state.get("version") not in (STATE_VERSION, WALK_STATE_VERSION):
+            raise StateMismatchError(
+                f"replay state has version {state.get('version')!r}, this curriculum-mixer reads {STATE_VERSION!r} and "
+                f"walk states of version {WALK_STATE_VERSION}; restore it with the release that saved it"
+            )
+        if state.get("fingerprint") != self.curriculum.fingerprint:
+            raise StateMismatchError(
+                f"the saved state belongs to curriculum {state.get('fingerprint')}, but {self.path} is of "
+                f"{self.curriculum.fingerprint}; replay the journal that was saved with it"
+            )

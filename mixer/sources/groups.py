@@ -1,0 +1,21 @@
+"""Groups of documents on their way from a stream to rows: as read, and as encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mixer.system.threads import Task
+from mixer.types import TokenArray
+
+Encoded = TokenArray  # rows, uint32 [n, T + 1], or documents as ``packing.joined`` gives them, [N]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One group. An empty one is the end of an epoch."""
+
+    num_documents: int
+    encoded: Task[Encoded]
+    end: dict[str, Any]  # the stream's state after it
+    num_bad: int = 0  # records that were skipped

@@ -1,0 +1,4 @@
+"""Token rows made once by ``mixer prepare``, and memory-mapped by those who read them.
+
+Start with ``rows`` to read, and ``prepare`` to write; ``manifest`` says what a folder holds.
+"""

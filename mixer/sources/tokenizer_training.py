@@ -1,0 +1,125 @@
+"""The tokenizer of a run: the file that the curriculum names, or a byte-level BPE trained on its sources."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mixer.config.curriculum import Curriculum
+from mixer.errors import TokenizerError
+from mixer.sources.tokenizer import TextTokenizer, _note_threads, read_file
+from mixer.system.files import cache_root, written_whole
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+SAMPLE_CHARACTERS = 2_000_000  # per source: 16 sources train in about half a minute, and more text moves few merges
+
+
+def load_tokenizer(
+    curriculum: Curriculum,
+    streams: Mapping[str, IterableDataset] | None = None,
+    cache_dir: Path | None = None,
+) -> TextTokenizer:
+    """Return the tokenizer that the curriculum names, or the one trained on its sources.
+
+    A trained one is kept in ``cache_dir`` (default: ``tokenizers`` in the cache) under a digest of all that shaped it,
+    so that the same text and settings never train twice and other text never finds a stale one.
+
+    Args:
+        curriculum: the run; its ``tokenizer``, ``vocab_size`` and ``sources`` count here.
+        streams: data sets by source name, for sources that the program passes instead of naming files.
+        cache_dir: another folder for trained tokenizers.
+
+    Raises:
+        TokenizerError: no ``tokenizer:``, an unreadable file, an unknown separator, or a vocabulary above the model's.
+        SourceError: a source that cannot be read for training.
+    """
+    config = curriculum.tokenizer
+    if config is None:
+        raise TokenizerError("the curriculum has no `tokenizer:`; give a file, or a train_vocab_size to train one")
+    if config.file is not None:
+        path = curriculum.resolve(config.file)
+        tokenizer = read_file(path)
+        remedy = f"raise vocab_size to at least {{}}, or use a smaller tokenizer than {path}"
+    else:
+        assert config.train_vocab_size is not None  # TokenizerConfig sees to it
+        texts = sample_texts(curriculum, streams)
+        folder = cache_root() / "tokenizers" if cache_dir is None else cache_dir
+        tokenizer = _trained(texts, config.train_vocab_size, config.separator, folder)
+        remedy = f"raise vocab_size to at least {{}}, or lower tokenizer.train_vocab_size to {curriculum.vocab_size}"
+    wrapped = TextTokenizer(tokenizer, config.separator)
+    if curriculum.vocab_size is not None and wrapped.vocab_size > curriculum.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer needs a vocabulary of {wrapped.vocab_size}, but the model's vocab_size is "
+            f"{curriculum.vocab_size}; {remedy.format(wrapped.vocab_size)}"
+        )
+    return wrapped
+
+
+def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:
+    """Return the beginning of every source of text in declared order, at most about 2 million characters of each.
+
+    What is held out is left out here too.
+    """
+    from mixer.sources.huggingface import open_stream  # `datasets` takes seconds to import; a file needs none of it
+    from mixer.sources.streams import Share
+
+    texts: list[str] = []
+    of_text = [source for source in curriculum.sources if source.token_column is None]
+    if not of_text:
+        raise TokenizerError(
+            "tokenizer: every source holds token ids already, so there is no text to train on; give file"
+        )
+    for source in of_text:
+        stream = open_stream(
+            source,
+            resolve=curriculum.resolve,
+            dataset=(streams or {}).get(source.name),
+            retries=curriculum.retries,
+            share=Share(holdout=curriculum.holdout),
+        )
+        taken = 0
+        while taken < SAMPLE_CHARACTERS and len(group := stream.next_group()):
+            kept = [str(text)[:SAMPLE_CHARACTERS] for text in group]
+            texts += kept
+            taken += sum(map(len, kept))
+    return texts
+
+
+def train(texts: Iterable[str], vocab_size: int, separator: str) -> Tokenizer:
+    """Return a byte-level BPE of at most ``vocab_size`` tokens: the separator, 256 bytes, then merges."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[separator],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    _note_threads()
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _trained(texts: list[str], vocab_size: int, separator: str, folder: Path) -> Tokenizer:
+    settings = json.dumps(["byte-level BPE", tokenizers.__version__, vocab_size, separator])
+    digest = hashlib.blake2b(digest_size=16)
+    for text in itertools.chain([settings], texts):
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))  # or ["ab"] and ["a", "b"] would share a file
+        digest.update(data)
+    path = folder / f"{digest.hexdigest()}.json"
+    if not path.exists():
+        with written_whole(path) as file:
+            file.write(train(texts, vocab_size, separator).to_str())
+    return read_file(path)

@@ -1,0 +1,519 @@
+"""The walk: (curriculum, seed, feedback) -> phases. Tiny, pure of clocks and files, exact on resume.
+
+``phase_at(step)`` decides phases one after the other up to the one that covers ``step``. A phase that starts at step s
+is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
+first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
+short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag were summed by
+the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it;
+where sources may be suspended they are kept apart instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from mixer.config.curriculum import Curriculum, Pivot, ScheduledPivot
+from mixer.errors import (
+    ConfigError,
+    PivotError,
+    StateMismatchError,
+    StepError,
+    UnknownSourceError,
+)
+from mixer.journal.file import Journal
+from mixer.journal.records import losses_to_record
+from mixer.losses import SourceLosses, check_losses
+from mixer.policies import Choice, Policy, make_policy
+from mixer.region.regimes import OUT_OF_REACH, Regime
+from mixer.region.region import Region
+from mixer.sampling.phases import Kind, Phase
+from mixer.sampling.randomness import passing_generator
+from mixer.types import Array, State
+from mixer.walk.decided import KeptPhases
+from mixer.walk.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
+from mixer.walk.inbox import Inbox
+from mixer.walk.limits import Limits
+from mixer.walk.recorder import Recording, decision_record
+from mixer.walk.reports import Arrived, reports_to_state, state_to_reports
+from mixer.walk.schedule import Plan, PlannedStarts
+from mixer.walk.state import STATE_VERSION, check_state, closed, opened
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+log = logging.getLogger(__name__)
+
+
+def _one_at_a_time(method: Method) -> Method:
+    """Let one thread in at a time: DataLoader workers and requests are answered in threads."""
+
+    @functools.wraps(method)
+    def locked(self: Walk, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            if self._begun is not None:  # the disk was full between its lines
+                self._decide()
+            return method(self, *args, **kwargs)
+
+    return cast(Method, locked)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decision:
+    """All that a decision changes, worked out before any of it is kept."""
+
+    phase: Phase
+    policy_state: State
+    used: list[Arrived]
+    seen: Seen
+
+
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What the newest decision found, so that a pivot can undo it: what was learned till then, the reports it used."""
+
+    policy_state: State
+    guard_state: State
+    used: list[Arrived]
+
+
+class Walk:
+    """The sequence of phases of one run; one authority per run.
+
+    Args:
+        curriculum: the run.
+        journal: where every decision, report and pivot is recorded; None keeps no record. The journal of a fork
+            makes the walk begin where it left its parent.
+        sources: for a new journal's header, what is known of the data: by source, a digest of files or a commit.
+        policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
+        on_alarm: told the ``alarm`` line of each alarm, once the decision that found it is in force; by default it is
+            logged as a warning.
+        on_silence: told in words, once, that the policy decides from losses and none was ever reported; by default that
+            is logged as a warning.
+
+    Attributes:
+        forked_at: the first step that this walk decided on its own, if it is a fork; else None.
+
+    Raises:
+        StateMismatchError: the journal belongs to another curriculum.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        journal: Journal | None = None,
+        sources: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+        on_alarm: Callable[[dict[str, Any]], None] | None = None,
+        on_silence: Callable[[str], None] | None = None,
+    ) -> None:
+        self.curriculum = curriculum
+        self.names = curriculum.names
+        self.forked_at: int | None = None
+        self._lock = threading.RLock()
+        self._policy = policy or make_policy(curriculum)
+        self._plan = Plan.of(curriculum)
+        self._phases = KeptPhases(curriculum)
+        self._policy_state = self._policy.initial(len(self.names))
+        self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
+        self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
+        self._on_alarm = on_alarm or warn
+        self._on_silence: Callable[[str], None] | None = on_silence or log.warning
+        self._begun: _Decision | None = None  # one that the journal has some lines of
+        self._limits = Limits.of(curriculum)
+        self._inbox = Inbox(
+            len(self.names),
+            batch_rows=curriculum.batch_rows,
+            is_by_step=self._policy.is_by_step,
+            # a source may be lost at any step: what a decision uses must not hang on which reports came before the cut
+            in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
+            is_guarded=self._guard is not None,
+            whole_rows=curriculum.batch_rows if self._policy.learns_ahead else None,
+        )
+        self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
+        self._starts = PlannedStarts()
+        self._before: _Before | None = None  # of the newest phase, unless that was undone
+        self._looks_at_squares = journal is not None or self._policy.looks_at_squares
+        self._recording = Recording(journal, curriculum, sources or {})
+        if self._recording.header is not None:
+            self._follow_guard(self._recording.header["curriculum"].get("guard"), "journal")
+        if self._recording.beginning is not None:
+            self._stand_at(self._recording.beginning)
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """The regimes planned now, live pivots included, in order of their first step."""
+        return self._plan.regimes
+
+    @property
+    def frontier(self) -> int:
+        """The first step that no phase covers yet."""
+        return self._phases.frontier
+
+    @property
+    def forked_from(self) -> str | None:
+        """Fingerprint of the curriculum that decided the steps before ``forked_at``; None unless the journal has it."""
+        return self._recording.forked_from
+
+    @property
+    def reported(self) -> dict[int, list[list[int]]]:
+        """By rank, the steps that were reported: closed intervals in order, not to be changed."""
+        return self._inbox.had
+
+    def regime_at(self, step: int) -> Regime:
+        """Return the regime that ``step`` lies in."""
+        return self._plan.regime_at(step)
+
+    def phase_at(self, step: int) -> Phase:
+        """Return the phase that covers ``step``, deciding it (and those before it) if need be.
+
+        Raises:
+            StepError: a negative step, or one whose phase is over for so long that only the journal has it.
+        """
+        newest = self._phases.newest
+        if newest is not None and newest.start <= step < newest.end:  # nearly always
+            return newest
+        return self._older_or_next(step)
+
+    @_one_at_a_time
+    def _older_or_next(self, step: int) -> Phase:
+        if step < 0:
+            raise StepError(f"step is {step}; steps count from 0")
+        while step >= self._phases.frontier:
+            self._decide()
+        return self._phases.at(step)
+
+    @_one_at_a_time
+    def first_cut(self, from_step: int) -> int:
+        """Return the first step from ``from_step`` on that ``pivot`` may cut the newest phase at, else the frontier."""
+        reported = self._inbox.last_step
+        earliest = max(from_step, self._earliest_cut(), 1, 0 if reported is None else reported + 1)
+        return next((s for s in range(earliest, self.frontier) if self._plan.fits_from(s)), self.frontier)
+
+    @_one_at_a_time
+    def report(
+        self, step: int, losses: SourceLosses, *, has_own_draws: bool = False, is_recorded: bool = False
+    ) -> bool:
+        """Take in what one rank saw in one step; return False, and change nothing, if it is known already.
+
+        Args:
+            step: which one.
+            losses: of its rows, or of some of them: ranks may report parts, in all no more than the batch has.
+            has_own_draws: the trainer draws by the weights itself, so that its batch need not be the one that this walk
+                draws; it has ``batch_rows`` rows at most.
+            is_recorded: it was accepted before, and a journal says it again: only what nobody could learn from is
+                refused.
+
+        Raises:
+            InvalidLossError: a loss that is NaN, infinite, negative, or larger than any model's.
+            FutureFeedbackError: a step that has not been handed out.
+            RepeatedRowsError: rows that were reported before under another rank.
+            FeedbackError: shapes or counts that cannot be, or rows that the batch does not have.
+        """
+        step = operator.index(step)  # plain data, also if numpy gave it
+        check_losses(losses, self.names, step=step)
+        newest = self._phases.check_reported(step)
+        if self._inbox.has(step, losses.rank):
+            return False
+        if not is_recorded:
+            self._limits.check(losses, self.names, step=step)
+            drawn, told = None if has_own_draws else self._phases.drawn_at(step), self._inbox.told(step)
+            if drawn is None or told is None or not (told + losses.rows <= drawn).all():  # seldom
+                self._phases.check_drawn(step, losses)
+                self._limits.check_left(losses, drawn, told, self.names, step=step)
+        losses = losses.on_grid(with_squares=self._looks_at_squares)
+        self._recording.write({"type": "feedback", "step": step, **losses_to_record(losses)})
+        last = max(step, self._inbox.last_step or 0)
+        self._inbox.add(step, losses, cutoffs=self._cutoffs(last, newest))
+        if last >= newest.start:  # else its decision may still be undone
+            self._learn_ahead(last + 1 - self.curriculum.feedback_lag)
+        return True
+
+    def has_report(self, step: int, rank: int) -> bool:
+        """Return whether a rank has reported a step."""
+        return self._inbox.has(step, rank)
+
+    def _cutoffs(self, step: int, newest: Phase) -> list[int]:
+        """Return the steps below which the decisions planned will use reports, up to the first that uses ``step``.
+
+        Without a lag there are none: the next decision, planned or not, uses all that there is.
+        """
+        lag = self.curriculum.feedback_lag
+        if lag == 0:
+            return []
+        return [start - lag for start in self._starts.beyond(step + lag, self._plan, newest)]
+
+    def _learn_ahead(self, before: int) -> None:
+        """Let the policy learn from whole steps that the next decision uses in any case: a state then has one sum."""
+        while (arrived := self._inbox.next_whole(before)) is not None:
+            step = arrived.first_step
+            self._policy_state = self._policy.absorb(self._policy_state, [arrived.losses], since=step, until=step)
+            self._inbox.note_learned(arrived)
+
+    @_one_at_a_time
+    def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
+        """Redraw the region from ``at_step`` (default: the end of the newest phase) and return that step.
+
+        Args:
+            pivot: the new bounds.
+            at_step: the first step under them.
+            cut: allow a step that the newest phase covers. That phase then ends there, perhaps sooner than
+                ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
+
+        Raises:
+            PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
+                phases reach it, or the name is taken.
+            InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
+        """
+        step = self.frontier if at_step is None else operator.index(at_step)
+        self._check_pivot_step(pivot.name, step, cut=cut)
+        new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
+        plan = self._replanned(self._plan, new)
+        self._recording.write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
+        if step < self.frontier:
+            if pivot.name.startswith(OUT_OF_REACH):  # an audit knows what may be lost as the journal was begun
+                self._inbox.keep_apart()
+            self._cut(step)
+        self._plan = plan
+        return step
+
+    def _replanned(self, plan: Plan, new: ScheduledPivot) -> Plan:
+        """Return a plan with one more pivot, or raise PivotError or InfeasibleRegionError."""
+
+        def check(regime: Regime) -> None:  # a policy may have bounds of its own
+            inside = regime.region.project(regime.region.lower)
+            self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
+
+        return plan.with_pivot(new, frontier=self.frontier, check=check)
+
+    def _check_pivot_step(self, name: str, step: int, *, cut: bool) -> None:
+        if self._plan.has_name(name):
+            raise PivotError(f"there is a regime named {name} already; give the pivot another name")
+        earliest = self.frontier
+        if cut and self._phases.newest:
+            earliest, reported = self._earliest_cut(), self._inbox.last_step
+            if reported is not None and earliest <= step <= reported:
+                raise PivotError(
+                    f"pivot {name} at step {step}: losses of step {reported} were reported, so it was trained on as it "
+                    f"was; ask for step {reported + 1} or later"
+                )
+        if step < earliest:
+            decided = f"phases {'before the newest ' if cut else ''}are decided up to step {earliest - 1}"
+            newest = self._phases.newest
+            hint = "" if cut or newest is None else f", or cut the newest phase from step {newest.start} on"
+            raise PivotError(f"pivot {name} at step {step}: {decided}; ask for step {earliest} or later{hint}")
+        if step == 0:
+            raise PivotError(f"pivot {name} at step 0: write its bounds into the curriculum instead")
+
+    def _earliest_cut(self) -> int:
+        """The first step of the newest phase that a cut may take: a second pivot may not undo what lies before it."""
+        newest = self._phases.newest
+        start = newest.start + (self._before is None) if newest else 0
+        return max(start, self.forked_at or 0)  # what is shared with the parent stays
+
+    def _cut(self, step: int) -> None:
+        """End the newest phase at ``step``; without a step left it was never decided."""
+        newest = self._phases.newest
+        assert newest is not None, "checked before"
+        self._phases.cut(step)
+        if step == newest.start:
+            assert self._before is not None, "checked before"
+            self._policy_state, self._guard_state = self._before.policy_state, self._before.guard_state
+            self._inbox.put_back(self._before.used)
+            self._before = None
+
+    @_one_at_a_time
+    def learn_unique_tokens(self, name: str, tokens: int) -> None:
+        """Take in how many distinct tokens a source has, known once it was read through; a repetition discounts it."""
+        if name not in self.names:
+            raise UnknownSourceError(f"unknown source {name!r}; the sources are {', '.join(self.names)}")
+        if tokens <= 0:
+            raise ConfigError(f"{name} has {tokens} distinct tokens; a source has at least one")
+        i = self.names.index(name)
+        if self._unique_tokens[i] == 0:  # what the curriculum says stands
+            self._recording.write(
+                {"type": "unique_tokens", "source": name, "tokens": tokens, "decided_before": self.frontier}
+            )
+            self._unique_tokens[i] = tokens
+
+    @_one_at_a_time
+    def state_dict(self, from_step: int | None = None, *, can_undo: bool | None = None) -> dict[str, Any]:
+        """Return all that shapes the rest of the walk, as plain data.
+
+        Args:
+            from_step: keep the phases that end after this step, not the newest alone.
+            can_undo: keep what a pivot needs to undo the newest decision, which doubles the state; by default only if
+                ``from_step`` is not given.
+        """
+        can_undo = from_step is None if can_undo is None else can_undo
+        state = {
+            "version": STATE_VERSION,
+            "fingerprint": self.curriculum.fingerprint,
+            "phases": self._phases.state(num_newest=2 if can_undo else 1, from_step=from_step),
+            "policy": self._policy_state,
+            "inbox": self._inbox.state_dict(),
+            "before": None
+            if self._before is None or not can_undo
+            else {
+                "policy": self._before.policy_state,
+                "used": reports_to_state(self._before.used),
+                **self._guard_to_state(self._before.guard_state),
+            },
+            **self._guard_to_state(self._guard_state),
+            "unique_tokens": self._unique_tokens,
+            "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
+            "forked_at": self.forked_at,
+            **self._recording.place(),
+        }
+        return closed(state)
+
+    @_one_at_a_time
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; a journal that is open goes on from the line it had then.
+
+        Raises:
+            StateMismatchError: a state of another version or curriculum, naming both.
+        """
+        check_state(state, version=STATE_VERSION, fingerprint=self.curriculum.fingerprint, what="walk state")
+        self._recording.go_on_from(state)
+        self._stand_at(state)
+
+    def has_recorded(self, state: Mapping[str, Any]) -> bool:
+        """Whether ``state`` was taken at a line that this walk's journal has."""
+        return self._recording.has(state)
+
+    def _stand_at(self, state: Mapping[str, Any]) -> None:
+        state = opened(state)
+        self.forked_at = state.get("forked_at")
+        self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
+        self._policy_state = state["policy"]
+        self._follow_guard(state.get("guard"), "saved state")
+        self._guard_state = self._state_to_guard(state)
+        self._inbox.load_state_dict(state["inbox"])
+        before = state["before"]
+        self._before = before and _Before(
+            before["policy"],
+            self._state_to_guard(before),
+            state_to_reports(before["used"], len(self.names)),
+        )
+        self._begun = None
+        self._unique_tokens = state["unique_tokens"]
+        self._phases = KeptPhases.of(self.curriculum, state["phases"])
+
+    def _guard_to_state(self, state: State) -> dict[str, Array]:
+        return {"guard": joined(state)} if self._guard else {}
+
+    def _state_to_guard(self, state: Mapping[str, Any]) -> State:
+        return parted(state["guard"]) if self._guard else {}
+
+    def _follow_guard(self, guard: object, what: str) -> None:
+        """Go on as the run began; without a guard if there was none, as before there were any."""
+        if guard is None:
+            self._guard, self._guard_state, self._inbox.is_guarded = None, {}, False
+        elif self._guard is None:
+            raise StateMismatchError(GUARD_IS_OFF.format(what))
+
+    def close_journal(self) -> None:
+        """Let go of the journal, in a copy of the process that does not decide."""
+        self._recording.close()
+
+    def _decide(self) -> None:
+        """Decide the next phase: work it out, journal it, keep it."""
+        decision = self._begun or self._next_decision()
+        seen = decision.seen
+        while seen.lines:
+            self._recording.write(seen.lines[0])
+            seen.lines.popleft()
+            self._begun = decision
+        self._begun = None
+        self._inbox.drop(decision.used)
+        self._before = _Before(self._policy_state, self._guard_state, decision.used)
+        self._policy_state, self._guard_state = decision.policy_state, seen.state
+        self._plan = seen.plan
+        self._phases.keep(decision.phase)
+        for alarm in seen.alarms:
+            self._on_alarm(alarm)
+        if self._on_silence and not self._inbox.had:
+            told = silence(self.curriculum, decision.phase.kind, decision.phase.start)
+            if told is not None:
+                self._on_silence(told)
+                self._on_silence = None
+
+    def _next_decision(self) -> _Decision:
+        newest = self._phases.newest
+        start, index, since = self.frontier, self._phases.next_index, newest.start if newest else 0
+        used = self._inbox.ready(start - self.curriculum.feedback_lag)
+        seen = Seen(self._guard_state, self._plan)
+        if self._guard is not None:
+            seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
+        regime = seen.plan.regime_at(start)
+        is_new_regime = newest is None or start in (regime.start, self.forked_at)
+        before = self._phases.weights
+        is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
+        landed = regime.region.project(before) if is_new_regime and not is_inside else before
+
+        steps = [arrived.losses for arrived in used if not arrived.is_learned]
+        learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
+        if seen.plan.pivots_at(start):
+            learned = self._policy.after_pivot(learned)
+
+        kind, choice = self._choose(index, regime, landed, learned, seen.state)
+        length = seen.plan.length_at(start, index)
+        phase = self._phases.following(length=length, kind=kind, regime=regime.name, weights=choice.weights)
+        if self._recording.is_on:
+            line = decision_record(
+                phase,
+                regime,
+                choice,
+                before=before,
+                landed=landed if is_new_regime else None,
+                boundary=seen.plan.boundary_after(start),
+                probability_random=self._probability_random(index),
+                counts=self._phases.counts(phase)[0],
+                used=used,
+            )
+            seen.lines.append(line)
+        return _Decision(phase, learned, used, seen)
+
+    def _choose(
+        self, index: int, regime: Regime, landed: Array, learned: State, guard_state: State
+    ) -> tuple[Kind, Choice]:
+        chance = self._probability_random(index)
+        if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
+            point = regime.region.sample(passing_generator(self.curriculum.seed, "phase.point", index))
+            return "random", Choice(point)
+        alarmed = self._guard.in_alarm(guard_state) if self._guard else None
+        return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens, alarmed)
+
+    def _probability_random(self, index: int) -> float:
+        """Return the probability with which a phase is random under this policy."""
+        sure = {"always": 1.0, "never": 0.0}
+        teleports = self._policy.teleports
+        return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
+
+
+def silence(curriculum: Curriculum, kind: str, start: int) -> str | None:
+    """Return what is wrong with a phase that was decided before any losses were reported; None if nothing is.
+
+    Args:
+        curriculum: the run.
+        kind: of the phase; ``bandit`` if the policy, which looks at losses, chose its weights.
+        start: its first step.
+    """
+    if kind != "bandit" or start <= curriculum.feedback_lag:
+        return None
+    return (
+        f"policy {curriculum.policy.name} decided the phase from step {start} without a single report of losses, "
+        "so it has learned nothing: call dataset.report(batch, token_losses) after each step, set feedback_lag to the "
+        "batches that are fetched ahead, or choose a policy that needs no losses (static, proportional, unimax, random)"
+    )
+
+
+def _is_inside(weights: Array, region: Region) -> bool:
+    return bool(((weights >= region.lower) & (weights <= region.upper)).all())

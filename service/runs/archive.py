@@ -1,0 +1,126 @@
+"""Journals of runs that go on no more, as the routes that read ask of an engine: archived runs, and recorded walks.
+
+A journal is read once, its chain checked; what is appended later is not seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mixer.journal.header import curricula_of
+from mixer.journal.lookup import history
+from mixer.sampling.phases import Phase
+from service.dashboard.columns import Watch
+from service.errors import PastError, RunEndedError
+from service.runs.phases import Decisions, UndecidedError
+from service.storage.journal_lines import stored_lines
+from service.storage.run_journal import journal_path
+from service.storage.store import Store
+
+KEPT = 2  # archived runs that stay in memory: as many as somebody compares
+
+
+class Past:
+    """What the reading routes ask of an ``Engine``, answered from a journal.
+
+    Args:
+        path: the journal.
+        name: of the run.
+        raw_lines: yields its lines, if not the file does.
+
+    Raises:
+        JournalError: no journal, or damage; the message names the line.
+    """
+
+    def __init__(self, path: Path, name: str, raw_lines: Callable[[], Iterator[bytes]] | None = None) -> None:
+        self.path, self.name, self._raw_lines = path, name, raw_lines
+        header, lines = history(path)
+        self.curriculum = curricula_of(path, header)[-1]
+        self.names = self.curriculum.names
+        self.parent: dict[str, Any] | None = None
+        if header["parent"] is not None:
+            self.parent = {key: header["parent"][key] for key in ("fingerprint", "step")}
+        self.watch = Watch(is_live=False)
+        self.watch.add(header, is_new=False)
+        self._decisions = Decisions(self.names, header["curriculum"])
+        for line in lines:
+            self.watch.add(line, is_new=False)
+            if line["type"] == "phase":
+                self._decisions.add({key: value for key, value in line.items() if key != "number"})
+            elif line["type"] == "pivot":
+                self._decisions.cut(line)
+
+    @property
+    def frontier(self) -> int:
+        """The first step that the record does not cover."""
+        return self._decisions.frontier
+
+    @property
+    def tokenizer(self) -> NoReturn:
+        """Refused: a journal has none."""
+        raise PastError(f"run {self.name} is a record, which has no tokenizer")
+
+    async def phase(self, step: int, _wait_s: float, *, may_decide: bool) -> Phase:  # as an engine
+        """Return the phase that covered a step; raise RunEndedError past the end of the record."""
+        try:
+            return self._decisions.at(step)
+        except UndecidedError:
+            raise RunEndedError(
+                f"step {step} was asked for, but the record of run {self.name} ends before step {self.frontier}"
+            ) from None
+
+    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
+        """Return the smallest and the largest weight that the region of a step let each source reach."""
+        region = self._decisions.region_at(step)
+        return region["lower"], region["upper"]
+
+    def phases_from(self, step: int, limit: int) -> list[dict[str, Any]]:
+        """Return the records of up to ``limit`` phases, that which covers ``step`` first."""
+        return self._decisions.since(step, limit)
+
+    def journal_lines(self) -> Iterator[bytes]:
+        """Yield the journal as it is stored."""
+        if self._raw_lines is not None:
+            yield from self._raw_lines()
+            return
+        with self.path.open("rb") as file:
+            yield from file
+
+
+class Archive:
+    """The archived runs of a server, each read when it is first asked for; the newest ``KEPT`` stay.
+
+    Args:
+        store: has the journals where it is a database server.
+        folder: has them as files where it is not.
+    """
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store, self._folder = store, folder
+        self._kept: dict[str, Past] = {}
+        self._lock = threading.Lock()  # held while a journal is read: whoever else wants it waits for that
+
+    def past(self, name: str) -> Past:
+        """Return an archived run.
+
+        Raises:
+            JournalError: no journal, or damage; the message names the line.
+        """
+        with self._lock:
+            found = self._kept.pop(name, None) or self._read(name)
+            self._kept[name] = found
+            while len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
+            return found
+
+    def _read(self, name: str) -> Past:
+        if not self._store.is_server:
+            return Past(journal_path(self._folder, name), name)
+        with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+            file.writelines(stored_lines(self._store, name))
+            file.flush()
+            return Past(Path(file.name), name, raw_lines=lambda: stored_lines(self._store, name))

@@ -1,0 +1,529 @@
+"""One run as the routes see it: its decisions, its batches, and what trainers tell it.
+
+Global batches are built once, ahead of those who ask (``building``), and sliced for every rank; steps that have left
+memory are built again on request (``rebuilding``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mixer.config.curriculum import Curriculum, Pivot
+from mixer.delivery.batch import Planner
+from mixer.delivery.coordinator import Rows
+from mixer.errors import MixerError, RepeatedRowsError, StateMismatchError
+from mixer.journal.words import alarm_in_words
+from mixer.losses import SourceLosses
+from mixer.sampling.phases import Phase
+from mixer.sources.base import Progress
+from mixer.walk.walk import Walk, silence
+from service.dashboard import checkpoint as views
+from service.dashboard.columns import Watch
+from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
+from service.runs.builder import Builder
+from service.runs.cache import Built, Window
+from service.runs.context import Parts, check_memory, window_bytes
+from service.runs.given import Given, Said
+from service.runs.leases import Served
+from service.runs.phases import Decisions, UndecidedError
+from service.runs.rebuilder import Back
+from service.runs.report_wait import Patience
+from service.runs.reports import Reports
+from service.runs.sharing import Sharing
+from service.runs.waiting import resolve
+from service.settings import Settings
+from service.storage.journal_lines import TableLines
+from service.storage.run_journal import RunJournal, open_lines, recover
+from service.storage.store import Store
+from service.wire.batches import Body, Encoded
+
+if TYPE_CHECKING:
+    import datasets
+
+    from mixer.sources.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A run that is being served. ``start`` it, and ``stop`` it to leave a snapshot behind.
+
+    Args:
+        name: of the run.
+        curriculum: what it is.
+        store: where its snapshots are, and its journal if that is a server.
+        settings: of the server.
+        on_event: told (type, record) of each new phase, pivot, alarm of the guard and fault, from any thread.
+        streams, tokenizer: see ``MixtureDataset``.
+        sharing: what the runs of a server read together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        curriculum: Curriculum,
+        store: Store,
+        settings: Settings,
+        *,
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _type, _record: None,
+        streams: Mapping[str, datasets.IterableDataset] | None = None,
+        tokenizer: TextTokenizer | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
+        check_memory(curriculum, settings)
+        self.name, self.curriculum = name, curriculum
+        self.pivots: list[dict[str, Any]] = []
+        self.alarms: list[dict[str, Any]] = []  # of the guard
+        self._is_silence_told = False
+        self._said = Said()
+        self.patience = Patience(
+            lag=curriculum.feedback_lag,
+            wait_s=settings.feedback_wait_s,
+            unreported_steps=max(1, settings.retain_steps // 2),  # so that a trainer may go back by as much
+        )
+        self._settings, self._on_event = settings, on_event
+        self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
+        self.watch = Watch()  # what a page is told
+        sharing = sharing or Sharing()
+        rows = Rows(
+            curriculum,
+            rank=0,
+            world_size=1,
+            streams=streams,
+            tokenizer=tokenizer,
+            prepared=sharing.prepared(curriculum),
+            member=sharing.streams.join(),
+        )
+        lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
+        # beside SQLite the lock of the journal's file says whose the run is
+        writer = lines.writer if isinstance(lines, TableLines) else store.take_over(name)
+        self.journal = RunJournal(lines, self._on_line)
+        self.walk = self._recover(store)
+        self._parts = Parts(
+            name=name,
+            curriculum=curriculum,
+            settings=settings,
+            store=store,
+            writer=writer,
+            journal=self.journal,
+            walk=self.walk,
+            decisions=self._decisions,
+            patience=self.patience,
+            rows=rows,
+            served=Served(store, name, writer=writer, decided=self._decisions.frontier),
+            window=Window(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
+            watch=self.watch,
+            on_event=on_event,
+        )
+        self.counters, self._bell = self._parts.counters, self._parts.bell
+        self._builder = Builder(self._parts)
+        self._back = Back(self._parts, lambda: self._builder.oldest)
+        self._is_draining = False
+        self._given = Given()
+        self._reports = Reports(self._parts, self._given, self._built)
+
+    def _recover(self, store: Store) -> Walk:
+        """Return the walk as it stands at the end of the journal, having been told of every line."""
+        view, walk = (self._snapshot(store, kind) for kind in (views.KIND, "walk"))
+        if view is not None:
+            try:
+                views.show_view(view, self.curriculum.fingerprint, self.journal, self.watch)
+            except StateMismatchError as error:
+                log.warning("run %s: the view of its journal is passed over: %s", self.name, error)
+        recovered = recover(self.curriculum, self.journal, walk)
+        since = self.phases[-2:][0]["start"] if self.phases else 0  # a pivot may undo the newest
+        self.patience.resume(recovered.reported, since=since - self.curriculum.feedback_lag)
+        return recovered
+
+    def _snapshot(self, store: Store, kind: str) -> dict[str, Any] | None:
+        try:
+            newest = store.newest(self.name, kind)
+        except StateMismatchError as error:
+            log.warning("run %s: %s; the journal is read instead", self.name, error)
+            return None
+        return None if newest is None else newest[1]
+
+    # The life of an engine.
+
+    def start(self) -> None:
+        """Begin to decide and build."""
+        self._builder.start()
+
+    def drain(self) -> None:
+        """Build no more, and let nobody wait: what is there is handed out, and the rest is to be asked for again."""
+        self._is_draining = True
+        self._builder.halt()
+        self._bell.ring()
+
+    def stop(self, *, within_s: float | None = None) -> None:
+        """Stop deciding and building, take a snapshot, and let go of the journal.
+
+        Args:
+            within_s: how long to wait for a batch that is being read; then no snapshot is taken. None: for ever.
+        """
+        self.drain()
+        self._builder.stop(within_s=within_s)
+        self._parts.rows.stop_sharing()
+        self.journal.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources, in declared order."""
+        return self.curriculum.names
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """Fingerprint of the run that this one was forked from, and its first own step; None if it is no fork."""
+        if self.walk.forked_from is None:
+            return None
+        return {"fingerprint": self.walk.forked_from, "step": self.walk.forked_at}
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turned text into token ids; raises TokenizerError if the run has only the ids."""
+        return self._parts.rows.tokenizer
+
+    @property
+    def frontier(self) -> int:
+        """The first step that no phase covers yet."""
+        return self._decisions.frontier
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """Phase lines of the journal, all of them, cut where pivots cut them; not to be changed."""
+        return self._decisions.records
+
+    @property
+    def problem(self) -> MixerError | None:
+        """Why the run cannot go on just now."""
+        return self._builder.problem
+
+    @property
+    def lease_problem(self) -> Exception | None:
+        """Why no more steps can be handed out than those leased, if so."""
+        return self._parts.served.problem
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether an admin has stopped deciding and handing out."""
+        return self._builder.is_paused
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the first batch is built, or was before, and nothing keeps the run from going on."""
+        return self.problem is None and (self._builder.next > 0 or self._builder.end is not None)
+
+    @property
+    def end(self) -> int:
+        """The first step that the run does not have, as far as is known."""
+        return self._builder.run_end
+
+    @property
+    def next_step(self) -> int:
+        """The next step to be built."""
+        return self._builder.next
+
+    @property
+    def queue_depth(self) -> int:
+        """Batches that are built and lie ahead of the newest step asked for."""
+        return max(0, self._builder.next - 1 - self._builder.wanted)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of the batches in memory."""
+        return self._parts.window.num_bytes + self._back.num_bytes
+
+    def set_paused(self, *, is_paused: bool) -> None:
+        """Stop, or go on, deciding and handing out; reports are still taken."""
+        self._builder.is_paused = is_paused
+        self._builder.wake()
+        self._bell.ring()
+
+    # What trainers ask.
+
+    def check_ranks(self, rank: int, world_size: int) -> None:
+        """Raise RequestError or TopologyError unless this rank can have a share of the global batch."""
+        if not 0 <= rank < world_size:
+            raise RequestError(f"rank {rank} of {world_size}: ranks count from 0 to world_size - 1")
+        self.curriculum.rows_of_rank(world_size)
+
+    def held(self, step: int, rank: int, world_size: int) -> Body | None:
+        """Return a rank's rows if they are encoded already, at no cost; note who asked."""
+        taken = self.at_hand(range(step, step + 1), rank, world_size, 0)
+        return None if taken is None else taken[0].body(step)
+
+    def at_hand(self, steps: range, rank: int, world_size: int, room: int) -> tuple[Encoded, range] | None:
+        """Return a rank's rows of the first of ``steps``, and which of those after it are with it; note who asked.
+
+        None if they are not encoded, or may not be handed out at no cost.
+
+        Args:
+            steps: in order.
+            rank: whose rows.
+            world_size: of how many ranks.
+            room: bytes, of which the last may exceed them.
+        """
+        built = self._built(steps[0])
+        encoded = None if built is None else built.held(rank, world_size)
+        if encoded is None or self.is_paused:
+            return None
+        taken = encoded.among(steps, room)
+        taken = taken[: self._parts.served.claim_first(taken)]
+        if not taken or self._built(steps[0]) is not built:  # what was there before a claim a pivot may have made void
+            return None
+        self._note_asked(taken, rank, world_size)
+        self._given.note(taken, rank, world_size)
+        return encoded, taken
+
+    def note_range(self, steps: range) -> None:
+        """Note that all of these steps are asked for, those after the first as they come."""
+        self._builder.ask(steps[-1])
+
+    def is_coming(self, step: int) -> bool:
+        """Whether a step is not built yet, but will be in a moment."""
+        return self._builder.next <= step < self._builder.run_end and self._builder.is_coming(step)
+
+    async def moment(self, step: int, most_s: float) -> None:
+        """Wait until a step is built, or something else has changed that may matter to it, ``most_s`` at most."""
+        ticket = self._bell.ticket(step)
+        late = ticket.get_loop().call_later(most_s, resolve, ticket)
+        try:
+            if step >= self._builder.next:
+                await ticket
+        finally:
+            late.cancel()
+            self._bell.forget(ticket)
+
+    def _built(self, step: int) -> Built | None:
+        return self._parts.window.get(step) or self._back.held(step)
+
+    async def encoded(self, step: int, rank: int, world_size: int, wait_s: float) -> Encoded:
+        """Return what holds a rank's rows of a step, which may be handed out, waiting up to ``wait_s`` for them.
+
+        Raises:
+            RequestError, TopologyError: a rank that cannot be.
+            NotReadyError, RunStateError, StallError: not yet; the same request will do later.
+            StepGoneError, RunEndedError: not any more.
+        """
+        self.check_ranks(rank, world_size)
+        self._note_asked(range(step, step + 1), rank, world_size)
+        await self._until(lambda: step < self._builder.next, step, wait_s, claims=True)
+        built = self._parts.window.get(step)
+        if built is None:
+            built = await asyncio.to_thread(self._back.read, step)
+        encoded = built.held(rank, world_size)
+        if encoded is None:
+            encoded = await asyncio.to_thread(built.encoded, rank, world_size)
+        self._given.note(range(step, step + 1), rank, world_size)
+        return encoded
+
+    async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
+        """Return a rank's rows of a step; see ``encoded``."""
+        return (await self.encoded(step, rank, world_size, wait_s)).body(step)
+
+    async def phase(self, step: int, wait_s: float, *, may_decide: bool) -> Phase:
+        """Return the phase that covers a step; whoever ``may_decide`` has it decided if that is due.
+
+        That is a trainer, which draws by these weights: then no pivot changes this step any more.
+        """
+        if may_decide and step >= self._decisions.frontier:
+            self._builder.want(step)
+        await self._until(lambda: step < self._decisions.frontier, step, wait_s if may_decide else 0, claims=may_decide)
+        try:
+            found = self._decisions.at(step)
+        except UndecidedError:  # cut away meanwhile
+            raise self._not_yet(step) from None
+        if may_decide:
+            self._given.note_weights(found.start)
+        return found
+
+    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
+        """Return the smallest and the largest weight that the region of a decided step lets each source reach."""
+        region = self._decisions.region_at(step)
+        return region["lower"], region["upper"]
+
+    def note_served(self, num_batches: int, num_bytes: int, world_size: int) -> None:
+        """Count batches that are handed out."""
+        counters, curriculum = self.counters, self.curriculum
+        counters.batches_served += num_batches
+        counters.bytes_served += num_bytes
+        counters.tokens_served += num_batches * curriculum.batch_tokens // world_size
+
+    def note_alone(self, step: int) -> None:
+        """Note that a batch was asked for alone, which takes headers: those of the next ones are better made ahead."""
+        self._builder.headers_before = step + 2 * self._settings.ahead_steps
+
+    def progress(self, step: int) -> dict[str, Progress]:
+        """Return what each source has given to the batches before ``step``.
+
+        Raises:
+            NotReadyError, StepError: a step that is not decided yet, or whose phase is no longer held.
+        """
+        reader, decisions = self._builder.reader, self._decisions
+        if reader is None or not 0 < decisions.frontier >= step:
+            raise self._not_yet(step)
+        if self._parts.rows.is_prepared:
+            return reader.progress(step)
+        rows = Planner(self.curriculum, decisions.at).drawn_before(step).tolist()
+        row_length = self.curriculum.sequence_length + 1
+        return {
+            name: replace(source, rows=num_rows, tokens=num_rows * row_length)
+            for (name, source), num_rows in zip(reader.progress(step).items(), rows, strict=True)
+        }
+
+    def phases_from(self, step: int, limit: int) -> list[dict[str, Any]]:
+        """Return the records of up to ``limit`` phases, that which covers ``step`` first."""
+        return self._decisions.since(step, limit)
+
+    def journal_lines(self) -> Iterator[bytes]:
+        """Yield the journal as it stands, in pieces of whole lines."""
+        return self.journal.raw_lines()
+
+    def report(self, step: int, losses: SourceLosses, world_size: int | None = None) -> bool:
+        """Take in a report; when this returns it is durable. False if that rank had reported the step before.
+
+        Args:
+            step: which one.
+            losses: of the rows that a rank was given.
+            world_size: of how many ranks, if it says so.
+
+        Raises:
+            RequestError: a rank that cannot be.
+            FeedbackError: a batch that the rank was not given, or more than there is in it.
+            RepeatedRowsError: rows that count for another rank.
+            StepError, JournalError: see ``Walk.report``.
+        """
+        if not 0 <= losses.rank < self.curriculum.batch_rows:
+            raise RequestError(f"rank {losses.rank} reports, but {self.curriculum.batch_rows} rows have no more ranks")
+        try:
+            is_new = self._reports.take(step, losses, world_size)
+        except RepeatedRowsError:
+            self.patience.reported(step, losses.rank)  # there is no more to wait for
+            self._builder.wake()
+            raise
+        self.counters.reports += 1
+        self.counters.repeated_reports += not is_new
+        self._builder.wake()
+        return is_new
+
+    def differs(self, step: int, losses: SourceLosses) -> bool | None:
+        """Return whether a report says something else than the one that counts; None if that is not known any more."""
+        return self._said.differs(step, losses)
+
+    def pivot(self, pivot: Pivot, at: Literal["next", "now"] | int = "next") -> int:
+        """Redraw the region and return from which step on; see ``Walk.pivot``.
+
+        Args:
+            pivot: the new bounds.
+            at: the end of the newest phase, a later step, or now: the first step on that no rank was given, which cuts
+                the newest phase.
+        """
+        known = next((record for record in reversed(self.pivots) if _is_same(record, pivot)), None)
+        if known is not None and any((r.name, r.start) == (pivot.name, known["at_step"]) for r in self.walk.regimes):
+            return int(known["at_step"])  # asked for again: the answer was lost
+        if at == "now":
+            return self._builder.cut(pivot)
+        step = self.walk.pivot(pivot, at_step=None if at == "next" else at)
+        self._builder.wake()
+        return step
+
+    def _note_asked(self, steps: range, rank: int, world_size: int) -> None:
+        self.patience.asked(steps[0], world_size)
+        self.counters.last_asked[rank] = (steps[-1], time.monotonic())
+        if steps[-1] > self._builder.wanted:
+            self._builder.want(steps[-1])
+
+    async def _until(self, is_there: Callable[[], bool], step: int, wait_s: float, *, claims: bool) -> None:
+        """Wait until a step is there and, if it is to be handed out, no pivot can change it any more."""
+        if step < 0:
+            raise RequestError(f"step is {step}; steps count from 0")
+        deadline = time.monotonic() + min(wait_s, self._settings.max_wait_s)
+        while True:
+            # one beyond reach is to be wanted again whenever others have come nearer
+            ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
+            try:
+                if step >= self.end:
+                    end = self._builder.end
+                    if end is None or await self._claim(end):  # it ends there for every rank
+                        raise self._ended(step)
+                elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
+                    return
+                left = deadline - time.monotonic()
+                if left <= 0 or self._is_draining:
+                    raise self._not_yet(step)
+                late = ticket.get_loop().call_later(left, resolve, ticket)
+                try:
+                    await ticket
+                finally:
+                    late.cancel()
+                self._builder.want(step)
+            finally:
+                self._bell.forget(ticket)
+
+    async def _claim(self, step: int) -> bool:
+        """Claim a step; False while a pivot is cutting."""
+        served = self._parts.served
+        while not served.claim(step):
+            if served.is_leased(step):
+                return served.claim(step)  # it may have been leased just now
+            await asyncio.shield(asyncio.wrap_future(served.extending(step)))
+        return True
+
+    def _ended(self, step: int) -> RunEndedError:
+        why = "its sources have no more rows" if self._builder.end is not None else "that is its total_steps"
+        return RunEndedError(f"step {step} was asked for, but run {self.name} ends before step {self.end}: {why}")
+
+    def _not_yet(self, step: int) -> MixerError:
+        if self.is_paused:
+            return RunStateError(f"run {self.name} is paused", retry_after_s=1)
+        if self.problem is not None:
+            return StallError(f"run {self.name} cannot go on: {self.problem}", retry_after_s=1)
+        frontier, reach = self._decisions.frontier, self.patience.reach
+        why = f"step {step} is not there yet: steps below {self.next_step} are built and below {frontier} decided"
+        if frontier > reach and self._builder.looks_at_losses:
+            why += (
+                f"; the newest report is of step {self.patience.newest_report}, and no phase that rests on losses is "
+                f"decided beyond step {reach} before there is a newer one: report the steps in between"
+            )
+        return NotReadyError(why, retry_after_s=0.2)
+
+    def _on_line(self, record: dict[str, Any], number: int, is_new: bool) -> None:  # noqa: FBT001  # as journals call it
+        self.watch.add(record, is_new=is_new, number=number)
+        kind = record["type"]
+        if kind == "phase":
+            self._decisions.add(record)
+            self.patience.decided(record["start"])
+            if is_new and not self._is_silence_told and not self.patience.last_reports():
+                told = silence(self.curriculum, record["kind"], record["start"])
+                self._is_silence_told = told is not None
+                if told is not None:
+                    log.warning("run %s: %s", self.name, told)
+        elif kind == "pivot":
+            self.pivots.append(record)
+            if record["at_step"] < record["decided_before"]:
+                self._decisions.cut(record)
+                self.patience.cut(self.phases[-1]["start"] if self.phases else 0)
+        elif kind == "alarm":
+            self.alarms.append(record)
+            if is_new:
+                message = alarm_in_words(record)
+                log.warning("run %s: %s", self.name, message)
+                self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
+        elif kind == "feedback":
+            self._said.note(record)
+            if is_new:
+                self.patience.reported(record["step"], record["rank"])
+        if is_new and kind in ("phase", "pivot"):
+            self._on_event(kind, {"run": self.name, **record})
+
+
+def _is_same(record: Mapping[str, Any], pivot: Pivot) -> bool:
+    """Return whether a pivot line is of this pivot."""
+    asked = pivot.model_dump(mode="json")
+    return all(record[key] == asked[key] for key in ("name", "floors", "caps", "exclude"))

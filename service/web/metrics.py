@@ -1,0 +1,112 @@
+"""What Prometheus reads: requests by route as they happen, the runs as they stand when it asks."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from service.runs.engine import Engine
+
+BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own.
+
+    Args:
+        engines: gives the runs that are open.
+    """
+
+    def __init__(self, engines: Callable[[], Iterable[Engine]]) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "mixer_requests_total", "Requests answered.", ("route", "method", "status"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "mixer_request_seconds", "Time to answer.", ("route",), buckets=BUCKETS_S, registry=self._registry
+        )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._registry.register(_Standing(engines))
+
+    def request(self, route: str, method: str, status: int, took_s: float) -> None:
+        """Count an answer."""
+        key = (route, method, status)
+        children = self._children.get(key)
+        if children is None:
+            counted = self._requests.labels(route, method, str(status))
+            children = self._children[key] = (counted, self._seconds.labels(route))
+        children[0].inc()
+        children[1].observe(took_s)
+
+    def text(self) -> bytes:
+        """Return everything in the text format."""
+        return generate_latest(self._registry)
+
+
+class _Standing:
+    """The runs as they stand."""
+
+    def __init__(self, engines: Callable[[], Iterable[Engine]]) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family after the other."""
+        engines = list(self._engines())
+        counters = {
+            "batches_built": "Global batches built ahead.",
+            "batches_rebuilt": "Global batches built again after they had left memory.",
+            "batches_served": "Batches handed out.",
+            "bytes_served": "Bytes of batches handed out.",
+            "tokens_served": "Tokens of batches handed out.",
+            "reports": "Reports of losses taken in.",
+            "repeated_reports": "Reports that had come before.",
+        }
+        for name, what in counters.items():
+            family = CounterMetricFamily(f"mixer_{name}", what, labels=["run"])
+            for engine in engines:
+                attribute = "rebuilt" if name == "batches_rebuilt" else name
+                family.add_metric([engine.name], getattr(engine.counters, attribute))
+            yield family
+        gauges: dict[str, tuple[str, Callable[[Engine], float]]] = {
+            "queue_depth": ("Batches ahead of the newest step asked for.", lambda e: e.queue_depth),
+            "bytes_held": ("Bytes of batches in memory.", lambda e: e.bytes_held),
+            "next_step": ("Next step to be built.", lambda e: e.next_step),
+            "frontier": ("First step that no phase covers.", lambda e: e.walk.frontier),
+            "phase": ("Index of the newest phase.", lambda e: e.phases[-1]["index"] if e.phases else -1),
+            "alarm": ("1 while the run cannot go on.", lambda e: e.problem is not None),
+            "paused": ("1 while an admin has paused the run.", lambda e: e.is_paused),
+        }
+        for name, (what, value) in gauges.items():
+            gauge = GaugeMetricFamily(f"mixer_{name}", what, labels=["run"])
+            for engine in engines:
+                gauge.add_metric([engine.name], float(value(engine)))
+            yield gauge
+        yield _guard_alarms(engines)
+        weights = GaugeMetricFamily("mixer_weight", "Weight in the newest phase.", labels=["run", "source"])
+        lag = GaugeMetricFamily("mixer_feedback_lag_steps", "Asked less reported.", labels=["run", "rank"])
+        for engine in engines:
+            if engine.phases:
+                for source, weight in zip(engine.walk.names, engine.phases[-1]["weights"], strict=True):
+                    weights.add_metric([engine.name, source], weight)
+            reported = engine.patience.last_reports()
+            for rank, (step, _) in list(engine.counters.last_asked.items()):
+                lag.add_metric([engine.name, str(rank)], step - reported.get(rank, -1))
+        yield weights
+        yield lag
+
+
+def _guard_alarms(engines: Iterable[Engine]) -> Metric:
+    """Return the alarms of the guard, those in the journal from before a restart included."""
+    family = CounterMetricFamily(
+        "mixer_guard_alarms", "Alarms of the guard: sources learned by heart.", labels=["run", "source", "detector"]
+    )
+    for engine in engines:
+        counted = collections.Counter((alarm["source"], alarm["detector"]) for alarm in engine.alarms)
+        for (source, detector), num in sorted(counted.items()):
+            family.add_metric([engine.name, source, detector], num)
+    return family

@@ -1,0 +1,88 @@
+"""What routes share: which run is meant, who asks, and what the answers of errors look like in the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+from fastapi.concurrency import run_in_threadpool
+
+from service.runs.archive import Past
+from service.runs.engine import Engine
+from service.runs.registry import Runs
+from service.web.auth import Identity, Scope
+from service.wire.schemas import ErrorBody
+
+EngineOf = Callable[..., Awaitable[Engine | Past]]  # as all that routes depend on: else each costs a hop to a thread
+RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
+
+
+def runs_of(request: Request) -> Runs:
+    """Return the server's runs."""
+    runs: Runs = request.app.state.runs
+    return runs
+
+
+async def default_engine(request: Request) -> Engine:
+    """Return the engine of the default run."""
+    return runs_of(request).engine()
+
+
+async def named_engine(request: Request, run: RunName) -> Engine:
+    """Return the engine of the run in the path."""
+    return runs_of(request).engine(run)
+
+
+async def default_readable(request: Request) -> Engine | Past:
+    """Return the default run for those who only read: archived, it is a record."""
+    name = runs_of(request).default
+    return await default_engine(request) if name is None else await named_readable(request, name)
+
+
+async def named_readable(request: Request, run: RunName) -> Engine | Past:
+    """Return the run in the path for those who only read: archived, it is a record."""
+    if runs_of(request).record(run).status == "archived":
+        past: Past = await run_in_threadpool(request.app.state.archive.past, run)
+        return past
+    return await named_engine(request, run)
+
+
+def identity_of(request: Request) -> Identity:
+    """Return who asks, as the guard knows."""
+    identity: Identity = request.state.identity
+    return identity
+
+
+def needs(scope: Scope) -> Any:
+    """Return a dependency that lets through whoever has at least this scope."""
+
+    async def check(request: Request) -> None:
+        identity_of(request).check(scope)
+
+    return Depends(check)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of the errors of a route; every route may refuse a token or a client in a hurry."""
+    means = {
+        400: "no request that HTTP allows",
+        401: "no token, or an unknown one",
+        403: "the token's scope does not reach so far",
+        404: "no such run",
+        408: "the body did not come in time",
+        409: "not now; the same request may do later",
+        410: "not any more",
+        413: "too large",
+        422: "a request that cannot be",
+        429: "too many requests",
+        503: "the database or the journal cannot be written; nothing was changed",
+    }
+    listed = {400, 401, 403, 404, 409, 413, 422, 429, 503, *statuses}
+    shape = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+    # a model for each would take most of the time that the server needs to put its routes together
+    by_status: dict[int | str, dict[str, Any]] = {
+        status: {"content": shape, "description": means[status]} for status in sorted(listed)
+    }
+    by_status[429] = {"model": ErrorBody, "description": means[429]}  # which puts the shape into the document
+    return by_status

@@ -1,0 +1,1 @@
+"""What goes over the wire, shared by server and client: JSON schemas and the encoding of batches."""

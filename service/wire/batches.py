@@ -1,0 +1,315 @@
+"""A batch on the wire: an Arrow IPC stream of one record batch, tokens in the smallest dtype, and its digest.
+
+Arrow, because every user of this package has it, no byte of it is code, and decoding copies nothing (ADR 10).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from mixer.delivery.batch import RowBatch, RowBatches
+from mixer.sources.prepared.shards import arrow_array
+from mixer.system.memory import Bytes
+from mixer.types import IntArray, RowArray
+from service.errors import BatchDigestError
+
+MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
+STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
+MAX_STEPS = 99  # in one answer with several
+HEAD_BYTES = 72  # of the line before a body among several, so that numbers lie at multiples of 8
+DIGEST_HEADER = "content-digest"  # RFC 9530
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """One rank's rows of a step as they are sent."""
+
+    data: memoryview
+    step: int
+    phase: int
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """What goes before it alone, as ASGI takes headers; the digest takes 0.6 ms a MiB, once."""
+        digest = hashlib.sha256(self.data).digest()
+        headers = {
+            "content-type": MEDIA_TYPE,
+            "content-length": str(len(self.data)),
+            "etag": f'"{digest[:16].hex()}"',
+            DIGEST_HEADER: f"sha-256=:{base64.b64encode(digest).decode()}:",
+            STEP_HEADER: str(self.step),
+            PHASE_HEADER: str(self.phase),
+            "cache-control": "private, immutable, max-age=3600",
+        }
+        return tuple((key.encode(), value.encode()) for key, value in headers.items())
+
+    @property
+    def etag(self) -> str:
+        """The tag among the headers."""
+        return dict(self.headers)[b"etag"].decode()
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the numbers of a batch lie in its body: they depend on its shape alone, so that Arrow writes one of each.
+
+    Attributes:
+        frame: all that comes before the numbers.
+        source_ids_at, row_numbers_at: where those begin.
+        num_bytes: of the body.
+    """
+
+    num_rows: int
+    row_length: int
+    dtype: np.dtype[Any]
+    frame: bytes
+    source_ids_at: int
+    row_numbers_at: int
+    num_bytes: int
+
+    def read(self, data: memoryview, *, step: int, phase: int) -> RowBatch:
+        """Return the batch in a body of this layout; its arrays are views of ``data``."""
+        num_rows = self.num_rows
+        rows = np.frombuffer(data, self.dtype, num_rows * self.row_length, len(self.frame))
+        source_ids = np.frombuffer(data, np.uint16, num_rows, self.source_ids_at)
+        row_numbers = np.frombuffer(data, np.int64, num_rows, self.row_numbers_at)
+        return RowBatch(step, phase, rows.reshape(num_rows, self.row_length), source_ids.astype(np.int64), row_numbers)
+
+    def columns(self, records: Bytes) -> tuple[RowArray, npt.NDArray[np.uint16], IntArray]:
+        """Return the numbers in records of this layout, uint8 [n, HEAD_BYTES + num_bytes], as views of them.
+
+        Returns:
+            Rows [n, b, T + 1], source_ids [n, b], row_numbers [n, b].
+        """
+        num_rows, stride = self.num_rows, records.strides[0]
+
+        def column(at: int, dtype: Any, *shape: int) -> Any:
+            inner = [math.prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape))]
+            return np.ndarray((len(records), *shape), dtype, records, HEAD_BYTES + at, (stride, *inner))
+
+        return (
+            column(len(self.frame), self.dtype, num_rows, self.row_length),
+            column(self.source_ids_at, np.dtype(np.uint16), num_rows),
+            column(self.row_numbers_at, np.dtype(np.int64), num_rows),
+        )
+
+
+@lru_cache(maxsize=256)
+def layout_of(num_rows: int, row_length: int, dtype: np.dtype[Any]) -> Layout:
+    """Return the layout of batches of a shape."""
+    rows = np.zeros((num_rows, row_length), dtype=dtype)
+    source_ids, row_numbers = np.zeros(num_rows, dtype=np.uint16), np.zeros(num_rows, dtype=np.int64)
+    data = arrow_stream(rows, source_ids, row_numbers)
+    row_numbers_at = len(data) - len(_END) - row_numbers.nbytes
+    source_ids_at = row_numbers_at - _padded(source_ids.nbytes)
+    frame = data[: source_ids_at - _padded(rows.nbytes)]
+    return Layout(num_rows, row_length, dtype, frame, source_ids_at, row_numbers_at, len(data))
+
+
+class Encoded:
+    """One rank's rows of some steps of one phase as they are sent: a record for each, one after the other in memory.
+
+    A record is a line and a body. Records that are sent together are one piece of this memory, and nothing is copied.
+
+    Args:
+        records: uint8 [n, HEAD_BYTES + bytes of a body].
+        steps: which they are of, in order.
+        phase: that all of them are in.
+        layout: of the bodies.
+
+    Attributes:
+        on_body: told when a body is made, which stays.
+    """
+
+    on_body: Callable[[], None] | None = None
+
+    def __init__(self, records: Bytes, steps: range, phase: int, layout: Layout) -> None:
+        self.steps, self._phase, self._layout = steps, phase, layout
+        self._records = records
+        self._view = memoryview(records.reshape(-1)).toreadonly()  # type: ignore[arg-type]
+        self._bodies: dict[int, Body] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are sent."""
+        return self._records.nbytes
+
+    @property
+    def num_bodies(self) -> int:
+        """Bodies that were made so far."""
+        return len(self._bodies)
+
+    @property
+    def rows(self) -> RowArray:
+        """The rows in it, [n, b, T + 1]."""
+        return self._layout.columns(self._records)[0]
+
+    def body(self, step: int) -> Body:
+        """Return the body of a step; its headers are made once."""
+        body = self._bodies.get(step)
+        if body is None:
+            size = self._records.shape[1]
+            begin = self.steps.index(step) * size
+            body = Body(self._view[begin + HEAD_BYTES : begin + size], step, self._phase)
+            self._bodies[step] = body
+            if self.on_body is not None:
+                self.on_body()
+        return body
+
+    def among(self, steps: range, room: int) -> range:
+        """Return the first of ``steps``, which is in it, and those in it after that, as many as fill ``room`` bytes."""
+        mine = steps[: len(range(steps.start, self.steps.stop, steps.step))]
+        return mine[: max(1, -(-room // self._records.shape[1]))]
+
+    def pieces(self, steps: range) -> list[memoryview]:
+        """Return records of steps that are in it: one piece if they follow each other."""
+        size = self._records.shape[1]
+        begins = [(step - self.steps.start) * size for step in steps]
+        if steps.step == 1:
+            return [self._view[begins[0] : begins[-1] + size]]
+        return [self._view[begin : begin + size] for begin in begins]
+
+    def until(self, step: int) -> Encoded:
+        """Return what is before a step."""
+        steps = range(self.steps.start, min(self.steps.stop, step))
+        return Encoded(self._records[: len(steps)], steps, self._phase, self._layout)
+
+
+class Room:
+    """Memory for the rows of global batches that one rank gets all of, in the places where they are sent."""
+
+    records: Bytes
+
+    def __call__(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> RowArray:
+        """Return it, of a shape [n, b, T + 1]."""
+        layout = layout_of(shape[1], shape[2], dtype)
+        self.records = _new_records(shape[0], layout)
+        return layout.columns(self.records)[0]
+
+
+def _new_records(num_steps: int, layout: Layout) -> Bytes:
+    """Return records in which all is written that depends on the layout alone."""
+    records = np.empty((num_steps, HEAD_BYTES + layout.num_bytes), dtype=np.uint8)
+    for at, text in ((HEAD_BYTES, layout.frame), (-len(_END), _END)):
+        records[:, at : at + len(text) or None] = np.frombuffer(text, np.uint8)
+    for end in (layout.source_ids_at, layout.row_numbers_at):  # what pads a column is nowhere left as it was
+        records[:, HEAD_BYTES + end - 8 : HEAD_BYTES + end] = 0
+    return records
+
+
+def encode(batches: RowBatches, rank: int, world_size: int, *, room: Room | None = None) -> Encoded:
+    """Return rows ``rank::world_size`` of global batches, in their dtype; the same bytes for the same rows, always.
+
+    Args:
+        batches: of steps that follow each other.
+        rank: whose rows.
+        world_size: of how many ranks.
+        room: that the rows of all were read into.
+    """
+    mine = slice(rank, None, world_size)
+    rows = batches.rows[:, mine]
+    layout = layout_of(rows.shape[1], rows.shape[2], rows.dtype)
+    records = _new_records(len(rows), layout) if room is None else room.records
+    all_rows, source_ids, row_numbers = layout.columns(records)
+    if room is None:
+        np.copyto(all_rows, rows)
+    np.copyto(source_ids, batches.source_ids[:, mine], casting="unsafe")  # numbers of sources are small
+    np.copyto(row_numbers, batches.row_numbers[:, mine])
+    view, size = memoryview(records.reshape(-1)), records.shape[1]  # type: ignore[arg-type]
+    for begin, step in zip(range(0, len(view), size), batches.steps, strict=True):
+        body = begin + HEAD_BYTES
+        view[begin:body] = _head(view[body : begin + size], step, batches.phase)
+    return Encoded(records, batches.steps, batches.phase, layout)
+
+
+def _head(body: memoryview, step: int, phase: int) -> bytes:
+    """Return the line before a body: length, step, phase and a checksum of 128 bits; always as long, for alignment."""
+    return f"{len(body):012d} {step:012d} {phase:012d} {xxhash.xxh3_128_hexdigest(body)}\n".encode()
+
+
+def split(data: bytes | memoryview) -> Iterator[RowBatch]:
+    """Yield the batches of several records; raise BatchDigestError for one that is not what its line says.
+
+    Arrays are read-only views of ``data``.
+    """
+    view, begin = memoryview(data).toreadonly(), 0
+    while begin < len(data):
+        line = bytes(view[begin : begin + HEAD_BYTES]).partition(b"\n")[0]
+        end = begin + len(line)
+        length, step, phase, checksum = line.decode("ascii").split(" ")
+        begin = end + 1 + int(length)
+        body = view[end + 1 : begin]
+        found = xxhash.xxh3_128_hexdigest(body)
+        if found != checksum:
+            raise BatchDigestError(f"the batch of step {int(step)} has XXH3-128 {found}, but its line says {checksum}")
+        yield decode(body, step=int(step), phase=int(phase))
+
+
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow IPC stream
+
+
+def arrow_stream(rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray) -> bytes:
+    """Return the columns as Arrow writes them, which takes it 30 us: ``encode`` writes the same bytes."""
+    columns = [
+        pa.FixedSizeListArray.from_arrays(arrow_array(rows), rows.shape[1]),
+        arrow_array(source_ids),
+        arrow_array(row_numbers),
+    ]
+    record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, record.schema) as writer:
+        writer.write_batch(record)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _padded(num_bytes: int) -> int:
+    return num_bytes + -num_bytes % 8
+
+
+_layouts: dict[int, Layout] = {}  # of bodies that were decoded, by their length
+MAX_LAYOUTS = 64
+
+
+def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
+    """Return a rank's rows of a step; arrays are read-only views of ``data``.
+
+    Arrow reads the first head of a shape, which takes it 30 us. One that begins with the same bytes has the same shape.
+    """
+    view = memoryview(data).toreadonly()
+    known = _layouts.get(len(view))
+    if known is not None and bytes(view[: len(known.frame)]) == known.frame:
+        return known.read(view, step=step, phase=phase)
+    record = pa.ipc.open_stream(pa.py_buffer(view)).read_next_batch()
+    of_rows = record.column("rows").type
+    layout = layout_of(record.num_rows, of_rows.list_size, np.dtype(of_rows.value_type.to_pandas_dtype()))
+    if layout.num_bytes == len(view) and bytes(view[: len(layout.frame)]) == layout.frame:
+        if len(_layouts) < MAX_LAYOUTS:
+            _layouts[len(view)] = layout
+        return layout.read(view, step=step, phase=phase)
+    flat: RowArray = record.column("rows").flatten().to_numpy()  # written by an Arrow of another version
+    return RowBatch(
+        step=step,
+        phase=phase,
+        rows=flat.reshape(record.num_rows, -1),
+        source_ids=record.column("source_ids").to_numpy().astype(np.int64),
+        row_numbers=record.column("row_numbers").to_numpy(),
+    )
+
+
+def check_digest(data: bytes | memoryview, header: str | None, *, step: int) -> None:
+    """Raise BatchDigestError unless ``data`` has the digest that the header claims."""
+    found = f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+    if header != found:
+        raise BatchDigestError(f"the batch of step {step} has digest {found}, but its header says {header}")
