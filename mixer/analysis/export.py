@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from mixer.analysis.explain import PARTS
 from mixer.journal.lookup import history
-from mixer.journal.records import cut_phases
+from mixer.journal.phases import PhaseLines
 from mixer.journal.tables import read_story
 from mixer.loggers import summary_writer
 
@@ -78,16 +78,16 @@ def _rows(journal: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (table, row) in the order of the journal."""
     header, records = history(journal)
     names = [source["name"] for source in header["curriculum"]["sources"]]
-    newest: list[dict[str, Any]] = []  # the newest phase waits: a pivot may still cut it
+    waiting = PhaseLines(header["curriculum"], keep=1)  # the newest phase: a pivot may still cut it
     for record in records:
         if record["type"] == "feedback":
             yield from (("feedback", row) for row in _feedback_rows(record, names))
         elif record["type"] == "phase":
-            yield from (("phases", row) for phase in newest for row in _phase_rows(phase, names))
-            newest = [record]
+            yield from (("phases", row) for phase in waiting.records for row in _phase_rows(phase, names))
+            waiting.add(record)
         elif record["type"] == "pivot":
-            cut_phases(newest, record, header["curriculum"])
-    yield from (("phases", row) for phase in newest for row in _phase_rows(phase, names))
+            waiting.cut(record)
+    yield from (("phases", row) for phase in waiting.records for row in _phase_rows(phase, names))
 
 
 def _phase_rows(phase: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:

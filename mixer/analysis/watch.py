@@ -21,7 +21,7 @@ from rich.text import Text
 
 from mixer.errors import JournalError
 from mixer.journal.lookup import NUM_OPENINGS, Lookup
-from mixer.journal.records import cut_phases
+from mixer.journal.phases import PhaseLines
 from mixer.journal.words import alarm_in_words
 
 BAR_CELLS = 36
@@ -36,21 +36,22 @@ class Sight:
     """What is known of the run now."""
 
     header: dict[str, Any] | None = None
-    phases: list[dict[str, Any]] = field(default_factory=list)  # the newest two: a pivot may undo the last
     region: dict[str, Any] | None = None
     regimes: list[tuple[int, str]] = field(default_factory=list)  # where the newest began
     alarms: list[dict[str, Any]] = field(default_factory=list)  # the newest
     asked: list[dict[str, Any]] = field(default_factory=list)  # pivots asked for while the run went on
     losses: dict[int, float] = field(default_factory=dict)  # of each source, in the newest report that has it
     last_step: int = -1  # the newest step reported
+    _lines: PhaseLines = field(default_factory=lambda: PhaseLines({}, keep=2))  # a pivot may undo the last
 
     def add(self, record: dict[str, Any]) -> None:
         """Take in the next line."""
         match record["type"]:
             case "header":
                 self.header = record
+                self._lines = PhaseLines(record["curriculum"], keep=2)
             case "phase":
-                self.phases = [*self.phases[-1:], record]
+                self._lines.add(record)
                 self._open(record)
             case "feedback":
                 self.last_step = max(self.last_step, record["step"])
@@ -67,7 +68,8 @@ class Sight:
     @classmethod
     def of(cls, journal: Lookup) -> tuple[Self, int]:
         """Return what the end of a journal says, and the byte after it."""
-        sight, tail = cls(header=journal.header), journal.tail(TAIL_BYTES)
+        sight, tail = cls(), journal.tail(TAIL_BYTES)
+        sight.add(journal.header)
         for record in tail.openings:
             sight._open(record)
         sight.asked, sight.alarms = tail.pivots, tail.alarms
@@ -76,9 +78,14 @@ class Sight:
         return sight, tail.end
 
     @property
+    def phases(self) -> list[dict[str, Any]]:
+        """The newest two phases."""
+        return self._lines.records
+
+    @property
     def phase(self) -> dict[str, Any] | None:
         """The newest phase."""
-        return self.phases[-1] if self.phases else None
+        return self._lines.newest
 
     def _open(self, phase: dict[str, Any]) -> None:
         """Note that a region begins with a phase, if one does."""
@@ -88,11 +95,9 @@ class Sight:
 
     def _cut(self, pivot: dict[str, Any]) -> None:
         """Leave of the newest phase what a pivot left of it."""
-        newest = self.phase
-        if newest is not None and self.header is not None:
-            cut_phases(self.phases, pivot, self.header["curriculum"])
-            if newest["region"] is not None and (self.phase is None or self.phase["index"] != newest["index"]):
-                self.regimes.pop()
+        cut = self._lines.cut(pivot)
+        if cut is not None and cut.left is None and cut.before["region"] is not None:
+            self.regimes.pop()
 
 
 class Follower:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mixer.errors import JournalError, StepError
 from mixer.journal.file import history_spans, read_history
 from mixer.journal.header import deciding_curriculum
-from mixer.journal.records import cut_phases
+from mixer.journal.phases import PhaseLines
 from mixer.journal.scan import line_at, line_starts, lines_from
 from mixer.journal.schema import Record
 
@@ -198,14 +198,15 @@ class Lookup:
         """Return what pivots left of the phase whose line is at a place; None if its decision was undone."""
         if place is None:
             return None
-        phases = [self._record(place)]
-        index = phases[0]["index"]
+        phases, first = PhaseLines(self.header["curriculum"]), self._record(place)
+        phases.add(first)
+        index = first["index"]
         following = self._last(lambda phase: phase["index"] <= index + 1)
         end = None if following is None else self._first_from(following + 1)
         for other in self._places(("phase", "pivot"), place + 1, self._bases[-1] if end is None else end):
             record = self._record(other)
             if record["type"] == "phase":
-                phases.append(record)
-            elif phases:
-                cut_phases(phases, record, self.header["curriculum"])
-        return next((phase for phase in phases if phase["index"] == index), None)
+                phases.add(record)
+            else:
+                phases.cut(record)
+        return next((phase for phase in phases.records if phase["index"] == index), None)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from mixer.losses import SourceLosses
-from mixer.sampling.draws import phase_counts
 from mixer.sampling.phases import Phase
 
 
@@ -39,29 +38,6 @@ def record_to_phase(record: Mapping[str, Any], names: tuple[str, ...]) -> Phase:
         drawn=np.array(record["drawn"], dtype=np.int64),
         owed=np.array(record["owed"], dtype=np.float64),
     )
-
-
-def cut_phases(phases: list[dict[str, Any]], pivot: Mapping[str, Any], curriculum: Mapping[str, Any]) -> None:
-    """Bring the newest of some phase lines to what a pivot line left of it: fewer steps and rows, or nothing.
-
-    Args:
-        phases: phase lines in order, changed in place.
-        pivot: the line; one that cuts nothing changes nothing.
-        curriculum: as the header has it.
-    """
-    step = pivot["at_step"]
-    if step >= pivot["decided_before"]:
-        return
-    newest = phases.pop()
-    if newest["start"] < step:
-        shorter = {**newest, "length": step - newest["start"]}
-        counts, _ = phase_counts(
-            record_to_phase(shorter, ()),
-            seed=curriculum["seed"],
-            method=curriculum["draws"],
-            batch_rows=curriculum["batch_rows"],
-        )
-        phases.append({**shorter, "counts": counts.sum(axis=0).tolist()})
 
 
 def losses_to_record(losses: SourceLosses) -> dict[str, Any]:

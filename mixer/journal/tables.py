@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mixer.journal.lookup import history
-from mixer.journal.records import cut_phases
+from mixer.journal.phases import PhaseLines
+from mixer.journal.schema import Record
 from mixer.types import Array, BoolArray, IntArray
 
 
@@ -25,12 +26,20 @@ class Story:
     """
 
     header: dict[str, Any]
-    phases: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[dict[str, Any]] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     cut: set[int] = field(default_factory=set)
+    _lines: PhaseLines = field(init=False)
     _starts: list[int] = field(default_factory=list)
     _sums: list[Array] = field(default_factory=list)  # of each phase: loss sums and tokens, [2, K]
+
+    def __post_init__(self) -> None:
+        self._lines = PhaseLines(self.header["curriculum"])
+
+    @property
+    def phases(self) -> list[Record]:
+        """The phase lines that hold, in order."""
+        return self._lines.records
 
     @property
     def names(self) -> list[str]:
@@ -40,12 +49,12 @@ class Story:
     @property
     def end(self) -> int:
         """The first step that no phase covers."""
-        return self.phases[-1]["start"] + self.phases[-1]["length"] if self.phases else 0
+        return self._lines.frontier
 
     def add(self, record: dict[str, Any]) -> None:
         """Take in the next line of a journal."""
         if record["type"] == "phase":
-            self.phases.append(record)
+            self._lines.add(record)
             self._starts.append(record["start"])
             self._sums.append(np.zeros((2, len(record["weights"]))))
         elif record["type"] == "pivot":
@@ -60,11 +69,10 @@ class Story:
 
     def _cut(self, pivot: dict[str, Any]) -> None:
         """Leave of the newest phase what a pivot left of it."""
-        newest = self.phases[-1] if self.phases else None
-        cut_phases(self.phases, pivot, self.header["curriculum"])
-        if len(self.phases) == len(self._starts) and self.phases and self.phases[-1] is not newest:
-            self.cut.add(self.phases[-1]["index"])
-        if len(self.phases) < len(self._starts):  # undone: nothing was reported on it
+        cut = self._lines.cut(pivot)
+        if cut is not None and cut.left is not None:
+            self.cut.add(cut.left["index"])
+        elif cut is not None:  # undone: nothing was reported on it
             self._starts.pop()
             self._sums.pop()
 

@@ -16,6 +16,7 @@ from mixer.config.curriculum import Curriculum
 from mixer.errors import ConfigError, JournalError, StepError
 from mixer.journal.file import Fsync, Journal, scan_history
 from mixer.journal.header import curricula_of, header_record, read_header
+from mixer.journal.phases import PhaseLines
 from mixer.journal.scan import Line
 from mixer.replay.redrive import Redrive
 
@@ -107,7 +108,7 @@ def _last_shared(path: Path, at_step: int, parent: dict[str, Any] | None) -> Lin
         )
     before: Line | None = None
     starts: list[int] = []
-    frontier, is_deciding = 0, False
+    lines, is_deciding = PhaseLines({}, keep=0), False
     for line in scan_history(path):
         is_deciding = line.kind == "alarm" or (is_deciding and line.kind == "pivot")
         if line.kind == "phase":
@@ -115,20 +116,20 @@ def _last_shared(path: Path, at_step: int, parent: dict[str, Any] | None) -> Lin
             if record["start"] == at_step:
                 break
             starts.append(record["start"])
-            frontier = record["start"] + record["length"]
+            lines.add(record)
         elif line.kind == "pivot":
-            frontier = min(frontier, line.record()["at_step"])
+            lines.cut(line.record())
         if not is_deciding:
             before = line
     else:
-        if at_step != frontier:
+        if at_step != lines.frontier:
             around = [
                 *[start for start in starts if start < at_step][-1:],
-                *[start for start in [*starts, frontier] if start > at_step][:1],
+                *[start for start in [*starts, lines.frontier] if start > at_step][:1],
             ]
             raise StepError(
                 f"fork at step {at_step}: no phase begins there; ask for step "
-                f"{' or '.join(str(step) for step in around if step > 0) or frontier}"
+                f"{' or '.join(str(step) for step in around if step > 0) or lines.frontier}"
             )
     assert before is not None, "a header comes first"
     return before

@@ -18,6 +18,7 @@ from mixer.config.curriculum import Curriculum, Pivot, ScheduledPivot
 from mixer.errors import JournalError, PivotError, StateMismatchError, StepError, UnknownSourceError
 from mixer.journal.file import scan_history
 from mixer.journal.header import curricula_of, read_header
+from mixer.journal.phases import PhaseLines
 from mixer.journal.records import record_to_phase
 from mixer.journal.scan import Line
 from mixer.journal.schema import check_record
@@ -53,6 +54,7 @@ class Replay:
         self.curriculum: Curriculum = self._curricula[-1]
         self.names = self.curriculum.names
         self.phases: list[Phase] = []
+        self._lines = PhaseLines(header["curriculum"], keep=1)
         self.forked_at: int | None = None
         self._pivots: list[ScheduledPivot] = []
         self._past: list[Regime] = []  # of the shared part of a fork
@@ -76,25 +78,27 @@ class Replay:
                     f"before it cover {len(self.phases)} phases up to step {self.frontier}; no walk writes that"
                 )
             self.phases.append(phase)
+            self._lines.add(record)
         elif line.kind == "pivot":
             self._pivots.append(
                 ScheduledPivot(**{key: record[key] for key in ("name", "at_step", "floors", "caps", "exclude")})
             )
-            self._cut(line, record["at_step"])
+            self._cut(line, record)
         else:
             old = self._curricula[self._generation]
             self._past = self._joined(planned_regimes(old, self._pivots))
             self._pivots, self.forked_at = [], record["step"]
             self._generation += 1
 
-    def _cut(self, line: Line, step: int) -> None:
-        if step >= self.frontier:
-            return
-        newest = self.phases.pop()
-        if step < newest.start:
+    def _cut(self, line: Line, pivot: dict[str, Any]) -> None:
+        step = pivot["at_step"]
+        if self.phases and step < self.phases[-1].start:
             raise JournalError(f"{self.path}: line {line.number} cuts at step {step}, before the newest phase")
-        if step > newest.start:
-            self.phases.append(replace(newest, length=step - newest.start))
+        cut = self._lines.cut(pivot)
+        if cut is not None:
+            newest = self.phases.pop()
+            if cut.left is not None:
+                self.phases.append(replace(newest, length=cut.left["length"]))
 
     def _joined(self, regimes: tuple[Regime, ...]) -> list[Regime]:
         """Return the regimes of the past up to the fork, then these from there on."""

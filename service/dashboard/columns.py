@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mixer.config.curriculum import Curriculum, ScheduledPivot
-from mixer.journal.records import cut_phases
+from mixer.journal.phases import PhaseLines
 from mixer.journal.words import facts_in_words, told
 from mixer.region.regimes import Bounds, Regime, regime_at
 from mixer.types import Array
@@ -158,8 +158,7 @@ class Chronicle:
     lengths: list[int] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     regime_names: list[str] = field(default_factory=list)
-    newest: dict[str, Any] = field(default_factory=dict)  # the newest phase's line
-    before: dict[str, Any] = field(default_factory=dict)  # the one before, if a pivot may undo the newest
+    _lines: PhaseLines = field(default_factory=lambda: PhaseLines({}, keep=2))  # a pivot may undo the newest
     entries: list[Entry] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     pivots: list[ScheduledPivot] = field(default_factory=list)  # asked for while the run went on
@@ -189,9 +188,14 @@ class Chronicle:
         return self.curriculum.names
 
     @property
+    def newest(self) -> dict[str, Any]:
+        """The newest phase's line; empty before the first."""
+        return self._lines.newest or {}
+
+    @property
     def end(self) -> int:
         """The first step that no phase covers."""
-        return self.starts[-1] + self.lengths[-1] if self.starts else 0
+        return self._lines.frontier
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
@@ -203,6 +207,7 @@ class Chronicle:
         kind = record["type"]
         if kind == "header":
             self.header = dict(record)
+            self._lines = PhaseLines(record["curriculum"], keep=2)
             columns = ("weights", "counts", "index", "width")
             self.reported = Heard(len(self.names))
             self.tables = {name: Table(len(self.names)) for name in columns}
@@ -251,7 +256,7 @@ class Chronicle:
                     parts if of_all else [a if b is None else b for a, b in zip(before, parts, strict=True)]
                 )
         self.weight_steps = self.weight_steps + np.asarray(record["weights"]) * record["length"]
-        self.before, self.newest = self.newest, dict(record)
+        self._lines.add(dict(record))
         if record["parts"]:
             held = record["parts"].get("alarm") or ()
             self.in_alarm = frozenset(name for name, is_held in zip(self.names, held, strict=False) if is_held)
@@ -271,16 +276,14 @@ class Chronicle:
 
         No step from there on was reported (the walk refuses), so losses stay as they are.
         """
-        if pivot["at_step"] >= pivot["decided_before"]:
+        cut = self._lines.cut(pivot)
+        if cut is None:
             return
-        left = [self.newest]
-        cut_phases(left, pivot, self.header["curriculum"])
-        lost = self.newest["length"] - sum(phase["length"] for phase in left)
-        self.weight_steps = self.weight_steps - np.asarray(self.newest["weights"]) * lost
-        if left:
-            self.newest = left[0]
-            self.lengths[-1] = left[0]["length"]
-            self.tables["counts"].replace_last(left[0]["counts"])
+        lost = cut.before["length"] - (0 if cut.left is None else cut.left["length"])
+        self.weight_steps = self.weight_steps - np.asarray(cut.before["weights"]) * lost
+        if cut.left is not None:
+            self.lengths[-1] = cut.left["length"]
+            self.tables["counts"].replace_last(cut.left["counts"])
             return
         for column in (self.starts, self.lengths, self.kinds, self.regime_names):
             column.pop()
@@ -289,7 +292,6 @@ class Chronicle:
         self.reported.pop()
         if self.begun[-1].start >= pivot["at_step"]:
             self.begun.pop()
-        self.newest, self.before = self.before, {}
 
     def _add_feedback(self, record: Mapping[str, Any]) -> None:
         rank = self.ranks.setdefault(record["rank"], Rank())
@@ -336,6 +338,7 @@ class Chronicle:
         same = copy.copy(self)
         for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots", "begun"):
             setattr(same, name, list(getattr(self, name)))
+        same._lines = self._lines.copy()
         same.tables = {name: table.ended() for name, table in self.tables.items()}
         same.reported = self.reported.copy()
         same.ranks = {number: replace(rank) for number, rank in self.ranks.items()}

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mixer.journal.records import cut_phases, record_to_phase
+from mixer.journal.phases import PhaseLines
+from mixer.journal.records import record_to_phase
 from mixer.sampling.phases import Phase
 
 KEPT = 4  # phases that a reader's view holds: readers tell them apart by identity
@@ -28,27 +29,29 @@ class Decisions:
         names: the sources.
         curriculum: as the journal's header has it.
 
-    Attributes:
-        records: lines of the journal; a new list after a cut, so that whoever holds one sees no hole in it.
     """
 
     def __init__(self, names: tuple[str, ...], curriculum: Mapping[str, Any]) -> None:
-        self.names, self._curriculum = names, curriculum
-        self.records: list[dict[str, Any]] = []
+        self.names = names
+        self._lines = PhaseLines(curriculum)
         self._regions: list[dict[str, Any]] = []  # the records that say what their region is
         self._newest: tuple[dict[str, Any], Phase] | None = None  # as the walk has it
         self._lock = threading.Lock()
 
     @property
+    def records(self) -> list[dict[str, Any]]:
+        """Lines of the journal; a new list after a cut, so that whoever holds one sees no hole in it."""
+        return self._lines.records
+
+    @property
     def frontier(self) -> int:
         """The first step that no phase covers."""
-        records = self.records
-        return _end(records[-1]) if records else 0
+        return self._lines.frontier
 
     def add(self, record: dict[str, Any]) -> None:
         """Take in a phase line."""
         with self._lock:
-            self.records.append(record)
+            self._lines.add(record)
             if record["region"] is not None:
                 self._regions.append(record)
 
@@ -63,9 +66,7 @@ class Decisions:
         if pivot["at_step"] >= pivot["decided_before"]:
             return
         with self._lock:
-            newest = self.records[-1:]
-            cut_phases(newest, pivot, self._curriculum)
-            self.records = [*self.records[:-1], *newest]
+            self._lines.cut(pivot)
             if self._regions and self._regions[-1]["start"] >= pivot["at_step"]:
                 self._regions.pop()
 
