@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mixer.errors import MixerError
+from mixer.errors import JournalError, MixerError, SourceUnavailableError
 
 
 class ServiceError(MixerError):
@@ -28,7 +28,7 @@ class RequestError(ServiceError):
 
     code = "request"
     status = 422
-    hint = "compare the request with /openapi.json, or let service.client.client make it"
+    hint = "compare the request with /openapi.json, or let service.client make it"
 
 
 class UnauthorizedError(ServiceError):
@@ -136,11 +136,23 @@ class StoreError(ServiceError):
 
 
 class StallError(ServiceError):
-    """A run that cannot go on: its journal cannot be written or a source cannot be read."""
+    """A run that cannot go on: its journal cannot be written or a source cannot be reached.
+
+    Where waiting does not help (a bad record, a missing file), the answer has the code, status and hint of ``cause``.
+
+    Args:
+        message: which run, and why.
+        cause: what keeps it from going on, if that is known.
+    """
 
     code = "stalled"
     status = 503
     hint = "mend what the message says; the server goes on by itself"
+
+    def __init__(self, message: str, *, cause: MixerError | None = None) -> None:
+        self.lasts = cause is not None and lasts(cause)
+        super().__init__(message, retry_after_s=None if self.lasts else 1)
+        self.cause = cause
 
 
 class BindError(ServiceError):
@@ -187,6 +199,13 @@ _STATUS = {
     "topology": 422,
     "tokenizer": 404,
     "journal": 503,
+    "source": 409,
+    "missing-data": 409,
+    "malformed-data": 409,
+    "empty-source": 409,
+    "source-exhausted": 409,
+    "missing-dependency": 409,
+    "prepared-mismatch": 409,
 }
 
 _HINTS = {
@@ -203,16 +222,36 @@ _HINTS = {
     "topology": "use a world size that divides the run's batch_rows",
     "tokenizer": "name the run's tokenizer in its curriculum, or read its token ids as they are",
     "journal": "do what the message says; nothing was acknowledged, so send the same request again",
+    "source": "mend what the message names where the server runs, and start it again",
+    "missing-data": "put what the message names where the server looks for it, and start it again",
+    "malformed-data": "mend the record at the place that the message names and start the server again, or set "
+    "on_bad_record: skip",
+    "empty-source": "check the source's files, column and where",
+    "source-exhausted": "set the source's on_exhausted to repeat or stop, or lower its weight",
+    "missing-dependency": "install what the message names where the server runs",
+    "prepared-mismatch": "run mixer prepare again, or undo the change",
 }
+
+
+def lasts(problem: MixerError) -> bool:
+    """Return whether a problem of a run lasts until somebody mends it: a bad record does, a lost connection may not."""
+    return not isinstance(problem, JournalError | SourceUnavailableError | ServiceError)
+
+
+def _meant(error: MixerError) -> MixerError:
+    """Return the error whose code an answer has."""
+    return error.cause if isinstance(error, StallError) and error.lasts and error.cause is not None else error
 
 
 def status_of(error: MixerError) -> int:
     """Return the HTTP status that goes with an error."""
+    error = _meant(error)
     return error.status if isinstance(error, ServiceError) else _STATUS.get(error.code, 500)
 
 
 def hint_of(error: MixerError) -> str:
     """Return what to do about errors of this kind."""
+    error = _meant(error)
     return error.hint if isinstance(error, ServiceError) else _HINTS.get(error.code, ServiceError.hint)
 
 
@@ -223,4 +262,4 @@ def error_body(code: str, message: str, hint: str) -> dict[str, Any]:
 
 def error_to_body(error: MixerError) -> dict[str, Any]:
     """Return the body of an error's answer."""
-    return error_body(error.code, str(error), hint_of(error))
+    return error_body(_meant(error).code, str(error), hint_of(error))

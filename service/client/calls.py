@@ -33,7 +33,7 @@ from service.wire.schemas import (
 if TYPE_CHECKING:
     from mixer.sources.tokenizer import TextTokenizer
 
-TRANSIENT = ("not-ready", "run-state", "rate-limit", "store", "stalled", "journal", "slow-client")
+TRANSIENT = ("not-ready", "rate-limit", "store", "stalled", "journal", "slow-client")
 
 Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)
@@ -158,8 +158,8 @@ def read(answer: Raw, call: Call[Answer]) -> Answer:
     except (ValueError, KeyError, TypeError):  # a proxy's page, not the service's
         code, message = "", _phrase(answer.status)
         hint = "look at what stands between this trainer and the server"
-    if code in TRANSIENT or answer.status in (502, 503, 504):
-        after = answer.headers.get("retry-after", "")
+    after = answer.headers.get("retry-after", "")  # a run that is paused has one, one that is archived has none
+    if code in TRANSIENT or after or answer.status in (502, 503, 504):
         waits = float(after) if after.isdecimal() and code != "not-ready" else 0.0
         raise TransientError(message, waits, error=_error(code, message, hint, answer.status) if code else None)
     raise _error(code, message, hint, answer.status)
@@ -170,6 +170,8 @@ def _phrase(status: int) -> str:
 
 
 def _error(code: str, message: str, hint: str, status: int) -> MixerError:
+    if code == mixer_errors.PreparedMismatchError.code:
+        return mixer_errors.PreparedMismatchError(message.split("\n"))
     known = _KNOWN.get(code)
     return known(message) if known is not None else RefusedError(f"{status} {code}: {message}; {hint}")
 

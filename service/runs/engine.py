@@ -25,7 +25,7 @@ from mixer.sources.base import Progress
 from mixer.walk.walk import Walk, silence
 from service.dashboard import checkpoint as views
 from service.dashboard.columns import Watch
-from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError
+from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError, lasts
 from service.runs.builder import Builder
 from service.runs.cache import Built, Window
 from service.runs.context import Parts, check_memory, window_bytes
@@ -455,7 +455,7 @@ class Engine:
                 elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_draining:
+                if left <= 0 or self._is_draining or (self.problem is not None and lasts(self.problem)):
                     raise self._not_yet(step)
                 late = ticket.get_loop().call_later(left, resolve, ticket)
                 try:
@@ -483,7 +483,7 @@ class Engine:
         if self.is_paused:
             return RunStateError(f"run {self.name} is paused", retry_after_s=1)
         if self.problem is not None:
-            return StallError(f"run {self.name} cannot go on: {self.problem}", retry_after_s=1)
+            return StallError(f"run {self.name} cannot go on: {self.problem}", cause=self.problem)
         frontier, reach = self._decisions.frontier, self.patience.reach
         why = f"step {step} is not there yet: steps below {self.next_step} are built and below {frontier} decided"
         if frontier > reach and self._builder.looks_at_losses:

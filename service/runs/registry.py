@@ -117,7 +117,8 @@ class Runs:
         if engine is None:
             status = self.record(name).status
             if name in self._unopened:
-                raise StallError(f"run {name} could not be opened when the server started: {self._unopened[name]}")
+                cause = self._unopened[name]
+                raise StallError(f"run {name} could not be opened when the server started: {cause}", cause=cause)
             raise RunStateError(f"run {name} is {status}; its journal lies in the server's folder")
         return engine
 

@@ -262,9 +262,9 @@ def test_a_run_that_cannot_go_on_leaves_the_others_and_the_server_as_they_are(tm
         shutil.rmtree(tmp_path / "rows")
         server.start()  # and a run that can no longer be opened
         answer = get(server.url + "/runs/kept/batches/0")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stalled")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "missing-data")
         assert "could not be opened when the server started" in answer.json()["error"]["message"]
         assert get(server.url + "/batches/0").status_code == 200
-        assert post(server.url + "/runs/kept/pause", json={}).status_code == 503
+        assert post(server.url + "/runs/kept/pause", json={}).status_code == 409
         assert post(server.url + "/runs/kept/archive", json={}).status_code == 200
         assert server.terminate() == 0

@@ -134,7 +134,7 @@ def _problem_of(engine: Engine) -> MixerError | None:
     """Return why batches of a run cannot be handed out; None if they can, or an admin has paused it."""
     problem = engine.problem or engine.lease_problem
     if problem is not None:
-        return StallError(f"run {engine.name} cannot go on: {problem}", retry_after_s=1)
+        return StallError(f"run {engine.name} cannot go on: {problem}")  # probes want 503
     if not engine.is_ready and not engine.is_paused:
         return _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
     return None
