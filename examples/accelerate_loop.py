@@ -23,7 +23,7 @@ def train(folder: Path, until: int) -> None:
     loader = MixtureLoader(dataset)
     model = tiny.TinyModel()
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
-    accelerator.register_for_checkpointing(loader)  # rank 0's state, which over prepared rows is everybody's
+    accelerator.register_for_checkpointing(loader)  # rank 0 writes the state, which has every rank's place
     checkpoint = folder / "checkpoint"
     if checkpoint.exists():
         accelerator.load_state(str(checkpoint))

@@ -15,7 +15,7 @@ import torch
 
 from examples import tiny
 from mixer import Curriculum, MixtureDataset
-from mixer.adapters.loading import MixtureLoader
+from mixer.adapters.loading import PLACE, MixtureLoader
 from mixer.adapters.titan import ExhaustedError, TitanLoader
 from mixer.errors import ConfigError, FeedbackError, StateMismatchError
 from mixer.sources import streams
@@ -126,6 +126,31 @@ def test_two_ranks_share_each_global_batch_and_resume_together(folder: Path, nam
     assert_exact(folder, lambda until: tiny.on_ranks(2, train, folder, until, *more), num_ranks=2)
 
 
+def over_streams(name: str, *arguments: Any) -> None:
+    """Call ``train`` of an example over streams instead of prepared rows."""
+    prepared = tiny.curriculum
+    tiny.curriculum = lambda folder: prepared(folder).model_copy(update={"prepared": None})
+    example(name).train(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "more"), [("accelerate_loop", ()), ("lightning_module", (2,))])
+def test_a_checkpoint_that_rank_0_writes_has_the_place_of_every_rank_in_a_stream(
+    folder: Path, name: str, more: tuple[int, ...]
+) -> None:
+    def train(until: int) -> None:
+        tiny.on_ranks(2, over_streams, name, folder, until, *more)
+
+    train(STEPS)
+    undisturbed = [lines(folder, rank) for rank in range(2)]
+    restart(folder, STEPS)
+    train(HALF)
+    train(STEPS)
+    assert [lines(folder, rank) for rank in range(2)] == undisturbed
+    assert [[line["step"] for line in rank] for rank in undisturbed] == [list(range(STEPS))] * 2
+    assert undisturbed[0] != undisturbed[1]
+
+
 @pytest.mark.slow
 def test_tensor_parallel_peers_see_the_same_rows_and_another_data_parallel_size_goes_on(folder: Path) -> None:
     train = example("torchtitan_loader").train
@@ -202,6 +227,26 @@ def test_a_loader_goes_on_in_its_own_process_after_it_was_left(folder: Path) -> 
     batches = [batch["input_ids"] for _, batch in zip(range(5), trainer, strict=False)]
     batches += [batch["input_ids"] for batch in trainer]
     assert all(torch.equal(*pair) for pair in zip(whole, batches, strict=True))
+
+
+def test_each_rank_finds_its_own_place_in_a_state_of_all(folder: Path) -> None:
+    run = tiny.curriculum(folder).model_copy(update={"prepared": None})
+    datasets = [MixtureDataset(run, rank=rank, world_size=2) for rank in range(2)]
+    batches = [iter(dataset) for dataset in datasets]
+    for _ in range(3):
+        for each in batches:
+            next(each)
+    states = [MixtureLoader(dataset).state_dict() for dataset in datasets]
+    places = [{key: state[key] for key in PLACE} for state in states]
+    whole = json.loads(json.dumps({**states[0], "ranks": places}))
+    for rank in range(2):
+        resumed = MixtureLoader(MixtureDataset(run, rank=rank, world_size=2))
+        resumed.load_state_dict(whole)
+        assert torch.equal(next(iter(resumed))["input_ids"], next(batches[rank])["input_ids"])
+    for rank, world_size in ((0, 1), (3, 4)):
+        other = MixtureLoader(MixtureDataset(run, rank=rank, world_size=world_size))
+        with pytest.raises(StateMismatchError, match="streams read by 2 ranks"):
+            other.load_state_dict(whole)
 
 
 def test_a_trainer_without_losses_says_what_it_trained_on(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """A loader for trainers that save and restore the loader, and that may fetch batches before they train on them.
 
 Lightning and accelerate fetch one batch ahead, workers several. A state that counted those batches would skip them
-when it is restored; this one counts the batches that were reported, so that nothing is skipped or repeated.
+when it is restored; this one counts the batches that were reported, so that nothing is skipped or repeated. Both save
+what rank 0 returns, and give it to every rank; each reads other documents of a stream, so the state has all places.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from mixer.dataset import MixtureDataset
+from mixer.delivery.ranks import is_up
 from mixer.delivery.tensors import Batch
+from mixer.errors import RankMismatchError
+
+PLACE = ("step", "row", "world_size", "readers")  # of a state: what differs between ranks, or must not
 
 
 class MixtureLoader:
@@ -44,13 +49,37 @@ class MixtureLoader:
         return iter(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the data set, plain data; over prepared rows the same on every rank."""
-        return self.dataset.state_dict()
+        """Return the state of all ranks, plain data, the same on each.
+
+        Over streams the ranks tell each other where they stand: call it on every rank, as accelerate and Lightning do,
+        though one alone writes. Over prepared rows nothing is sent. Without ``torch.distributed`` the state is of this
+        rank alone.
+
+        Raises:
+            RankMismatchError: the ranks stand at different steps.
+        """
+        state, dataset = self.dataset.state_dict(), self.dataset
+        if dataset.curriculum.prepared is not None or dataset.world_size == 1 or not is_up():
+            return state
+        place = {key: state.pop(key) for key in PLACE}
+        places = dataset._ranks.gathered(place)
+        steps = [(place["step"], place["row"]) for place in places]
+        if len({*steps}) > 1:
+            raise RankMismatchError(
+                f"the ranks stand at different steps (step, row): {steps}; save after every rank has reported the same"
+            )
+        return {**state, "ranks": places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; call it before iterating.
 
         Raises:
-            StateMismatchError: a state of another run.
+            StateMismatchError: a state of another run, or of streams read by another number of ranks.
         """
-        self.dataset.load_state_dict(state)
+        places = state.get("ranks")
+        if places is None:
+            self.dataset.load_state_dict(state)
+            return
+        # of another number of ranks the data set says so itself
+        place = places[self.dataset.rank % len(places)]
+        self.dataset.load_state_dict({**{key: value for key, value in state.items() if key != "ranks"}, **place})

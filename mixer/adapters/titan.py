@@ -77,7 +77,7 @@ class TitanLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state, over prepared rows everybody's; bytes, since a checkpoint flattens nested data."""
-        state = json.dumps(self._loader.state_dict()).encode()
+        state = json.dumps(self._loader.dataset.state_dict()).encode()
         return {self._key: state, "world_size": self.dataset.world_size, "version": STATE_VERSION}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

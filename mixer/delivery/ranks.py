@@ -30,7 +30,7 @@ def default_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if not 0 <= rank < world_size:
             raise TopologyError(f"rank {rank} of {world_size}: ranks count from 0 to world_size - 1")
         return rank, world_size
-    if _is_up():
+    if is_up():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
@@ -100,9 +100,27 @@ class Ranks:
         _check_nobody_else_decides(self.world_size)
         return losses if self.world_size == 1 else self._summed(losses, claim())
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what every rank gives, in their order, the same on each; of those that share rows, one's.
+
+        Raises:
+            TopologyError: ``torch.distributed`` has other ranks than these.
+        """
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(found, (self.rank, value), group=self._group)
+        by_rank = dict(found)
+        if [*range(self.world_size)] != sorted(by_rank):
+            raise TopologyError(
+                f"the data sets of torch.distributed are of ranks {sorted(by_rank)}, but this one is of "
+                f"{self.world_size} ranks; give every rank its own"
+            )
+        return [by_rank[rank] for rank in range(self.world_size)]
+
     def _summed(self, losses: SourceLosses, claim: Claim) -> SourceLosses:
         world_size, group = self.world_size, self._group
-        if not _is_up():
+        if not is_up():
             raise TopologyError(
                 f"one of {world_size} ranks reports, but torch.distributed is not up, so that their losses cannot be "
                 "summed; call torch.distributed.init_process_group first, or sum them yourself and give the total to "
@@ -140,7 +158,7 @@ def check_alike(proof: Tensor, num_ranks: int, claims: Callable[[], list[Claim]]
 
 def _check_nobody_else_decides(world_size: int) -> None:
     """Raise TopologyError if a report would not reach all ranks: the others would decide from other losses."""
-    if _is_up() and dist.get_world_size() > world_size:
+    if is_up() and dist.get_world_size() > world_size:
         raise TopologyError(
             f"the data set was made for {world_size} of the {dist.get_world_size()} ranks of torch.distributed: ranks "
             "that see the same rows (pipeline stages, tensor or context parallelism) "
@@ -150,7 +168,8 @@ def _check_nobody_else_decides(world_size: int) -> None:
         )
 
 
-def _is_up() -> bool:
+def is_up() -> bool:
+    """Return whether ``torch.distributed`` can be used."""
     return dist.is_available() and dist.is_initialized()
 
 
