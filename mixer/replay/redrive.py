@@ -168,7 +168,7 @@ class Redrive:
         record = line.record()
         try:
             difference = self._followed(line, record)
-        except (MixerError, IndexError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (MixerError, IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             check_record(line, record)  # a line that is none says more by its form
             if isinstance(error, JournalError):
                 raise

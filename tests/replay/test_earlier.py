@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mixer.errors import StateMismatchError
+from mixer.errors import JournalError, StateMismatchError
 from mixer.journal.file import Journal, read_journal
 from mixer.journal.header import curricula_of, read_header
 from mixer.replay.fork import fork
@@ -47,6 +47,13 @@ def test_a_difference_after_the_fork_line_of_an_earlier_journal_is_found(tmp_pat
     difference = audit(tmp_path / "fork.jsonl").difference
     assert difference is not None
     assert (difference.kind, difference.step, difference.field) == ("phase", step, "drawn[0]")
+
+
+def test_a_fork_line_whose_state_is_none_is_refused_by_its_line(tmp_path: Path) -> None:
+    shutil.copy(EARLIER / "fork.jsonl", tmp_path / "fork.jsonl")
+    rewrite(tmp_path / "fork.jsonl", lambda record: {**record, "state": []} if record["type"] == "fork" else record)
+    with pytest.raises(JournalError, match=r"line 38, state: Input should be a valid dictionary"):
+        audit(tmp_path / "fork.jsonl")
 
 
 def test_an_earlier_state_is_refused_and_a_service_reads_the_journal_instead(
