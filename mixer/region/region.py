@@ -274,9 +274,7 @@ class Region:
 
     def _settled(self, weights: Array) -> Array:
         """Give what the sum lacks, or has too much, to the coordinates with most room for it; bounds stay kept."""
-        for _ in range(
-            weights.size
-        ):  # nearly always one pass; weights that were handed in may lack 1e-9, rooms be less
+        for _ in range(weights.size):  # nearly always once; weights handed in may lack 1e-9, where rooms are smaller
             missing = -_excess(weights)
             if abs(missing) <= 2.0**-53:
                 break
