@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP) --no-build-isolation --editable
 
-.PHONY: demo serve test test-all lint bench screenshots clean
+.PHONY: demo serve test test-all mutation lint bench screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/run.stamp  ## train a small ANDREA on text from this machine, under a moving mixture
@@ -19,6 +19,10 @@ test: lint  ## everything a change must pass
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
+
+mutation: $(VENV)/dev.stamp  ## mutations that no test notices, by folder (docs/testing.md); goes on where it was stopped
+	MIXER_KERNELS=off $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -65,4 +69,4 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants

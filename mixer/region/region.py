@@ -273,8 +273,8 @@ class Region:
         return self._slice.log_volume() if self._free.size > 1 else 0.0
 
     def _settled(self, weights: Array) -> Array:
-        """Give what rounding took from the sum to the coordinate with most room for it; bounds stay kept."""
-        for _ in range(3):
+        """Give what the sum lacks, or has too much, to the coordinates with most room for it; bounds stay kept."""
+        for _ in range(weights.size):  # nearly always once; weights handed in may lack 1e-9, where rooms are smaller
             missing = -_excess(weights)
             if abs(missing) <= 2.0**-53:
                 break

@@ -662,3 +662,16 @@ def test_progress_counts_the_rows_delivered(folder: Path) -> None:
         progress = dataset.progress()
         assert [progress[f"s{k}"].rows for k in range(4)] == counts.tolist()
         assert progress["s0"].epoch == counts[0] * (T + 1) // (progress["s0"].unique_tokens or 1)
+
+
+def test_a_source_that_stops_gives_its_last_row_also_where_that_ends_a_batch(folder: Path) -> None:
+    sources = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl")} for k in range(4)]
+    sources[0]["on_exhausted"] = "stop"
+    alone: dict[str, Any] = {"floors": {}, "caps": {}, "pivots": [], "exclude": ["s1", "s2", "s3"], "batch_rows": 1}
+    alone |= {"curriculum_warmup_steps": 0, "curriculum_warmup_sources": [], "policy": "static"}
+    lengths = []
+    for kind in ("prepared", "streamed"):
+        run = a_curriculum(folder, sources=sources, total_steps=5000, **alone, **read_as(kind))
+        lengths.append(len(list(MixtureDataset(run))))
+    assert lengths[0] == lengths[1]
+    assert 10 < lengths[0] < 5000

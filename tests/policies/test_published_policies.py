@@ -184,3 +184,21 @@ def test_their_walks_are_never_random_and_stay_in_the_region(name: str) -> None:
     phases = drive(Walk(run), 300)
     assert {phase.kind for phase in phases} == {"bandit"}
     assert all(run.regimes[0].region.contains(phase.weights, atol=1e-12) for phase in phases)
+
+
+@pytest.mark.parametrize(("first", "refit", "fitted_at"), [(50, 20, [50, 70, 90]), (45, 25, [50, 80]), (10, 1, None)])
+def test_ado_fits_at_the_first_decision_from_its_first_fit_on_and_again_when_it_is_due(
+    first: int, refit: int, fitted_at: list[int] | None
+) -> None:
+    config, prior = AdoConfig(first_fit_step=first, refit_steps=refit), np.array([0.5, 0.3, 0.2])
+    policy = AdoPolicy(config, prior=prior)
+    state, found = policy.initial(3), []
+    for until in range(10, 101, 10):
+        means = [2.0 + 9 * until**-0.3, 2.0 + (until % 7) * 0.2 + 3 * until**-0.1, 4.0 + 8 * until**-0.5]
+        before, state = state, policy.absorb(state, [losses_of(means, [4, 3, 1])] * 10, since=until - 10, until=until)
+        if state["fits"][0] != before["fits"][0]:
+            found.append(until)
+            assert state["fits"][0] == until
+        elif until > first:
+            np.testing.assert_array_equal(state["alpha"], before["alpha"])
+    assert found == (list(range(10, 101, 10)) if fitted_at is None else fitted_at)

@@ -665,3 +665,34 @@ def test_the_thinnest_region_that_is_not_a_point_still_works() -> None:
 
 def test_a_region_says_its_size() -> None:
     assert repr(exercise()) == "Region(3 sources, 2 free dimensions)"
+
+
+@given(problems(min_sources=2), st.floats(-1, 1), st.booleans())
+def test_bounds_that_nearly_leave_a_point_give_mixtures_whose_sum_is_1(
+    p: Problem, missing: float, is_floors: bool
+) -> None:
+    bounds = p.feasible.copy()
+    bounds[bounds.argmax()] += missing * 0.98e-12  # decimals miss 1 by as much before they count as infeasible
+    table = dict(zip(p.names, np.clip(bounds, 0.0, 1.0).tolist(), strict=True))
+    region = Region(p.names, floors=table) if is_floors else Region(p.names, caps=table)
+    assert region.dimension == 0
+    assert_is_mixture(region, region.lower)
+    assert_is_mixture(region, region.project(np.zeros(len(p.names))))
+
+
+def test_caps_that_fall_short_by_a_rounding_leave_a_point_whose_sum_is_1() -> None:
+    region = Region(["a", "b", "c"], caps={"a": 0.3, "b": 0.3, "c": 0.4 - 9e-13})
+    assert math.fsum(region.lower) == math.fsum(region.upper) == 1.0
+    np.testing.assert_allclose(region.lower, [0.3, 0.3, 0.4], atol=1e-12)
+
+
+@given(st.integers(2, 40), st.booleans(), st.floats(0.05, 0.95))
+def test_a_step_from_weights_that_nearly_sum_to_1_does_so_however_narrow_the_bounds(
+    num: int, is_high: bool, off: float
+) -> None:
+    names, room = source_names(num), 5e-10 * off
+    floors, caps = dict.fromkeys(names, (1.0 - room) / num), dict.fromkeys(names, (1.0 + room) / num)
+    region = Region(names, floors=floors, caps=caps)
+    corner = region.upper if is_high else region.lower  # its sum is off by ``room``, no source has more than a share
+    assert region.contains(corner)
+    assert_is_mixture(region, region.step(corner, corner, 0.5))

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer.delivery.batch import Planner
-from mixer.sampling.draws import initial_owed, multinomial_counts, phase_counts, plan_rows, systematic_counts
+from mixer.sampling import draws
+from mixer.sampling.draws import (
+    FEW,
+    _smallest,
+    initial_owed,
+    multinomial_counts,
+    phase_counts,
+    plan_rows,
+    systematic_counts,
+)
 from mixer.sampling.phases import Phase
 from mixer.types import Array, IntArray
 from mixer.walk.walk import Walk
@@ -225,3 +234,25 @@ def test_the_largest_number_below_1_draws_the_last_source_that_has_a_weight(monk
     monkeypatch.setattr("mixer.sampling.draws.uniforms", largest)
     weights = np.array([*[0.1] * 10, 0.0])  # they sum to 0.9999999999999999
     assert multinomial_counts(weights, seed=0, start=0, length=1, batch_rows=4).tolist() == [[0] * 9 + [4, 0]]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=3 * FEW), st.data())
+def test_the_smallest_of_many_are_those_of_a_stable_sort(values: list[int], data: st.DataObject) -> None:
+    array, num = np.array(values, dtype=np.float64), data.draw(st.integers(0, len(values)))
+    assert sorted(_smallest(array, num).tolist()) == sorted(array.argsort(kind="stable")[:num].tolist())
+
+
+@pytest.mark.parametrize("num_sources", [FEW - 1, FEW, FEW + 1, 3 * FEW])
+def test_ties_among_many_sources_go_to_the_first_and_come_round_to_all(
+    num_sources: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, owed = np.full(num_sources, 1 / num_sources), np.zeros(num_sources)
+    expected = np.arange(num_sources).reshape(-1, 3) if num_sources % 3 == 0 else None
+    for compiled in (draws.compiled, None):
+        monkeypatch.setattr(draws, "compiled", compiled)
+        counts, _ = systematic_counts(weights, owed, length=num_sources // 3, batch_rows=3)
+        assert counts.max() == 1
+        assert (counts.sum(axis=1) == 3).all()
+        assert np.flatnonzero(counts[0]).tolist() == [0, 1, 2]
+        if expected is not None:
+            assert [np.flatnonzero(row).tolist() for row in counts] == expected.tolist()

@@ -17,7 +17,7 @@ from mixer.delivery.batch import RowBatch
 from mixer.replay.verify import audit
 from mixer.sources.prepared.prepare import prepare
 from service.client.client import MixerClient
-from service.errors import StoreError
+from service.errors import RequestError, StoreError
 from service.runs.leases import LEASE, Served
 from service.storage.store import Store
 from tests.support.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
@@ -334,3 +334,48 @@ def test_a_database_that_is_down_stops_delivery_at_the_end_of_the_lease_alone(fo
         assert engine.problem is None
         store.save = save  # type: ignore[method-assign]
         assert rows_of(body(engine, lease)).step == lease
+
+
+def test_what_was_looked_at_before_a_cut_and_claimed_after_it_is_not_handed_out(folder: Path, tmp_path: Path) -> None:
+    with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=0.0) as engine:
+        body(engine, 0, 0, 1)
+        wait_until(lambda: engine._built(2) is not None)
+        engine._built(2).encoded(0, 1)  # type: ignore[union-attr]
+        served = engine._parts.served
+        claim_first, cuts = served.claim_first, []
+
+        def claim_late(steps: range) -> int:
+            if not cuts:
+                cuts.append(engine.pivot(WITHOUT, "now"))
+            return claim_first(steps)
+
+        served.claim_first = claim_late  # type: ignore[method-assign]
+        found = engine.held(2, 0, 1)
+        assert cuts == [1]
+        assert found is None or rows_of(found).phase == rows_of(body(engine, 2, 0, 1)).phase
+        given = body(engine, 2, 0, 1)
+        assert found is None or bytes(found.data) == bytes(given.data)
+        assert (rows_of(given).source_ids != engine.names.index("s2")).all()
+
+
+def test_as_many_ranks_as_a_batch_has_rows_are_given_theirs_and_report_them(folder: Path, tmp_path: Path) -> None:
+    run = curriculum_of(folder, "prepared")
+    with running(run, tmp_path) as engine:
+        train(engine, range(3), world_size=run.batch_rows)
+        assert engine.counters.reports == 3 * run.batch_rows
+        with pytest.raises(RequestError, match=f"rank {run.batch_rows} of {run.batch_rows}: ranks count from 0"):
+            engine.check_ranks(run.batch_rows, run.batch_rows)
+
+
+def test_the_depth_of_the_queue_is_how_many_batches_are_built_beyond_the_newest_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=0.0) as engine:
+        body(engine, 1, 0, 1)
+        wait_until(lambda: engine.next_step >= 4)
+        before = -1
+        while before != engine.next_step:  # until nothing was built meanwhile
+            before = engine.next_step
+            ahead = [step for step in range(2, 70) if engine._built(step) is not None]
+            depth = engine.queue_depth
+        assert depth == len(ahead) >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -63,3 +64,14 @@ def test_the_remainder_is_a_copy() -> None:
 def test_negative_ids_are_refused_and_not_wrapped_around() -> None:
     with pytest.raises(TypeError, match="casting|cast"):
         Packer(3, SEPARATOR).push([np.array([-1])])  # type: ignore[list-item]
+
+
+def test_what_waits_keeps_nothing_else_of_a_push_in_memory() -> None:
+    packer, document = Packer(1023, SEPARATOR), np.zeros(10**6, dtype=np.uint32)
+    tracemalloc.start()
+    try:
+        assert len(packer.push([document])) == 976
+        assert packer.num_waiting < 1024
+        assert tracemalloc.get_traced_memory()[0] < 100_000  # of the 4 MB that were pushed
+    finally:
+        tracemalloc.stop()

@@ -697,3 +697,29 @@ def test_a_guards_state_is_small_and_comes_back_as_it_was() -> None:
     assert other.state_dict(from_step=299) == state
     assert len(json.dumps(state)) < 21_000
     assert batch_counts(walk.curriculum, walk.phase_at(299), 299).sum() == 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_drift_alarm_begins_above_the_threshold_and_lasts_exactly_until_the_fall_is_back_at_0(seed: int) -> None:
+    losses = still(500, 3, seed=seed)
+    losses[200:, 1] -= 0.25
+    config = GuardConfig()
+    guard, ones = Guard(config, TOKENS), np.ones(3, dtype=np.int64)
+    state, was_in_alarm, between = guard.initial(3), False, 0
+    ended = []
+    for n, means in enumerate(losses):
+        seen = SourceLosses(rows=ones, tokens=ones * TOKENS, loss_sums=means * TOKENS)
+        state, begun = guard.look(state, [ReportSum(n, n, seen)], since=n, until=n + 1, unique_tokens=np.zeros(3))
+        assert all(alarm.detector == "drift" for alarm in begun)
+        fall, is_in_alarm = float(state["fall"][1]), bool(Guard.in_alarm(state)[1])
+        assert fall <= config.drift_h  # a long fall is no longer remembered
+        if was_in_alarm:
+            assert is_in_alarm == (fall > 0.0)
+            between += is_in_alarm and fall < config.drift_h
+            ended += [] if is_in_alarm else [n]
+        elif is_in_alarm:
+            assert fall == config.drift_h
+            assert 1 in [alarm.source for alarm in begun]
+        was_in_alarm = is_in_alarm
+    assert between > 3
+    assert ended

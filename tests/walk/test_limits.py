@@ -278,3 +278,15 @@ def test_one_report_cannot_turn_the_mixture_for_good() -> None:
         with pytest.raises(FeedbackError, match=re.escape("step 50")):
             attacked.report(50, told(attacked, 50, **wild))
         assert same_phases(drive(attacked, 200, since=50), expected[50:])
+
+
+def test_each_of_as_many_ranks_as_there_are_rows_reports_its_own() -> None:
+    walk = Walk(curriculum(3, floors={"source-0": 0.4}))
+    drive(walk, STEP)
+    walk.phase_at(STEP)
+    sources = np.repeat(np.arange(3), batch_counts(walk.curriculum, walk.phase_at(STEP), STEP))
+    assert sources.size == walk.curriculum.batch_rows
+    for rank, source in enumerate(sources.tolist()):
+        rows = np.zeros(3, dtype=np.int64)
+        rows[source] = 1
+        assert walk.report(STEP, part_of(walk, rows, rank))
