@@ -30,7 +30,7 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     import datasets
 
-log = logging.getLogger("mixer.sources.opening")
+log = logging.getLogger("mixer.sources")
 
 STATE_VERSION = 5
 NUM_SEEN = 8  # values of a `where` column that an error shows

@@ -339,7 +339,7 @@ def test_the_interpreter_waits_for_calls_from_the_threads_of_a_library() -> None
     """In a process of its own: here pytest-xdist has such a thread, for which it would wait to the end."""
     code = """
 import ctypes, threading, time
-from mixer.sources.opening import background
+from mixer.system import threads as background
 begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 def read(argument):
     begun.set()
