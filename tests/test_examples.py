@@ -18,7 +18,7 @@ from mixer import Curriculum, MixtureDataset
 from mixer.adapters.loading import PLACE, MixtureLoader
 from mixer.adapters.titan import ExhaustedError, TitanLoader
 from mixer.errors import ConfigError, FeedbackError, StateMismatchError
-from mixer.sources import streams
+from mixer.sources import text_stream
 from mixer.testing import assert_resumes_from_every_step
 
 HALF, STEPS = tiny.STEPS // 2, tiny.STEPS
@@ -201,7 +201,7 @@ def test_a_batch_that_was_fetched_ahead_is_given_again(folder: Path) -> None:
 def test_over_streams_too_nothing_that_was_fetched_ahead_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 7)
+    monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 7)
     run = tiny.curriculum(folder).model_copy(update={"prepared": None})
     whole = [batch["input_ids"] for batch in FetchingAhead(run, num_workers)]
     assert len(whole) == STEPS

@@ -32,9 +32,8 @@ from mixer.types import AnyTokens, IntArray, RowArray
 TOUCHED_ROWS = 16  # that a thread touches at once
 SLOW_BYTES_PER_S = 300e6  # memory gives 3 GB/s and more, a disk read at random a tenth of this
 FAULT_S = 5e-6  # to map a row's pages: 64 KiB of 4 KiB each in 4.5 us, or up to 2 MiB of a large folio in 2
-FAULTS_SHARE = 0.02  # of the time gone by, at most, that mapping pages again may take, and giving them back as much
+FAULTS_SHARE = 0.02  # of the time gone by, at most, that mapping pages again may take
 READING_THREADS = 8  # more requests than that gain little on one NVMe disk
-NEVER_S = float("inf")
 NO_END = 2**62
 
 Shape = tuple[int, int, int]
@@ -185,8 +184,8 @@ class PreparedReader:
     Each epoch of a source is read in its own keyed order (``permutation``). If rows come slowly, because they are not
     in memory yet, threads touch those of the steps to come.
 
-    Each batch's pages are given back to the page cache after it, unless batches are taken so fast that mapping pages
-    again would be felt.
+    When a phase ends, its pages are given back to the page cache, unless its batches were taken so fast that mapping
+    pages again would be felt.
 
     Args:
         curriculum: the run.
@@ -217,8 +216,7 @@ class PreparedReader:
         self._num_read = self._num_slow = 0  # batches of the plan: read so far, and those of them that came slowly
         self._faults = _num_faults()  # when the plan was made
         self._touching: list[Future[None]] = []  # the plan's rows in order of steps, if rows came slowly
-        self._planned_s = _now()  # when the plan was made
-        self._give_back_s = self._idle_until_s = 0.0  # when to give pages back: as planned; not before, as it cost time
+        self._planned_s = 0.0  # when the plan was made
 
     def read(self, step: int) -> RowBatch:
         """Return the rows of a step."""
@@ -271,31 +269,21 @@ class PreparedReader:
             part.result()
 
     def _note(self, plan: _Plan, num_steps: int, begun_s: float) -> None:
-        """Note whether so many steps came slowly, and give back their pages when it is time."""
-        now_s = _now()
+        """Note whether so many steps came slowly."""
         self._num_read += num_steps
-        if now_s - begun_s > num_steps * plan.num_rows * self._slow_row_s:
+        if _now() - begun_s > num_steps * plan.num_rows * self._slow_row_s:
             self._num_slow += num_steps
-        if now_s >= self._give_back_s:
-            self._give_back_pages(now_s)
 
-    def _give_back_pages(self, now_s: float) -> None:
-        begun_s = time.thread_time()
-        is_done = self._rows.give_back_pages()
-        took_s = time.thread_time() - begun_s  # not the clock's: the machine may be busy with something else
-        self._give_back_s = self._idle_until_s = now_s + took_s / FAULTS_SHARE if is_done else NEVER_S
-
-    def _plan_giving_back(self) -> None:
-        """Decide by the pace of the last plan whether the next plan's pages are given back: one pause is no pace."""
-        now_s = _now()
-        num_rows = self._num_read * self._plan.num_rows if self._plan is not None else 0
-        is_unhurried = num_rows * FAULT_S <= FAULTS_SHARE * (now_s - self._planned_s)
-        self._give_back_s = self._idle_until_s if is_unhurried else NEVER_S
-        self._planned_s = now_s
+    def _give_back_pages(self, plan: _Plan) -> None:
+        """Give back the pages of a plan that has been read, unless it was read at such a pace that it would be felt."""
+        if self._num_read * plan.num_rows * FAULT_S <= FAULTS_SHARE * (_now() - self._planned_s):
+            self._rows.give_back_pages()
 
     def _next_plan(self, phase: Phase, step: int) -> _Plan:
-        self._plan_giving_back()
+        if self._plan is not None:
+            self._give_back_pages(self._plan)
         plan = self._plan = self._planned(phase, step)
+        self._planned_s = _now()
         faults = _num_faults()
         # most of them, as a busy machine makes one or two slow; and beside other threads the interpreter is waited for
         is_slow = 2 * self._num_slow > self._num_read and faults > self._faults

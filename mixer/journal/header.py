@@ -78,7 +78,7 @@ def curricula_of(path: str | Path, first: Mapping[str, Any]) -> list[Curriculum]
     found = []
     for run in runs:
         try:
-            curriculum = Curriculum(**{"guard": None, **run["curriculum"]})  # headers from before there were guards
+            curriculum = Curriculum(**run["curriculum"])
         except (ConfigError, TypeError) as error:
             raise JournalError(
                 f"{path}: the curriculum in the header cannot be run by this release: {error}"

@@ -89,7 +89,6 @@ def ending(digest: str) -> bytes:
 
 _ENDING_BYTES = len(ending(FIRST))
 _ENDING = re.compile(rb',"number":(\d{1,18}),"chain":"([0-9a-f]{32})"\}\n\Z')
-_OLD_ENDING = re.compile(rb'^\{"type":"header","version":(\d+),.*,"chain":"[0-9a-f]{32}"\}\n\Z', re.DOTALL)
 _LONGEST_ENDING = 18 + len(b',"number":') + _ENDING_BYTES
 
 
@@ -147,12 +146,6 @@ def following(line: bytes, before: Position) -> Position | None:
 def _damage(path: Path, line: bytes, before: Position) -> str:
     """Say what is wrong with a line that does not follow the one before, and what to do about it."""
     number = before.line + 1
-    old = _OLD_ENDING.match(line) if number == 1 else None
-    if old is not None:
-        return (
-            f"{path}: a journal of version {int(old[1])}, which this release does not read; "
-            "read it with the release that wrote it, or begin a new file"
-        )
     said = end_of(line)
     if number == 1 and said is None:
         return f"{path}: line 1 is damaged or this is not a journal: no line of it is sound; give the path of a journal"

@@ -31,7 +31,9 @@ from mixer.sources.faults import calm, explained, persist
 from mixer.sources.files import KINDS, READERS, extension_of, find_files, has_configs, is_url, kind_of, split_of_folder
 from mixer.sources.local import gather
 from mixer.sources.records import TABLE_READERS, DataFile, FileRecords
-from mixer.sources.streams import WHOLE, Share, Stream, TextStream
+from mixer.sources.share import WHOLE, Share
+from mixer.sources.streams import Stream
+from mixer.sources.text_stream import TextStream
 from mixer.sources.tokens import TokenStream
 
 __all__ = ["TextStream", "TokenStream", "open_stream"]

@@ -125,7 +125,7 @@ def _opened(
     **share: Any,
 ) -> Stream[Any]:
     from mixer.sources.huggingface import open_stream
-    from mixer.sources.streams import Share
+    from mixer.sources.share import Share
 
     return open_stream(
         source,

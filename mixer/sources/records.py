@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from mixer.sources.batches import Batch, Position, UnreadableFile
+from mixer.sources.blocks import TextFile
 from mixer.sources.compression import CompressionError, compression_of, decompressed
+from mixer.sources.csv_files import read_csv, read_tsv
+from mixer.sources.json_files import read_json
 from mixer.sources.tables import TableFile, read_arrow, read_parquet
-from mixer.sources.text_files import TextFile, read_csv, read_json, read_text, read_tsv
+from mixer.sources.text_files import read_text
 
 TEXT_READERS = {"json": read_json, "csv": read_csv, "tsv": read_tsv, "text": read_text}
 TABLE_READERS = {"parquet": read_parquet, "arrow": read_arrow}

@@ -22,7 +22,8 @@ from mixer.sources.faults import NetworkFault
 from mixer.sources.groups import Encoded
 from mixer.sources.packing import Packer, joined
 from mixer.sources.shared import Member, Seat
-from mixer.sources.streams import Documents, Stream, TextStream
+from mixer.sources.streams import Documents, Stream
+from mixer.sources.text_stream import TextStream
 from mixer.sources.tokenizer import TextTokenizer
 from mixer.types import IntArray, TokenArray
 

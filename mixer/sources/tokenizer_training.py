@@ -71,7 +71,7 @@ def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] 
     What is held out is left out here too.
     """
     from mixer.sources.huggingface import open_stream  # `datasets` takes seconds to import; a file needs none of it
-    from mixer.sources.streams import Share
+    from mixer.sources.share import Share
 
     texts: list[str] = []
     of_text = [source for source in curriculum.sources if source.token_column is None]

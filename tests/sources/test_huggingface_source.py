@@ -27,9 +27,10 @@ from mixer.errors import (
     SourceError,
     StateMismatchError,
 )
-from mixer.sources import streams
+from mixer.sources import text_stream
 from mixer.sources.huggingface import open_stream
-from mixer.sources.streams import Stream, TextStream
+from mixer.sources.streams import Stream
+from mixer.sources.text_stream import TextStream
 
 ROWS = [
     {"text": f"document {i} " + "word " * (i % 7), "category": "abc"[i % 3], "number": i} if i % 11 else
@@ -94,7 +95,7 @@ def test_a_stream_keeps_file_order_and_resumes_at_every_group(
 ) -> None:
     if kind == "txt" and where:
         pytest.skip("text files have no other column")
-    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 23)  # groups that do not end where batches do
+    monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 23)  # groups that do not end where batches do
     pattern = write(tmp_path, kind, ROWS)
     expected = [row["text"] for row in ROWS if row["text"] and (not where or row["category"] in where["category"])]
     if kind == "txt":
@@ -143,10 +144,10 @@ def test_groups_are_bounded_by_documents_and_by_characters(tmp_path: Path) -> No
 def test_documents_taken_together_make_the_groups_and_places_of_documents_looked_at_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int, group: int, characters: int
 ) -> None:
-    monkeypatch.setattr(streams, "BATCH_ROWS", rows_at_once)
-    monkeypatch.setattr(streams, "TABLE_ROWS", 2 * rows_at_once + 1)
-    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", group)
-    monkeypatch.setattr(streams, "GROUP_CHARACTERS", characters)
+    monkeypatch.setattr(text_stream, "BATCH_ROWS", rows_at_once)
+    monkeypatch.setattr(text_stream, "TABLE_ROWS", 2 * rows_at_once + 1)
+    monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", group)
+    monkeypatch.setattr(text_stream, "GROUP_CHARACTERS", characters)
     files = write(tmp_path, "jsonl", ROWS)
     together, one_by_one = stream_of(tmp_path, data_files=files), stream_of(tmp_path, data_files=files)
     assert isinstance(one_by_one, TextStream)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mixer.config.curriculum import SourceConfig
 from mixer.errors import ConfigError, EmptySourceError
 from mixer.sources.huggingface import open_stream
-from mixer.sources.streams import Share, Stream
+from mixer.sources.share import Share
+from mixer.sources.streams import Stream
 
 SOURCE = SourceConfig(name="mine")
 

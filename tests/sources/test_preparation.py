@@ -163,7 +163,7 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_jobs(folder: Pat
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 7 documents, the place saved after each."""
-    monkeypatch.setattr("mixer.sources.streams.GROUP_DOCUMENTS", 7)
+    monkeypatch.setattr("mixer.sources.text_stream.GROUP_DOCUMENTS", 7)
     monkeypatch.setattr(preparing, "CHUNK_DOCUMENTS", 7)
     monkeypatch.setattr(preparing, "SAVE_EVERY_S", -1.0)
 
@@ -207,9 +207,9 @@ def test_stopped_after_any_chunk_it_goes_on_to_the_same_bytes(
 SLOW = """
 import os, sys, time
 from mixer.config.curriculum import Curriculum
-from mixer.sources import streams
+from mixer.sources import text_stream
 from mixer.sources.prepared import writer as preparing
-streams.GROUP_DOCUMENTS = preparing.CHUNK_DOCUMENTS = 7
+text_stream.GROUP_DOCUMENTS = preparing.CHUNK_DOCUMENTS = 7
 preparing.SAVE_EVERY_S = 0.0
 read = preparing.SourcePreparation._read_chunk
 parent, left = os.getppid(), [int(sys.argv[4]) if len(sys.argv) > 4 else 1_000_000]
@@ -493,9 +493,9 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mixer.config.curriculum import Curriculum
 from mixer.sources.prepared.prepare import prepare
-from mixer.sources import streams
+from mixer.sources import text_stream
 from mixer.sources.prepared import writer as preparing
-preparing.CHUNK_DOCUMENTS = streams.GROUP_DOCUMENTS = 64
+preparing.CHUNK_DOCUMENTS = text_stream.GROUP_DOCUMENTS = 64
 preparing.SAVE_EVERY_S = 0.0
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 prepare(Curriculum.from_yaml({str(folder / "run.yaml")!r}), {str(folder / "out")!r})

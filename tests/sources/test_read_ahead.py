@@ -19,7 +19,7 @@ import pytest
 
 from mixer.config.curriculum import Curriculum
 from mixer.errors import ConfigError, EmptySourceError, StateMismatchError
-from mixer.sources import ahead, streams
+from mixer.sources import ahead, text_stream
 from mixer.sources.holdout import is_held_out, text_bytes
 from mixer.sources.opening import open_sources
 from mixer.sources.rows import MAX_AHEAD, StreamedRows
@@ -36,7 +36,7 @@ T = 15
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 9)
+    monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 9)
     path = tmp_path / "web.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return path
@@ -164,7 +164,7 @@ def test_an_error_read_ahead_is_raised_by_the_take_that_needs_its_rows(
 ) -> None:
     expected = source_of(file).take(120)
     source = source_of(file)
-    read = streams.TextStream._read_group
+    read = text_stream.TextStream._read_group
     is_broken = True
 
     def broken(self: Any) -> Any:
@@ -172,7 +172,7 @@ def test_an_error_read_ahead_is_raised_by_the_take_that_needs_its_rows(
             raise OSError("unplugged")
         return read(self)
 
-    monkeypatch.setattr(streams.TextStream, "_read_group", broken)
+    monkeypatch.setattr(text_stream.TextStream, "_read_group", broken)
     rows = []
 
     def take_all() -> None:
@@ -194,7 +194,7 @@ def test_an_error_read_ahead_is_raised_by_the_take_that_needs_its_rows(
 def test_ctrl_c_anywhere_loses_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     expected = source_of(file).take(150)
     source = source_of(file)
-    owner: Any = streams.TextStream if where == "_read_group" else TextTokenizer
+    owner: Any = text_stream.TextStream if where == "_read_group" else TextTokenizer
     call = getattr(owner, where)
     calls = iter(range(10_000))
 
@@ -248,15 +248,15 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from tests.sources.test_read_ahead import source_of
-from mixer.sources import streams
+from mixer.sources import text_stream
 import time
-read = streams.TextStream._read_group
+read = text_stream.TextStream._read_group
 def slow(self):
     time.sleep(0.3)
     return read(self)
 source = source_of(Path({str(file)!r}))
 source.take(1)
-streams.TextStream._read_group = slow
+text_stream.TextStream._read_group = slow
 for _ in range(20):
     source.take(1)
 source._ahead.want(4)

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from mixer.config.curriculum import Curriculum, SourceConfig
 from mixer.dataset import MixtureDataset
 from mixer.errors import ConfigError, MalformedDataError, MissingDataError, MissingDependencyError, StateMismatchError
-from mixer.sources import compression, text_files
+from mixer.sources import blocks, compression
 from mixer.sources.huggingface import open_stream
 from mixer.sources.opening import bad_records, check_sources
 from mixer.sources.streams import Stream
@@ -53,7 +53,7 @@ values = st.recursive(
 )
 records = st.dictionaries(st.sampled_from(["text", "n", "other", "più"]), values, max_size=4)
 numbers = st.from_regex(r"-?(0|[1-9][0-9]{0,24})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
-blocks = st.sampled_from([16, 100, 64 << 10])
+block_sizes = st.sampled_from([16, 100, 64 << 10])
 
 
 def stream_of(folder: Path, **fields: Any) -> Stream[Any]:
@@ -101,7 +101,7 @@ def is_empty(value: Any) -> bool:
 
 @given(
     st.lists(records | values.filter(lambda value: not isinstance(value, dict)) | st.just("half"), max_size=30),
-    blocks,
+    block_sizes,
     st.booleans(),
     st.sampled_from(["\n", "\r\n", "\n\n", " \n"]),
 )
@@ -128,7 +128,7 @@ def test_json_lines_are_what_python_reads_of_each_line_alone(
         elif not is_empty(text):
             bad_lines.append(number)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         found, bad = read(tmp_path, data_files="a.jsonl")
     assert found == expected
     assert [problem.split(": ")[1] for problem in bad] == [
@@ -136,7 +136,11 @@ def test_json_lines_are_what_python_reads_of_each_line_alone(
     ]
 
 
-@given(st.lists(records, min_size=1, max_size=20), blocks, st.sampled_from(["array", "pretty array", "pretty objects"]))
+@given(
+    st.lists(records, min_size=1, max_size=20),
+    block_sizes,
+    st.sampled_from(["array", "pretty array", "pretty objects"]),
+)
 @in_one_folder
 def test_arrays_and_objects_over_several_lines_are_what_python_reads(
     tmp_path: Path, rows: list[dict[str, Any]], block: int, form: str
@@ -147,7 +151,7 @@ def test_arrays_and_objects_over_several_lines_are_what_python_reads(
     else:
         (tmp_path / "a.json").write_text(json.dumps(rows, indent=2 if form == "pretty array" else None))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         found, bad = read(tmp_path, data_files="a.json")
     assert found == [row["text"] for row in rows if is_document(row.get("text"))]
     assert len(bad) == sum(not is_document(row.get("text")) and not is_empty(row.get("text")) for row in rows)
@@ -269,7 +273,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 @given(
     st.lists(st.tuples(cells, cells), min_size=1, max_size=20),
-    blocks,
+    block_sizes,
     st.booleans(),
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
@@ -287,7 +291,7 @@ def test_csv_is_what_python_reads(
     with (tmp_path / f"a.{kind}").open(newline="", encoding="utf-8-sig") as file:
         read_by_python = [row["text"] for row in csv.DictReader(file, delimiter=delimiter)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         assert documents(tmp_path, data_files=f"a.{kind}") == [text for text in read_by_python if text.strip("\r\n")]
         in_template = documents(tmp_path, data_files=f"a.{kind}", template="{other}|{text}")
     assert in_template == [f"{one}|{two}" for one, two in [("1", "first"), *rows]]
@@ -339,7 +343,7 @@ def test_paragraphs_are_the_pieces_between_blank_lines(tmp_path: Path, text: str
     (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 * has_mark + text.encode())
     plain = (tmp_path / "a.txt").read_text(encoding="utf-8-sig")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         assert documents(tmp_path, data_files="a.txt") == [piece for piece in plain.split("\n\n") if piece.strip("\n")]
 
 
@@ -507,7 +511,7 @@ def test_a_mended_file_is_gone_on_with_and_one_that_changed_before_is_not(
     lines = [form(text).encode() for text in texts]
     path = tmp_path / f"a.{kind}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         path.write_bytes(head + b"".join([*lines[:bad], broken, *lines[bad + 1 :]]))
         stream = stream_of(tmp_path, data_files=path.name)
         taken: list[str] = []

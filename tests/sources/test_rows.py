@@ -12,7 +12,7 @@ import pytest
 
 from mixer.config.curriculum import Curriculum, SourceConfig
 from mixer.errors import EmptySourceError, SourceError, SourceExhaustedError, StateMismatchError, UnknownSourceError
-from mixer.sources import streams
+from mixer.sources import text_stream
 from mixer.sources.base import EndOfSource, RowSource
 from mixer.sources.huggingface import open_stream
 from mixer.sources.opening import check_sources, open_sources
@@ -53,7 +53,7 @@ def test_rows_are_the_tokens_of_every_epoch_without_a_gap(file: Path) -> None:
 def test_a_source_passes_the_check_that_users_run_over_an_epochs_end(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 13)
+    monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 13)
     epoch = len(TOKENS) // (T + 1)
     assert_source_is_exact(lambda: rows_of(file), epoch + 9)
 
@@ -130,7 +130,7 @@ def test_an_empty_source_is_an_error_and_not_an_endless_loop(tmp_path: Path) -> 
 
 
 def test_a_failed_take_loses_no_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 13)
+    monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 13)
     expected = rows_of(file).take(20)
     source = rows_of(file)
     first = source.take(3)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from mixer.config.curriculum import RetriesConfig, SourceConfig
 from mixer.errors import SourceUnavailableError
-from mixer.sources import streams
+from mixer.sources import text_stream
 from mixer.sources.base import EndOfSource
 from mixer.sources.faults import NetworkFault
 from mixer.sources.huggingface import open_stream
@@ -57,7 +57,7 @@ class Counting(TextTokenizer):
 @pytest.fixture(scope="module", autouse=True)
 def small_groups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "GROUP_DOCUMENTS", 9)
+        patch.setattr(text_stream, "GROUP_DOCUMENTS", 9)
         patch.setattr("mixer.sources.tokens.BATCH_ROWS", 13)
         patch.setattr("mixer.sources.tokens.GROUP_TOKENS", 100)
         yield

@@ -43,6 +43,14 @@ def a_reader(curriculum: Curriculum, prepared: Prepared) -> PreparedReader:
     return PreparedReader(curriculum, sources, Planner(curriculum, Walk(curriculum).phase_at))
 
 
+def starts_of(curriculum: Curriculum) -> list[int]:
+    """Return the first step of each phase."""
+    walk, starts = Walk(curriculum), [0]
+    while (end := walk.phase_at(starts[-1]).end) < STEPS:
+        starts.append(end)
+    return starts
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> Prepared:
     return Prepared.open(a_folder(tmp_path / "rows", {f"s{k}": (some_rows(90, seed=k), [50, 40]) for k in range(2)}))
@@ -97,7 +105,7 @@ def test_rows_are_the_same_whether_or_not_their_pages_were_given_back(
         Clock(patch, tick_s=10.0)
         with counted(patch) as given_back:
             assert delivered(prepared) == expected
-        assert given_back == [True] * 2 * STEPS
+        assert given_back == [True] * (len(starts_of(curriculum)) - 1)
 
 
 def test_rows_are_the_same_while_another_thread_gives_their_pages_back(
@@ -124,60 +132,30 @@ def test_rows_are_the_same_while_another_thread_gives_their_pages_back(
         thread.join()
 
 
-def test_at_full_pace_pages_are_given_back_once_at_most(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_full_pace_no_pages_are_given_back(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     with counted(monkeypatch) as given_back:
         reader = a_reader(a_curriculum(), prepared)
         for step in range(STEPS):
             reader.read_split(step)
             clock.now_s += FULL_PACE_S
-    assert len(given_back) <= 1  # before any pace is known
+    assert not given_back
 
 
-def test_at_a_trainers_pace_they_are_given_back_after_every_batch(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(monkeypatch)
-    monkeypatch.setattr("mixer.delivery.batch.time.thread_time", lambda: 0.0)  # whatever this machine does meanwhile
-    with counted(monkeypatch) as given_back:
-        reader = a_reader(a_curriculum(), prepared)
-        for step in range(STEPS):
-            reader.read_split(step)
-            clock.now_s += TRAINING_S
-    assert given_back == [True] * STEPS
-
-
-@pytest.mark.parametrize("paces_s", [(FULL_PACE_S, TRAINING_S), (TRAINING_S, FULL_PACE_S)])
-def test_one_phase_shows_that_the_pace_has_changed(
+@pytest.mark.parametrize("paces_s", [(TRAINING_S, TRAINING_S), (FULL_PACE_S, TRAINING_S), (TRAINING_S, FULL_PACE_S)])
+def test_the_pages_of_a_phase_are_given_back_at_its_end_if_it_was_read_at_a_trainers_pace(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, paces_s: tuple[float, float]
 ) -> None:
-    clock = Clock(monkeypatch)
-    monkeypatch.setattr("mixer.delivery.batch.time.thread_time", lambda: 0.0)  # the pace alone decides
-    phase = (walk := Walk(a_curriculum())).phase_at(43)
-    others = {step for step in range(walk.phase_at(0).end, STEPS) if step not in range(phase.start, phase.end)}
-    others -= set(range(phase.end, walk.phase_at(phase.end).end))  # decided by the phase in which the pace changes
+    clock, starts = Clock(monkeypatch), starts_of(a_curriculum())
+    changes_at = starts[len(starts) // 2]
     with counted(monkeypatch) as given_back:
         reader = a_reader(a_curriculum(), prepared)
         for step in range(STEPS):
             so_far = len(given_back)
             reader.read_split(step)
-            pace_s = paces_s[step >= 43]
-            assert step not in others or len(given_back) - so_far == (pace_s == TRAINING_S)
-            clock.now_s += pace_s
-
-
-def test_what_giving_back_takes_is_a_small_share_of_the_time_gone_by(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(monkeypatch)
-    took_s = 0.1  # thousands of files
-    monkeypatch.setattr("mixer.delivery.batch.time.thread_time", itertools.count(step=took_s).__next__)
-    with counted(monkeypatch) as given_back:
-        reader = a_reader(a_curriculum(), prepared)
-        for step in range(STEPS):
-            reader.read_split(step)
-            clock.now_s += TRAINING_S
-    assert 1 < len(given_back) <= 1 + STEPS * TRAINING_S * batches.FAULTS_SHARE / took_s
+            was_slow = step > 0 and paces_s[step > changes_at] == TRAINING_S  # the pace up to this step
+            assert given_back[so_far:] == [True] * (step in starts and was_slow)
+            clock.now_s += paces_s[step >= changes_at]
 
 
 def test_mapping_pages_again_does_not_look_like_a_slow_disk(
@@ -206,7 +184,8 @@ import json, sys
 from pathlib import Path
 from mixer.delivery import batch as batches
 from mixer.sources.prepared.rows import Prepared
-from tests.system.test_mapped import B, a_curriculum, a_reader
+from mixer.walk.walk import Walk
+from tests.system.test_mapped import a_curriculum, a_reader
 
 def resident_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -220,13 +199,13 @@ def now():
     return passed_s
 
 batches._now = now
-curriculum = a_curriculum(num_sources=1, sequence_length=1024, batch_rows=16, total_steps=num_rows // 16)
-reader = a_reader(curriculum, Prepared.open(folder))
-reader.read_split(0)
+curriculum = a_curriculum(num_sources=1, sequence_length=1024, batch_rows=1, total_steps=num_rows)
+reader, walk = a_reader(curriculum, Prepared.open(folder)), Walk(curriculum)
 begin, most = resident_bytes(), 0
-for step in range(1, num_rows // 16):
+for step in range(num_rows):
     reader.read_split(step)
-    most = max(most, resident_bytes() - begin)
+    if step == walk.phase_at(step).start:
+        most = max(most, resident_bytes() - begin)
 print(json.dumps(most))
 """
 
@@ -249,6 +228,6 @@ def test_memory_of_a_process_stays_flat_unless_it_reads_at_full_pace(
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     grown = json.loads(found.stdout)
     if is_flat:
-        assert grown < 8 * MIB
+        assert grown < 8 * MIB  # where a phase begins; its rows come on top
     else:
         assert grown > 0.9 * num_rows * 2050  # all of it: so much would be there without giving back

@@ -519,23 +519,16 @@ def test_a_fork_of_the_step_whose_decision_alarmed_raises_the_alarm_itself(tmp_p
     assert lines(tmp_path / "unguarded.jsonl", "fork")[-1]["state"]["guard"] is None
 
 
-# Runs from before there was a guard.
+# Runs without a guard.
 
 
-def without_guard(record: dict[str, Any]) -> dict[str, Any]:
-    if record["type"] == "header":
-        del record["curriculum"]["guard"]
-    return record
-
-
-def test_a_run_from_before_there_was_a_guard_replays_and_goes_on_without_one(tmp_path: Path) -> None:
+def test_a_run_without_a_guard_replays_and_goes_on_without_one(tmp_path: Path) -> None:
     path, run = tmp_path / "run.jsonl", guarded(guard="off")
     walk, _ = recorded(path, run, steps=100)
     state = walk.state_dict()
     assert state["guard"] is None
-    rewrite(path, without_guard)
     assert audit(path).difference is None
-    now = guarded(guard=GuardConfig())  # what a file without a `guard:` section means today
+    now = guarded(guard=GuardConfig())  # what a file without a `guard:` section means
     assert now.fingerprint == run.fingerprint
     with Journal.open(path) as journal:
         walk = Walk(now, journal=journal)
