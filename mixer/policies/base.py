@@ -29,7 +29,7 @@ class Policy(Protocol):
     """Chooses the weights of phases that are not random. A policy inherits from it and sets what differs from here.
 
     Attributes:
-        kind: what its phases are called.
+        kind: what its phases are called, "fixed" if no choice ever rests on a loss.
         teleports: whether the phase law's random phases happen.
         is_by_step: ``absorb`` looks at the steps one by one; else it may be given their sum.
         learns_ahead: ``absorb`` of some steps and then of others is that of all, whatever ``since`` and ``until``, so
@@ -42,6 +42,11 @@ class Policy(Protocol):
     is_by_step: bool = False
     learns_ahead: bool = False
     looks_at_squares: bool = True
+
+    @property
+    def looks_at_losses(self) -> bool:
+        """Whether its choices rest on reported losses; without, any phase may be decided at any time."""
+        return self.kind != "fixed"
 
     @property
     def in_sums(self) -> bool:
