@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mixer.config.curriculum import Curriculum
+from mixer.config.curriculum import Curriculum, Pivot
 from mixer.delivery.batch import BatchReader, Planner, PreparedReader
 from mixer.errors import StateMismatchError, TopologyError
 from mixer.losses import SourceLosses
+from mixer.region.regimes import Regime
 from mixer.sampling.phases import Phase
 from mixer.sources.opening import open_sources
 from mixer.sources.packing import smallest_dtype
 from mixer.walk.state import check_state
-from mixer.walk.walk import Walk
 
 if TYPE_CHECKING:
     import datasets
@@ -36,9 +36,34 @@ STATE_VERSION = 1
 
 
 class Decider(Protocol):
-    """What delivery needs of a walk; ``Walk`` decides, ``Replay`` repeats what was decided."""
+    """What delivery needs of a walk; ``Walk`` decides, ``Replay`` repeats what was decided.
+
+    Attributes:
+        curriculum: the run.
+        forked_at: the first step that a fork decided on its own; None if the run is no fork.
+    """
 
     curriculum: Curriculum
+    forked_at: int | None
+
+    @property
+    def can_pivot(self) -> bool:
+        """Whether the region can be redrawn."""
+
+    @property
+    def forked_from(self) -> str | None:
+        """Fingerprint of the curriculum that decided the steps before ``forked_at``."""
+
+    @property
+    def frontier(self) -> int:
+        """The first step that no phase covers."""
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """The regimes planned, in order of their first step."""
+
+    def regime_at(self, step: int) -> Regime:
+        """Return the regime that ``step`` lies in."""
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``."""
@@ -46,8 +71,17 @@ class Decider(Protocol):
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in the losses of a step; False if they are known."""
 
+    def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
+        """Redraw the region, and return from which step on."""
+
     def learn_unique_tokens(self, name: str, tokens: int) -> None:
         """Take in the length of one epoch of a source."""
+
+    def is_of_parent(self, state: Mapping[str, Any]) -> bool:
+        """Return whether a state that fits the parent's curriculum was saved before the fork; only asked of a fork."""
+
+    def close_journal(self) -> None:
+        """Let go of the journal, in a copy of the process that does not decide."""
 
     def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
         """Return all that shapes the rest of the walk, and the phases from ``from_step`` on."""
@@ -314,9 +348,7 @@ class Desk:
 
     def leave_to_parent(self) -> None:
         """Let go of what a forked copy must not hold: the journal's lock belongs to the process that decides."""
-        close = getattr(self.walk, "close_journal", None)
-        if close is not None:
-            close()
+        self.walk.close_journal()
 
     def stand(self, iteration: Hashable, reader: int, end: int, state: dict[str, Any]) -> None:
         """Note where a reader's streams stand after the step before ``end``, if its iteration is the newest."""
@@ -345,12 +377,10 @@ class Desk:
 
     def _is_of_parent(self, state: Mapping[str, Any]) -> bool:
         """Whether a state was saved by the run that this one was forked from, which may have had the same config."""
-        walk = self.walk
-        if not isinstance(walk, Walk) or walk.forked_from is None:
+        parent = self.walk.forked_from
+        if parent is None or state.get("fingerprint") != self._rows.fingerprint_under(parent):
             return False
-        if state.get("fingerprint") != self._rows.fingerprint_under(walk.forked_from):
-            return False
-        return walk.forked_from != walk.curriculum.fingerprint or not walk.has_recorded(state["walk"])
+        return self.walk.is_of_parent(state["walk"])
 
     def state_dict(self, own: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return plain data from which the rest of the run follows exactly.
@@ -381,7 +411,7 @@ class Desk:
         is_parents = self._is_of_parent(state)
         expected = state["fingerprint"] if is_parents else self._rows.fingerprint
         check_state(state, version=STATE_VERSION, fingerprint=expected, what="data set state")
-        forked_at = getattr(self.walk, "forked_at", None)
+        forked_at = self.walk.forked_at
         if is_parents and (state["step"], state["row"]) != (forked_at, 0):
             raise StateMismatchError(
                 f"the state is of step {state['step']} of the run that this one was forked from at step {forked_at}; "

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.delivery.batch import BatchReader, RowBatch
+from mixer.delivery.coordinator import Decider
 from mixer.errors import MixerError, PivotError, SourceUnavailableError, TopologyError
 from mixer.region.regimes import OUT_OF_REACH, Regime
-from mixer.walk.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +27,12 @@ class Suspension:
         walk: who decides, and can pivot.
     """
 
-    def __init__(self, curriculum: Curriculum, walk: Any) -> None:
+    def __init__(self, curriculum: Curriculum, walk: Decider) -> None:
         self._may = curriculum.suspended_if_lost
         self._walk = walk
 
     @classmethod
-    def of(cls, curriculum: Curriculum, walk: Any) -> Suspension | None:
+    def of(cls, curriculum: Curriculum, walk: Decider) -> Suspension | None:
         """Return who suspends the sources of a run; None if none is to be suspended, or the walk is a replay."""
         return cls(curriculum, walk) if may_suspend(curriculum, walk) else None
 
@@ -112,24 +111,23 @@ class Suspension:
 
     def _planned(self, step: int) -> Regime:
         """The newest regime, up to ``step``, in which nothing is suspended."""
-        regimes: tuple[Regime, ...] = self._walk.regimes
-        return next(r for r in reversed(regimes) if r.start <= step and not r.name.startswith(OUT_OF_REACH))
+        return next(r for r in reversed(self._walk.regimes) if r.start <= step and not r.name.startswith(OUT_OF_REACH))
 
     def _suspended(self, step: int) -> list[str]:
-        regime: Regime = self._walk.regime_at(step)
+        regime = self._walk.regime_at(step)
         if not regime.name.startswith(OUT_OF_REACH):
             return []
         return [name for name in regime.bounds.exclude if name not in self._planned(step).bounds.exclude]
 
 
-def may_suspend(curriculum: Curriculum, walk: Any | None) -> bool:
+def may_suspend(curriculum: Curriculum, walk: Decider | None) -> bool:
     """Return whether sources of a run may be suspended.
 
     Args:
         curriculum: the run.
         walk: who decides; a replay repeats the suspensions of its journal. None for a walk that is still to be made.
     """
-    return bool(curriculum.suspended_if_lost) and (walk is None or isinstance(walk, Walk))
+    return bool(curriculum.suspended_if_lost) and (walk is None or walk.can_pivot)
 
 
 def refused(curriculum: Curriculum, readers: str) -> TopologyError:

@@ -29,7 +29,7 @@ class Policy(Protocol):
     """Chooses the weights of phases that are not random. A policy inherits from it and sets what differs from here.
 
     Attributes:
-        kind: what its phases are called.
+        kind: what its phases are called, "fixed" if no choice ever rests on a loss.
         teleports: whether the phase law's random phases happen.
         is_by_step: ``absorb`` looks at the steps one by one; else it may be given their sum.
     """
@@ -37,6 +37,11 @@ class Policy(Protocol):
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
     is_by_step: bool = False
+
+    @property
+    def looks_at_losses(self) -> bool:
+        """Whether its choices rest on reported losses; without, any phase may be decided at any time."""
+        return self.kind != "fixed"
 
     @property
     def in_sums(self) -> bool:

@@ -9,16 +9,16 @@ from typing import Any
 
 import orjson
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
 from mixer.errors import JournalError, MixerError
 from mixer.journal.file import Journal
-from mixer.journal.records import record_to_losses
 from mixer.journal.scan import FIRST, Line, Position
 from mixer.journal.schema import check_record
 from mixer.losses import SourceLosses
 from mixer.policies import Choice, Policy, make_policy
 from mixer.region.region import Region
 from mixer.types import Array, BoolArray, State
+from mixer.walk.apply import apply
 from mixer.walk.guard import initial_guard_state
 from mixer.walk.state import STATE_VERSION, to_lists
 from mixer.walk.walk import Walk
@@ -162,7 +162,7 @@ class Redrive:
             JournalError: a line that no walk writes.
         """
         if line.kind in ("phase", "alarm") and not self._tape.written:
-            self.walk.phase_at(self.walk.frontier)  # writes the alarms that it finds, pivots for them, the phase
+            apply(self.walk, {"type": line.kind})  # writes the alarms that it finds, pivots for them, the phase
         if self._tape.written:
             return self._compared(line)
         record = line.record()
@@ -181,18 +181,9 @@ class Redrive:
 
     def _followed(self, line: Line, record: dict[str, Any]) -> Difference | None:
         before = self._tape.position
-        if record["type"] == "feedback":
-            self.walk.report(record["step"], record_to_losses(record, len(self.walk.names)), is_recorded=True)
-        elif record["type"] == "pivot":
-            tables = {name: record[name] for name in ("name", "floors", "caps", "exclude")}
-            self.walk.pivot(
-                Pivot(**tables), at_step=record["at_step"], cut=record["at_step"] < record["decided_before"]
-            )
-        elif record["type"] == "unique_tokens":
-            self.walk.learn_unique_tokens(record["source"], record["tokens"])
-        elif record["type"] == "fork":
+        if record["type"] == "fork":
             return self._fork(line, record)
-        else:
+        if not apply(self.walk, record):
             raise JournalError(f"{line.path}: line {line.number} is a second {record['type']}; a journal has one")
         if self._tape.position == before:
             raise JournalError(f"{line.path}: line {line.number} says again what an earlier line said")

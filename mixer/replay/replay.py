@@ -109,6 +109,16 @@ class Replay:
         return [*(r for r in self._past if r.start < self.forked_at), replace(here, start=self.forked_at), *later]
 
     @property
+    def can_pivot(self) -> bool:
+        """Whether the region can be redrawn: no, the past stays as it was."""
+        return False
+
+    @property
+    def forked_from(self) -> str | None:
+        """Fingerprint of the curriculum that decided the steps before ``forked_at``."""
+        return self._curricula[-2].fingerprint if self.forked_at is not None else None
+
+    @property
     def regimes(self) -> tuple[Regime, ...]:
         """The regimes as they were planned at the end, in order of their first step."""
         return self._regimes
@@ -157,6 +167,13 @@ class Replay:
             f"pivot {pivot.name}: a replay repeats what {self.path} holds; to go on otherwise, fork it: "
             f"`mixer fork {self.path} --at-step STEP --config NEW.yaml --out NEW.jsonl`"
         )
+
+    def is_of_parent(self, state: Mapping[str, Any]) -> bool:
+        """Return False: a replay of a fork covers its parent's steps, too, and needs none of the parent's states."""
+        return False
+
+    def close_journal(self) -> None:
+        """Do nothing: the journal was read to its end and closed."""
 
     def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
         """Return what tells this record from another; where the run stands is known to who delivers."""

@@ -160,6 +160,16 @@ class Walk:
         return self._recording.forked_from
 
     @property
+    def can_pivot(self) -> bool:
+        """Whether the region can be redrawn: yes, as this walk decides what comes."""
+        return True
+
+    @property
+    def looks_at_losses(self) -> bool:
+        """Whether decisions rest on reported losses."""
+        return self._policy.looks_at_losses
+
+    @property
     def reported(self) -> dict[int, list[list[int]]]:
         """By rank, the steps that were reported: closed intervals in order, not to be changed."""
         return self._inbox.had
@@ -375,6 +385,10 @@ class Walk:
     def has_recorded(self, state: Mapping[str, Any]) -> bool:
         """Whether ``state`` was taken at a line that this walk's journal has."""
         return self._recording.has(state)
+
+    def is_of_parent(self, state: Mapping[str, Any]) -> bool:
+        """Return whether a state of the curriculum of ``forked_from``, which a fork may keep, is the parent's."""
+        return self.forked_from != self.curriculum.fingerprint or not self.has_recorded(state)
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state["forked_at"]

@@ -24,7 +24,6 @@ from service.runs.context import Parts, batch_bytes
 from service.runs.phases import UndecidedError
 
 IDLE_S = 0.5  # longest sleep of the thread: patience and faults are looked at again
-LOOKS_AT_NO_LOSS = ("static", "proportional", "unimax", "random")
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +108,7 @@ class Builder:
 
     def is_coming(self, step: int) -> bool:
         """Whether a step will be built though nobody does anything: it is decided, or that rests on no losses."""
-        return step < self._parts.decisions.frontier or (step <= self.asked and not self.looks_at_losses)
-
-    @property
-    def looks_at_losses(self) -> bool:
-        """Whether decisions rest on reports."""
-        return self._parts.curriculum.policy.name not in LOOKS_AT_NO_LOSS
+        return step < self._parts.decisions.frontier or (step <= self.asked and not self._parts.walk.looks_at_losses)
 
     @property
     def _reach(self) -> int:
@@ -317,13 +311,13 @@ class Builder:
     def _decide(self, start: int) -> bool:
         """Decide the phase from ``start`` if it is due and its losses have come."""
         parts = self._parts
-        newest = self.wanted if self.looks_at_losses else max(self.wanted, self.asked)
+        newest = self.wanted if parts.walk.looks_at_losses else max(self.wanted, self.asked)
         if start and newest < start - parts.curriculum.feedback_lag:
             return False
         if start == 0:
             for name, tokens in parts.rows.epoch_tokens().items():
                 parts.walk.learn_unique_tokens(name, tokens)
-        if start and self.looks_at_losses and not parts.patience.is_over(start):
+        if start and parts.walk.looks_at_losses and not parts.patience.is_over(start):
             return False
         parts.decisions.note(parts.walk.phase_at(start))
         parts.bell.ring()

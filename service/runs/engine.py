@@ -486,7 +486,7 @@ class Engine:
             return StallError(f"run {self.name} cannot go on: {self.problem}", cause=self.problem)
         frontier, reach = self._decisions.frontier, self.patience.reach
         why = f"step {step} is not there yet: steps below {self.next_step} are built and below {frontier} decided"
-        if frontier > reach and self._builder.looks_at_losses:
+        if frontier > reach and self.walk.looks_at_losses:
             why += (
                 f"; the newest report is of step {self.patience.newest_report}, and no phase that rests on losses is "
                 f"decided beyond step {reach} before there is a newer one: report the steps in between"

@@ -17,11 +17,11 @@ from typing import Any
 
 import orjson
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
 from mixer.errors import StateMismatchError
 from mixer.journal.file import Fsync
-from mixer.journal.records import record_to_losses
 from mixer.journal.scan import Position, last_lines
+from mixer.walk.apply import apply
 from mixer.walk.walk import Walk
 from service.storage.journal_lines import FileLines, Lines, Record, TableLines, stored_lines
 from service.storage.store import SERVED, Store
@@ -128,7 +128,10 @@ class RunJournal:
         self._expected = next(self._rest, None)
         while (expected := self._expected) is not None:
             record = expected[1]
-            _drive(walk, record)
+            if not apply(walk, record):
+                raise StateMismatchError(
+                    f"the journal has a {record['type']} line, which the service does not write; use another folder"
+                )
             if self._expected is expected:
                 raise StateMismatchError(
                     f"driven again, the walk does not write line {self._passed.line + 1} of {self.path}, a "
@@ -190,22 +193,6 @@ def _walk(curriculum: Curriculum, journal: RunJournal) -> Walk:
     """Return a walk that writes to ``journal``, whose listeners tell of alarms and of silence."""
     lines: Any = journal  # all that it asks of one
     return Walk(curriculum, journal=lines, on_alarm=lambda _: None, on_silence=lambda _: None)
-
-
-def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
-    """Make the walk do what ``record`` says was done."""
-    kind = record["type"]
-    if kind in ("phase", "alarm"):  # a decision writes the alarms that it found, pivots for them, and its phase
-        walk.phase_at(walk.frontier)
-    elif kind == "feedback":
-        walk.report(record["step"], record_to_losses(dict(record), len(walk.names)), is_recorded=True)
-    elif kind == "pivot":
-        tables_given = {key: record[key] for key in ("name", "floors", "caps", "exclude")}
-        walk.pivot(Pivot(**tables_given), at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])
-    elif kind == "unique_tokens":
-        walk.learn_unique_tokens(record["source"], record["tokens"])
-    else:
-        raise StateMismatchError(f"the journal has a {kind} line, which the service does not write; use another folder")
 
 
 def _begin_of(journal: RunJournal) -> int:

@@ -358,6 +358,10 @@ def test_a_fork_shares_history_and_goes_on_under_another_region_and_replays(tmp_
         assert walk.frontier == step
         drive(walk, step + 90, since=step)
     replay = Replay(child)
+    assert (walk.can_pivot, replay.can_pivot) == (True, False)
+    for either in (walk, replay):
+        assert (either.forked_from, either.forked_at) == (run.fingerprint, step)
+    assert (Replay(parent).forked_from, Replay(parent).forked_at) == (None, None)
     assert same(replay.phases[:6], Replay(parent).phases[:6])
     assert all(phase.weights[2] >= 0.5 for phase in replay.phases[6:])
     assert [regime.start for regime in replay.regimes] == [0, step]

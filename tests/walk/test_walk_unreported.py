@@ -11,9 +11,11 @@ import pytest
 
 from mixer.config.curriculum import Curriculum
 from mixer.journal.file import Journal
+from mixer.losses import SourceLosses
 from mixer.replay.verify import audit
+from mixer.types import IntArray
 from mixer.walk.walk import Walk
-from tests.support.curricula import POLICIES, curriculum, drive
+from tests.support.curricula import POLICIES, curriculum, drive, noisy_losses
 from tests.support.engines import body, running, train
 from tests.support.serving import write_run
 
@@ -42,6 +44,19 @@ def test_a_policy_that_learns_from_losses_is_named_once_if_there_are_none(
         assert told[0].startswith(
             f"policy {policy['name']} decided the phase from step {second.start} without a single report of losses"
         )
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: "-".join(map(str, policy.values())))
+def test_a_walk_looks_at_losses_where_other_losses_change_what_it_decides(policy: Mapping[str, Any]) -> None:
+    def weights(seed: int) -> list[list[float]]:
+        def told(run: Curriculum, step: int, rows: IntArray) -> SourceLosses:
+            return noisy_losses(run.model_copy(update={"seed": seed}), step, rows)
+
+        return [phase.weights.tolist() for phase in drive(Walk(curriculum(policy=policy)), 400, losses=told)]
+
+    walk = a_walk(policy)
+    assert walk.looks_at_losses == (weights(1) != weights(2))
+    assert walk.looks_at_losses == (policy["name"] not in DEAF)  # the names that the warning gives
 
 
 def test_a_single_report_is_enough_and_the_steps_within_the_lag_owe_none(caplog: pytest.LogCaptureFixture) -> None:
