@@ -190,6 +190,8 @@ class Redrive:
             )
         elif record["type"] == "unique_tokens":
             self.walk.learn_unique_tokens(record["source"], record["tokens"])
+        elif record["type"] == "skipped":
+            self.walk.note_skipped(record["source"], record["record"])
         elif record["type"] == "fork":
             return self._fork(line, record)
         else:

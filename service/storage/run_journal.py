@@ -204,6 +204,8 @@ def _drive(walk: Walk, record: Mapping[str, Any]) -> None:
         walk.pivot(Pivot(**tables_given), at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])
     elif kind == "unique_tokens":
         walk.learn_unique_tokens(record["source"], record["tokens"])
+    elif kind == "skipped":
+        walk.note_skipped(record["source"], record["record"])
     else:
         raise StateMismatchError(f"the journal has a {kind} line, which the service does not write; use another folder")
 
