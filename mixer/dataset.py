@@ -331,11 +331,18 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _open_reader(self, worker: int, num_workers: int) -> BatchReader:
         return self._rows.open(
-            self._phase_at, worker=worker, num_workers=num_workers, on_read_through=self._read_through
+            self._phase_at,
+            worker=worker,
+            num_workers=num_workers,
+            on_read_through=self._read_through,
+            on_skipped=self._skipped,
         )
 
     def _phase_at(self, step: int) -> Phase:
         return self._phases.phase_at(step)
+
+    def _skipped(self, name: str, record: str) -> None:
+        self._phases.skipped(name, record)
 
     def _read_through(self, name: str, tokens: int) -> None:
         self._phases.read_through(name, tokens)

@@ -83,6 +83,9 @@ class Decider(Protocol):
     def close_journal(self) -> None:
         """Let go of the journal, in a copy of the process that does not decide."""
 
+    def note_skipped(self, name: str, record: str) -> None:
+        """Take in that a source left a record out: where it stands, and why."""
+
     def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
         """Return all that shapes the rest of the walk, and the phases from ``from_step`` on."""
 
@@ -185,6 +188,7 @@ class Rows:
         worker: int = 0,
         num_workers: int = 1,
         on_read_through: Callable[[str, int], None] | None = None,
+        on_skipped: Callable[[str, str], None] | None = None,
     ) -> BatchReader:
         """Open the reader of every ``num_workers``-th step, from ``worker`` on.
 
@@ -218,7 +222,7 @@ class Rows:
         fingerprints = {rows.name: getattr(rows, "fingerprint", None) for rows in streams}
         self._known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
         tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
-        return StreamedReader(streams, planner, every=num_workers, on_read_through=tell)
+        return StreamedReader(streams, planner, every=num_workers, on_read_through=tell, on_skipped=on_skipped)
 
 
 @dataclass
@@ -287,6 +291,7 @@ class Desk:
         return {
             "phase": self.phase_at,
             "read_through": self.read_through,
+            "skipped": self.skipped,
             "begin": self.begin,
             "stand": self.stand,
         }
@@ -311,6 +316,10 @@ class Desk:
     def read_through(self, name: str, tokens: int) -> None:
         """Note the length of one epoch of a source."""
         self.walk.learn_unique_tokens(name, tokens)
+
+    def skipped(self, name: str, record: str) -> None:
+        """Note that a source left a record out."""
+        self.walk.note_skipped(name, record)
 
     def beginning(self, own: dict[str, Any] | None = None) -> Beginning:
         """Return where the run stands now.

@@ -46,6 +46,7 @@ class StreamedReader:
         planner: whose rows.
         every: steps between two that will be asked for.
         on_read_through: told (name, tokens of one epoch) of a source that was read through, once a phase at most.
+        on_skipped: told (name, where and why) of each record that a source left out.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class StreamedReader:
         *,
         every: int = 1,
         on_read_through: Callable[[str, int], None] | None = None,
+        on_skipped: Callable[[str, str], None] | None = None,
     ) -> None:
         self._sources = sources
         self._streams = [source for source in sources if isinstance(source, StreamedRows)]
         self._planner = planner
         self._every = every
         self._on_read_through = on_read_through
+        self._on_skipped = on_skipped
         self._held: dict[int, list[RowArray]] = {}
         self._next: int | None = None
         self._phase: Phase | None = None
@@ -133,6 +136,15 @@ class StreamedReader:
             for i in np.flatnonzero(counts).tolist():
                 self._streams[i].skip(int(counts[i]))
             self._num_told = self._num_given
+        self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        for source in self._streams:
+            if source.skipped:
+                skipped, source.skipped = source.skipped, []
+                if self._on_skipped is not None:
+                    for record in skipped:
+                        self._on_skipped(source.name, record)
 
     def _read_one(self, phase: Phase, step: int) -> RowBatch:
         """Compose one step, reading what is not at hand."""

@@ -173,6 +173,10 @@ class RemotePhases:
         """Tell the length of an epoch of a source."""
         self.call("read_through", name, tokens)
 
+    def skipped(self, name: str, record: str) -> None:
+        """Tell of a record that a source left out."""
+        self.call("skipped", name, record)
+
 
 def _gone(error: BaseException) -> TopologyError:
     return TopologyError(

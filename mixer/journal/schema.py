@@ -220,6 +220,15 @@ class UniqueTokensLine(_Numbered):
     decided_before: Count = Field(description="the first step that no phase covered when this became known")
 
 
+class SkippedLine(_Numbered):
+    """A source left a record out, as `on_bad_record: skip` asks for."""
+
+    type: Literal["skipped"]
+    source: str = Field(description="its name")
+    record: str = Field(description="the file and line, or row, of the record, and why it cannot be read")
+    decided_before: Count = Field(description="the first step that no phase covered when this became known")
+
+
 class ResumeLine(_Numbered):
     """The run was restored from a snapshot that is older than the journal."""
 
@@ -247,6 +256,7 @@ MODELS: dict[str, type[_Numbered]] = {
     "pivot": PivotLine,
     "alarm": AlarmLine,
     "unique_tokens": UniqueTokensLine,
+    "skipped": SkippedLine,
     "resume": ResumeLine,
     "fork": ForkLine,
 }
@@ -302,10 +312,18 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
 
 
 def journal_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a line: one of eight forms, told apart by ``type``, each closed by its digest."""
+    """Return the JSON Schema of a line: one of nine forms, told apart by ``type``, each closed by its digest."""
     union = TypeAdapter(
         Annotated[
-            Header | PhaseLine | FeedbackLine | PivotLine | AlarmLine | UniqueTokensLine | ResumeLine | ForkLine,
+            Header
+            | PhaseLine
+            | FeedbackLine
+            | PivotLine
+            | AlarmLine
+            | UniqueTokensLine
+            | SkippedLine
+            | ResumeLine
+            | ForkLine,
             Field(discriminator="type"),
         ]
     )

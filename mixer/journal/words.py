@@ -34,6 +34,8 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
             return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
         case "unique_tokens":
             return f"{record['source']} was read through: {record['tokens']:,} distinct tokens"
+        case "skipped":
+            return f"{record['source']}: a record was skipped: {record['record']}"
         case "fork":
             return f"fork at step {record['step']}: the lines before are its parent's, from here on this run decides"
         case "alarm":

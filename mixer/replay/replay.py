@@ -161,6 +161,9 @@ class Replay:
         if name not in self.names:
             raise UnknownSourceError(f"unknown source {name!r}; the sources are {', '.join(self.names)}")
 
+    def note_skipped(self, name: str, record: str) -> None:
+        """Do nothing: the record says already which records were left out."""
+
     def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> NoReturn:
         """Refuse: the past cannot be redrawn."""
         raise PivotError(

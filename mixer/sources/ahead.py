@@ -153,12 +153,12 @@ class ReadAhead:
         if stream.place() != start:
             stream.load_state_dict(start)
         try:
-            num_bad = stream.num_bad
+            stream.skipped.clear()
             documents = stream.try_group()
-            num_bad = stream.num_bad - num_bad
+            skipped = tuple(stream.skipped)
             if not len(documents) and self._repeat:
                 stream.restart()
-            return Read(len(documents), Task(partial(self._encode, documents)), stream.place(), num_bad)
+            return Read(len(documents), Task(partial(self._encode, documents)), stream.place(), skipped)
         except BaseException:
             stream.load_state_dict(start)
             raise

@@ -18,4 +18,4 @@ class Read:
     num_documents: int
     encoded: Task[Encoded]
     end: dict[str, Any]  # the stream's state after it
-    num_bad: int = 0  # records that were skipped
+    skipped: tuple[str, ...] = ()  # records that were left out: where, and why

@@ -60,6 +60,7 @@ class _Group:
     start: _Start
     rows: TokenArray
     counts: _Counts  # as of its end
+    skipped: list[str]  # records left out of it
 
 
 class StreamedRows:
@@ -101,6 +102,7 @@ class StreamedRows:
         self._empty = np.empty((0, self.row_length), dtype=np.uint32)
         self._on_exhausted = on_exhausted
         self._groups: deque[_Group] = deque()  # read, and not yet taken in full
+        self.skipped: list[str] = []  # records left out of what was taken in full, until somebody clears it
         self._taken = 0  # rows taken of the first of them
         self._num_ready = 0  # rows of all of them that are not taken
         self._group_rows = 1  # of the last one read
@@ -173,6 +175,7 @@ class StreamedRows:
             group = self._groups.popleft()
             self._taken -= len(group.rows)
             self._end_seen = group.counts
+            self.skipped += group.skipped
 
     def probe(self) -> bool:
         """Return whether the next group can be read now, in one attempt; what it reads waits for the next ``take``.
@@ -213,6 +216,7 @@ class StreamedRows:
         self._ahead.move(copy.deepcopy(state["stream"]))
         self._packer.load_state_dict(state["packer"])
         self._groups.clear()
+        self.skipped.clear()
         self._taken = self._num_ready = 0
         self._looks_ahead = False
         self._read = self._end_seen = _Counts(**state["counts"])
@@ -268,7 +272,7 @@ class StreamedRows:
             self._depth = min(MAX_AHEAD, 2 * self._depth)
         start = self._here()
         rows = self._empty
-        counts = self._read
+        counts, skipped = self._read, list[str]()
         try:
             while not len(rows):
                 read = self._ahead.peek()
@@ -283,14 +287,15 @@ class StreamedRows:
                     )
                 else:
                     counts = self._next_epoch(counts, num_wanted)
-                counts = replace(counts, bad=counts.bad + read.num_bad)
+                counts = replace(counts, bad=counts.bad + len(read.skipped))
+                skipped += read.skipped
                 self._ahead.pop()
         except BaseException:  # Ctrl-C too must not lose documents
             if self._ahead.place is not start.place:
                 self._ahead.move(start.place)
             self._packer.load_state_dict({"remainder": start.remainder})
             raise
-        self._groups.append(_Group(start, rows, counts))
+        self._groups.append(_Group(start, rows, counts, skipped))
         self._read = counts
         self._num_ready += len(rows)
         self._group_rows = len(rows)

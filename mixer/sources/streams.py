@@ -86,6 +86,7 @@ class Stream(ABC, Generic[Group]):
         self._retries = retries or RetriesConfig()
         self._share = share
         self._is_far = not files or not isinstance(dataset, FileRecords)  # whether a library of others reads it
+        self.skipped: list[str] = []  # records left out, where and why, until somebody clears it
         self._renderer = Renderer(source)
         self._dataset, self._stride = self._narrowed(dataset)
         self._batches: Iterator[Any] | None = None
@@ -373,6 +374,7 @@ class Stream(ABC, Generic[Group]):
             )
         else:
             log.warning("%s; skipped, as on_bad_record says", problem)
+            self.skipped.append(f"{records.place(row)}: {reason}")
         self.num_bad += 1
 
     def _check_not_empty(self, group: Group) -> None:

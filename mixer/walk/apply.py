@@ -33,6 +33,8 @@ def apply(walk: Walk, record: Mapping[str, Any]) -> bool:
             walk.pivot(pivot, at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])
         case "unique_tokens":
             walk.learn_unique_tokens(record["source"], record["tokens"])
+        case "skipped":
+            walk.note_skipped(record["source"], record["record"])
         case _:
             return False
     return True

@@ -135,6 +135,7 @@ class Walk:
             in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
             is_guarded=self._guard is not None,
         )
+        self._skipped: dict[tuple[str, str], None] = {}  # records that were left out, in order
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._starts = PlannedStarts()
         self._before: _Before | None = None  # of the newest phase, unless that was undone
@@ -342,6 +343,22 @@ class Walk:
             self._unique_tokens[i] = tokens
 
     @_one_at_a_time
+    def note_skipped(self, name: str, record: str) -> None:
+        """Write into the journal that a source left a record out, once for each record.
+
+        Args:
+            name: the source.
+            record: where the record stands, and why it cannot be read.
+        """
+        if name not in self.names:
+            raise UnknownSourceError(f"unknown source {name!r}; the sources are {', '.join(self.names)}")
+        if (name, record) not in self._skipped:
+            self._recording.write(
+                {"type": "skipped", "source": name, "record": record, "decided_before": self.frontier}
+            )
+            self._skipped[name, record] = None
+
+    @_one_at_a_time
     def state_dict(self, from_step: int | None = None, *, can_undo: bool | None = None) -> dict[str, Any]:
         """Return all that shapes the rest of the walk, as plain data.
 
@@ -366,6 +383,7 @@ class Walk:
                 "used": [reports.to_record() for reports in before.used],
             },
             "unique_tokens": self._unique_tokens.tolist(),
+            "skipped": [[*skipped] for skipped in self._skipped],
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
             **self._recording.place(),
@@ -405,6 +423,7 @@ class Walk:
         )
         self._begun = None
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
+        self._skipped = dict.fromkeys(state["skipped"])
         self._phases = KeptPhases.of(self.curriculum, state["phases"])
 
     def _follow_guard(self, guard: object, what: str) -> None:

@@ -26,7 +26,8 @@ from mixer.region.regimes import Bounds, Regime, regime_at
 from mixer.types import Array
 from mixer.walk.schedule import planned_regimes
 
-NOTED = ("phase", "pivot", "unique_tokens", "alarm", "fork")  # lines that are listed one by one; feedback is added up
+# lines that are listed one by one; feedback is added up
+NOTED = ("phase", "pivot", "unique_tokens", "skipped", "alarm", "fork")
 PACE_S = 60.0  # throughput is measured over so long
 STALL_S, STALL_STEPS, USUAL = 60.0, 5.0, 32  # a step that takes longer, and five times what the newest 32 took, stalls
 

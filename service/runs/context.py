@@ -87,7 +87,11 @@ class Parts:
         """
         place = None if self.rows.is_prepared else self.store.newest(self.name, "place", up_to=up_to)
         if reader is None or (place is None and not self.rows.is_prepared):
-            reader = self.rows.open(self.decisions.view(), on_read_through=self.walk.learn_unique_tokens)
+            reader = self.rows.open(
+                self.decisions.view(),
+                on_read_through=self.walk.learn_unique_tokens,
+                on_skipped=self.walk.note_skipped,
+            )
         if self.rows.is_prepared:
             return reader, up_to
         if place is None:

@@ -506,8 +506,11 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
     found["header.parent"], found["fork"] = set(forked[0]["parent"]), set(forked[-1]) - {"type"}
     with Journal.create(tmp_path / "sizes.jsonl") as journal:
         sources = [{"name": "a", "local": "topics"}]
-        Walk(curriculum(1, sources=sources), journal=journal).learn_unique_tokens("a", 5)
-    found["unique_tokens"] = set(lines(tmp_path / "sizes.jsonl")[-1]) - {"type"}
+        walk = Walk(curriculum(1, sources=sources), journal=journal)
+        walk.learn_unique_tokens("a", 5)
+        walk.note_skipped("a", "a.jsonl, line 3: not JSON")
+    *_, size, skipped = lines(tmp_path / "sizes.jsonl")
+    found["unique_tokens"], found["skipped"] = set(size) - {"type"}, set(skipped) - {"type"}
     found["fork"] = set(ForkLine.model_fields) - {"type", "at", "number"}  # tests/replay/test_replay.py forks
     found["header.parent"] = set(Parent.model_fields)
     found["alarm"] = set(AlarmLine.model_fields) - {"type", "at", "number"}  # tests/walk/test_guard.py raises some

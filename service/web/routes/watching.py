@@ -70,7 +70,7 @@ def watching(engine_of: EngineOf) -> APIRouter:
         request: Request,
         watch: Run,
         query: Annotated[str, Query(max_length=200)] = "",
-        kind: Annotated[Literal["", "phase", "pivot", "unique_tokens", "alarm", "fork"], Query()] = "",
+        kind: Annotated[Literal["", "phase", "pivot", "unique_tokens", "skipped", "alarm", "fork"], Query()] = "",
         before: Annotated[int, Query(ge=0, lt=2**53, description="lines before this one; 0: the newest")] = 0,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> Response:
