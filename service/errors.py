@@ -28,7 +28,7 @@ class RequestError(ServiceError):
 
     code = "request"
     status = 422
-    hint = "compare the request with /openapi.json, or let service.client.client make it"
+    hint = "compare the request with /openapi.json, or let service.client make it"
 
 
 class UnauthorizedError(ServiceError):

@@ -50,7 +50,7 @@ def test_the_wheel_holds_packages_configs_and_type_marks(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"mixer/py.typed", "mixer/configs/demo.yaml", "mixer/configs/andrea-120m-v2.yaml", "andrea/demo.py"} <= names
     assert not [name for name in names if name.startswith("tests")]
-    is_compiled = any(name.startswith("mixer/_kernels.") and name.endswith((".so", ".pyd")) for name in names)
+    is_compiled = any(name.startswith("mixer/system/_kernels.") and name.endswith((".so", ".pyd")) for name in names)
     assert is_compiled == (kernels.compiled is not None)
     assert is_compiled != wheel.name.endswith("-none-any.whl")
 

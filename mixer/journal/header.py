@@ -11,8 +11,7 @@ from typing import Any
 from mixer.config.curriculum import Curriculum
 from mixer.errors import ConfigError, JournalError
 from mixer.journal.file import JOURNAL_VERSION
-from mixer.journal.scan import scan
-from mixer.journal.schema import Record, check_record
+from mixer.journal.scan import Record, scan
 
 PACKAGES = ("curriculum-mixer", "numpy", "pydantic", "datasets", "tokenizers")  # those that decide and read
 
@@ -54,6 +53,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         JournalError: the file is empty or no journal, or of a version that this release does not read.
     """
+    from mixer.journal.schema import check_record  # models, which writers need not load
+
     path = Path(path)
     line = next(scan(path), None)
     if line is None:

@@ -18,8 +18,7 @@ from mixer.errors import JournalError, StepError
 from mixer.journal.file import history_spans, read_history
 from mixer.journal.header import deciding_curriculum
 from mixer.journal.phases import PhaseLines
-from mixer.journal.scan import line_at, line_starts, lines_from
-from mixer.journal.schema import Record
+from mixer.journal.scan import Record, line_at, line_starts, lines_from
 
 NUM_OPENINGS = 3  # regions and alarms that are told of
 

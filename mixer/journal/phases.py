@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 from mixer.journal.records import record_to_phase
-from mixer.journal.schema import Record
+from mixer.journal.scan import Record
 from mixer.sampling.draws import phase_counts
 
 

@@ -17,6 +17,8 @@ import orjson
 
 from mixer.errors import JournalError
 
+Record = dict[str, Any]  # the fields of a line
+
 FIRST = "0" * 32  # what the first line is chained to
 MAX_LINE_BYTES = 64 * 2**20  # 250,000 sources; a file without line feeds must not fill the memory
 TAIL_BYTES = 2**20  # what opening checks at the end of the file

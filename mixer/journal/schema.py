@@ -75,13 +75,13 @@ class Header(_Numbered):
 class Parts(_Model):
     """What an index was made of; which of them there are depends on the policy."""
 
-    slope: Numbers | None = Field(None, description="learnability: fitted fall of the loss, nats per e-fold of the source's tokens")  # fmt: skip
+    slope: Numbers | None = Field(None, description="learnability: fitted fall of the loss, nats per e-fold of the source's tokens")  # fmt: skip  # noqa: E501
     mean: Numbers | None = Field(None, description="other rewards: mean reward")
     width: Numbers | None = Field(None, description="the optimism added to it")
-    repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip
+    repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip  # noqa: E501
     tokens: Numbers | None = Field(None, description="tokens of the source learned from so far")
     index: list[float | None] | None = Field(None, description="the score that the vertex is best for")
-    alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip
+    alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip  # noqa: E501
 
 
 class RegionPart(_Model):
@@ -329,6 +329,3 @@ def journal_schema() -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.stdout.write(orjson.dumps(journal_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-Record = dict[str, Any]

@@ -14,7 +14,7 @@ import numpy as np
 
 from mixer.journal.lookup import history
 from mixer.journal.phases import PhaseLines
-from mixer.journal.schema import Record
+from mixer.journal.scan import Record
 from mixer.types import Array, BoolArray, IntArray
 
 

@@ -37,7 +37,7 @@ from mixer.errors import (
 )
 from mixer.sources.batches import UnreadableFile
 
-log = logging.getLogger("mixer.sources.opening")
+log = logging.getLogger("mixer.sources")
 
 RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 RETRIED_ERRNOS = frozenset(

@@ -31,7 +31,7 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     import datasets
 
-log = logging.getLogger("mixer.sources.opening")
+log = logging.getLogger("mixer.sources")
 
 GROUP_DOCUMENTS = 256
 GROUP_CHARACTERS = 128 * 1024  # bounds what one call tokenises, and so what a resume has to tokenise again

@@ -29,7 +29,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from mixer.errors import JournalError, StateMismatchError
 from service.errors import RunStateError, StoreError
 from service.storage import tables
-from service.storage.deadlines import DeadlineConnection, within
+from service.storage.deadlines import within
 
 ANSWER_S = 4.0  # of a transaction: whoever asks is answered within 5 s, whatever keeps the database
 LONG_S = 60.0  # of one that moves a whole journal
@@ -337,7 +337,9 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
     command.upgrade(config, revision)
 
 
-def _connect_with_deadline(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> DeadlineConnection:
+def _connect_with_deadline(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> object:
+    from service.storage.postgresql import DeadlineConnection  # its library is not needed for SQLite
+
     return DeadlineConnection.connect(*arguments, **keywords)
 
 

@@ -25,7 +25,7 @@ PROGRAM = """
 import json, sys
 from mixer.config.curriculum import SourceConfig
 from mixer.errors import MixerError
-from mixer.sources.opening.huggingface import open_stream
+from mixer.sources.huggingface import open_stream
 
 task = json.load(sys.stdin)
 try:

@@ -163,7 +163,7 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_jobs(folder: Pat
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 7 documents, the place saved after each."""
-    monkeypatch.setattr("mixer.sources.opening.streams.GROUP_DOCUMENTS", 7)
+    monkeypatch.setattr("mixer.sources.streams.GROUP_DOCUMENTS", 7)
     monkeypatch.setattr(preparing, "CHUNK_DOCUMENTS", 7)
     monkeypatch.setattr(preparing, "SAVE_EVERY_S", -1.0)
 
@@ -207,7 +207,8 @@ def test_stopped_after_any_chunk_it_goes_on_to_the_same_bytes(
 SLOW = """
 import os, sys, time
 from mixer.config.curriculum import Curriculum
-from mixer.sources.opening import preparing, streams
+from mixer.sources import streams
+from mixer.sources.prepared import writer as preparing
 streams.GROUP_DOCUMENTS = preparing.CHUNK_DOCUMENTS = 7
 preparing.SAVE_EVERY_S = 0.0
 read = preparing.SourcePreparation._read_chunk
@@ -492,7 +493,8 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from mixer.config.curriculum import Curriculum
 from mixer.sources.prepared.prepare import prepare
-from mixer.sources.opening import preparing, streams
+from mixer.sources import streams
+from mixer.sources.prepared import writer as preparing
 preparing.CHUNK_DOCUMENTS = streams.GROUP_DOCUMENTS = 64
 preparing.SAVE_EVERY_S = 0.0
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))

@@ -248,7 +248,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from tests.sources.test_read_ahead import source_of
-from mixer.sources.opening import streams
+from mixer.sources import streams
 import time
 read = streams.TextStream._read_group
 def slow(self):
@@ -339,7 +339,7 @@ def test_the_interpreter_waits_for_calls_from_the_threads_of_a_library() -> None
     """In a process of its own: here pytest-xdist has such a thread, for which it would wait to the end."""
     code = """
 import ctypes, threading, time
-from mixer.sources.opening import background
+from mixer.system import threads as background
 begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 def read(argument):
     begun.set()

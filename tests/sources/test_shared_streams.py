@@ -58,8 +58,8 @@ class Counting(TextTokenizer):
 def small_groups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "GROUP_DOCUMENTS", 9)
-        patch.setattr("mixer.sources.opening.tokens.BATCH_ROWS", 13)
-        patch.setattr("mixer.sources.opening.tokens.GROUP_TOKENS", 100)
+        patch.setattr("mixer.sources.tokens.BATCH_ROWS", 13)
+        patch.setattr("mixer.sources.tokens.GROUP_TOKENS", 100)
         yield
 
 
@@ -169,7 +169,7 @@ def test_a_reader_far_behind_reads_for_itself(case: Case) -> None:
 
 
 def test_readers_that_take_turns_at_being_first_open_nothing_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixer.sources.opening.rows.MAX_AHEAD", 1)  # or the first to look would read all there is
+    monkeypatch.setattr("mixer.sources.rows.MAX_AHEAD", 1)  # or the first to look would read all there is
     groups = SharedGroups()
     members = [groups.join() for _ in range(3)]
     readers = [case.reader(member) for member in members]

@@ -149,7 +149,8 @@ def test_a_forked_process_encodes_though_its_parent_had_threads(first: str) -> N
     """As workers of a DataLoader do, whose parent trained the tokenizer and encoded nothing."""
     code = f"""
 import os, signal
-from mixer.sources.tokenizer import TextTokenizer, train
+from mixer.sources.tokenizer import TextTokenizer
+from mixer.sources.tokenizer_training import train
 texts = ["one two three " * n for n in range(100)]
 tokenizer = TextTokenizer(train(texts, 290, "<end>"), "<end>")
 if {first!r} == "encode":

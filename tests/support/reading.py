@@ -34,8 +34,8 @@ class _Lines(logging.Handler):
 def read_all(task: dict[str, Any]) -> dict[str, Any]:
     """Read ``files`` (by source name) of a repository; with ``down_after`` the hub fails after so many rows."""
     handler = _Lines()
-    logging.getLogger("mixer.sources.opening").addHandler(handler)
-    logging.getLogger("mixer.sources.opening").propagate = False
+    logging.getLogger("mixer.sources").addHandler(handler)
+    logging.getLogger("mixer.sources").propagate = False
     result: dict[str, Any] = {"log": handler.lines, "rows": {}}
     curriculum = Curriculum(
         total_steps=1,

@@ -146,7 +146,7 @@ def test_rows_that_do_not_exist_are_refused_before_any_memory_is_read(first: int
 
 
 def test_the_compiled_loops_can_be_switched_off() -> None:
-    script = "from mixer import kernels, draws; print(kernels.compiled, draws.compiled)"
+    script = "from mixer.sampling import draws; from mixer.system import kernels; print(kernels.compiled, draws.compiled)"
     done = subprocess.run(
         [sys.executable, "-c", script], env={"MIXER_KERNELS": "off"}, capture_output=True, text=True, check=True
     )
