@@ -17,7 +17,7 @@ from mixer.config.policy import GuardConfig
 from mixer.losses import SourceLosses
 from mixer.types import Array
 from mixer.walk.guard import Guard
-from mixer.walk.reports import Arrived, lows_of
+from mixer.walk.reports import ReportSum
 
 EVENT, SD = 40_000, 0.12
 TOKENS = 1024  # of an observation
@@ -63,7 +63,7 @@ def alarms(losses: Array, config: GuardConfig, *, epochs: float | None = None) -
     found: list[list[tuple[int, str]]] = [[] for _ in range(num_sources)]
     for step in range(num):
         seen = SourceLosses(rows=ones, tokens=ones * TOKENS, loss_sums=losses[step] * TOKENS)
-        used = [Arrived(step, step, 1, seen, lows_of(step, seen))]
+        used = [ReportSum(step, step, seen)]
         state, begun = guard.look(state, used, since=step, until=step + 1, unique_tokens=unique)
         for alarm in begun:
             found[alarm.source].append((step, alarm.detector))
@@ -116,7 +116,7 @@ def cost(num_sources: int, num: int = 400) -> float:
     for step in range(num):
         sums = (3.0 + 0.1 * rng.standard_normal(num_sources)) * TOKENS
         seen = SourceLosses(rows=ones, tokens=ones * TOKENS, loss_sums=sums)
-        used = [Arrived(step, step, 1, seen, lows_of(step, seen))]
+        used = [ReportSum(step, step, seen)]
         start = time.perf_counter()
         state, _ = guard.look(state, used, since=step, until=step + 1, unique_tokens=unknown)
         times.append(time.perf_counter() - start)

@@ -41,7 +41,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
 LAGS = (0, 4, 8, 16, 42)
 # what a data set of prepared rows has beside its walk
 FINGERPRINT = f"{'0' * 32} with rows {'0' * 32}"
-SHELL = {"version": 2, "fingerprint": FINGERPRINT, "step": 0, "row": 0, "world_size": None, "readers": []}
+SHELL = {"version": 1, "fingerprint": FINGERPRINT, "step": 0, "row": 0, "world_size": None, "readers": []}
 
 
 def a_run(policy: str, *, lag: int, guard: bool) -> Curriculum:

@@ -15,11 +15,7 @@ from mixer.types import Array, IntArray
 
 # sums on these grids add up exactly in float64, in any order, up to 10^11 nats or 5 * 10^8 nats squared a phase
 SUM_GRID = 2.0**-16  # nats, 10^-8 of the loss of a row of 1,000 tokens
-
-
 SQUARE_GRID = 2.0**-24  # nats squared
-
-
 MOST_COUNT = 2**53  # rows or tokens: whole numbers beyond are not exact in float64
 
 
@@ -49,15 +45,13 @@ class SourceLosses:
         squares = np.asarray(self.square_sums, dtype=np.float64)
         object.__setattr__(self, "square_sums", squares if squares.size else np.zeros(self.rows.shape))
 
-    def on_grid(self, *, with_squares: bool = True) -> Self:
-        """Return the same with its sums brought to the grids on which adding is exact, the squares left out or not."""
+    def on_grid(self) -> Self:
+        """Return the same with its sums brought to the grids on which adding is exact."""
         new = object.__new__(type(self))  # the rest is sound already; once per report
         new.__dict__.update(
             self.__dict__,
             loss_sums=np.rint(self.loss_sums / SUM_GRID) * SUM_GRID,
-            square_sums=np.rint(self.square_sums / SQUARE_GRID) * SQUARE_GRID
-            if with_squares
-            else np.zeros(self.rows.size),
+            square_sums=np.rint(self.square_sums / SQUARE_GRID) * SQUARE_GRID,
         )
         return new
 

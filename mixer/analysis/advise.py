@@ -23,7 +23,7 @@ from mixer.region.region import Region
 from mixer.sampling.randomness import generator
 from mixer.types import Array, State
 from mixer.walk.inbox import Inbox
-from mixer.walk.reports import Arrived
+from mixer.walk.reports import ReportSum
 
 CAVEAT = (
     "Decisions only: at each phase, what the policy would have chosen next from the walk's own state and reports. "
@@ -108,7 +108,11 @@ class _Adviser:
         self._pivots = {pivot.at_step for pivot in curriculum.pivots}
         self._region: Region | None = None
         self._since = 0
-        self._before: tuple[State, int, list[Arrived]] = (self._state, 0, [])  # what undoing the newest phase restores
+        self._before: tuple[State, int, list[ReportSum]] = (
+            self._state,
+            0,
+            [],
+        )  # what undoing the newest phase restores
 
     def hear(self, record: dict[str, Any]) -> bool:
         """Take in a line that is not a phase; return whether it undoes the newest phase."""
@@ -131,7 +135,7 @@ class _Adviser:
             self._region = _region(self._curriculum.names, phase["region"])
         assert self._region is not None, "the first phase has a region"
         used = self._inbox.ready(phase["feedback"]["last_step"] + 1 if phase["feedback"] else 0)
-        by_step = [arrived.losses for arrived in used]
+        by_step = [reports.losses for reports in used]
         self._before = (self._state, self._since, used)
         self._state = self._policy.absorb(self._state, by_step, since=self._since, until=start)
         if start in self._pivots:

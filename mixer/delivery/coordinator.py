@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mixer.sources.shared import Member
     from mixer.sources.tokenizer import TextTokenizer
 
-STATE_VERSION = 3
+STATE_VERSION = 1
 
 
 class Decider(Protocol):

@@ -11,9 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -36,7 +34,6 @@ from mixer.journal.scan import (
 )
 
 JOURNAL_VERSION = 2
-UNSYNCED_BYTES = 800  # a report of 16 sources, whose state then stays below 4,096 bytes
 Fsync = Literal["never", "phase", "always"]
 
 log = logging.getLogger(__name__)
@@ -47,20 +44,16 @@ class Journal:
 
     Every line is handed to the operating system before ``append`` returns, so a killed process loses nothing. What a
     power cut may take is a setting, ``fsync``: "phase", the default, flushes the disk after every line but reports, so
-    that decisions and all that they rest on survive; a snapshot of the walk carries the few reports since then, as
-    ``unsynced`` gives them, and ``recover`` writes them again. "always" flushes after every line, "never" leaves it to
-    the operating system, which is for runs that can be made again. A second writer is refused.
+    that decisions and all that they rest on survive; ``sync`` flushes the reports since then, as a walk does before it
+    gives its state. "always" flushes after every line, "never" leaves it to the operating system, which is for runs
+    that can be made again. A second writer is refused.
     """
 
     def __init__(self, path: Path, flags: int, *, fsync: Fsync) -> None:
         self.path = path
         self._place = path.absolute()  # whatever folder the process changes to
         self._fsync = fsync
-        self._unsynced: list[tuple[int, bytes]] = []  # number and text of lines that a power cut may take
-        self._flusher = ThreadPoolExecutor(1, "mixer-journal")  # starts no thread until it is asked
-        self._flushing: Future[None] | None = None
-        self._failure: OSError | None = None  # of that thread: the system reports an error once
-        self._lock = threading.Lock()  # of ``_unsynced``
+        self._is_synced = True  # else a power cut may take the newest lines
         try:
             self._file = os.open(path, flags | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -154,24 +147,7 @@ class Journal:
             ) from error
         self._size += len(line)
         self.position = position
-        if self._fsync != "never":
-            with self._lock:
-                self._unsynced = [] if flush else [*self._unsynced, (position.line, line)]
-
-    def unsynced(self) -> list[str]:
-        """Return the newest lines as they are written, as far as a power cut may take them: ``UNSYNCED_BYTES`` at most.
-
-        They are flushed meanwhile, so that a snapshot of every step need not wait for the disk. With ``fsync`` "never"
-        there are none.
-
-        Raises:
-            JournalError: more than that waits, and the disk does not take it.
-        """
-        if self._failure is not None or sum(len(line) for _, line in self._unsynced) > UNSYNCED_BYTES:
-            self.sync()
-        if self._unsynced and (self._flushing is None or self._flushing.done()):
-            self._flushing = self._flusher.submit(self._flush, self.position.line)
-        return [line.decode() for _, line in self._unsynced]
+        self._is_synced = flush or self._fsync == "never"
 
     def sync(self) -> None:
         """Make sure that what was appended survives a power cut, unless ``fsync`` is "never".
@@ -179,32 +155,13 @@ class Journal:
         Raises:
             JournalError: the disk does not take it.
         """
-        if self._failure is None and self._unsynced:
-            self._flush(self.position.line)
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise JournalError(f"{self.path}: cannot be flushed to disk: {failure.strerror}") from failure
-
-    def _flush(self, last: int) -> None:
+        if self._is_synced:
+            return
         try:
             os.fsync(self._file)
         except OSError as error:
-            self._failure = error
-            return
-        with self._lock:
-            self._unsynced = [(number, line) for number, line in self._unsynced if number > last]
-
-    def recover(self, lines: Sequence[str]) -> None:
-        """Write again what a power cut took from the end; ``lines`` are those that ``unsynced`` gave.
-
-        Lines that are there are left, and so are lines that do not follow the last one: ``resume_from`` finds them.
-        """
-        for line in map(str.encode, lines):
-            body = line[: -len(ending(FIRST))] + b"}"
-            number, digest = self.position.line + 1, chained(self.position.digest, body)
-            if line.endswith(ending(digest)):
-                log.warning("%s: line %d, which a crash took, is written again from the state", self.path, number)
-                self._put(Position(number, digest), line, flush=True)
+            raise JournalError(f"{self.path}: cannot be flushed to disk: {error.strerror}") from error
+        self._is_synced = True
 
     def resume_from(self, position: Position) -> None:
         """Go on from an earlier line of this file: what was written after it is superseded by a ``resume`` line."""
@@ -236,7 +193,6 @@ class Journal:
     def close(self) -> None:
         """Release the file and its lock."""
         if self._file >= 0:
-            self._flusher.shutdown()
             os.close(self._file)
             self._file = -1
 

@@ -53,7 +53,7 @@ def losses_to_record(losses: SourceLosses) -> dict[str, Any]:
     }
 
 
-def record_to_losses(record: dict[str, Any], num_sources: int) -> SourceLosses:
+def record_to_losses(record: Mapping[str, Any], num_sources: int) -> SourceLosses:
     """Return what ``losses_to_record`` was given."""
     places = np.array(record["sources"], dtype=np.intp)
     counts, sums = np.zeros((2, num_sources), dtype=np.int64), np.zeros((2, num_sources))

@@ -21,8 +21,7 @@ class AndreaPolicy(Policy):
     Published constants are kept; C is not published, sqrt(2) is UCB1's (Auer et al. 2002).
     """
 
-    is_by_step = learns_ahead = True
-    looks_at_squares = False
+    is_by_step = True
     scale = 1000.0
 
     def __init__(self, config: AndreaConfig) -> None:

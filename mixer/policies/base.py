@@ -32,16 +32,11 @@ class Policy(Protocol):
         kind: what its phases are called.
         teleports: whether the phase law's random phases happen.
         is_by_step: ``absorb`` looks at the steps one by one; else it may be given their sum.
-        learns_ahead: ``absorb`` of some steps and then of others is that of all, whatever ``since`` and ``until``, so
-            that a walk need not keep the steps until the decision.
-        looks_at_squares: else the walk forgets the ``square_sums`` of reports that go into no journal.
     """
 
     kind: Literal["bandit", "fixed"] = "bandit"
     teleports: Literal["by chance", "always", "never"] = "by chance"
     is_by_step: bool = False
-    learns_ahead: bool = False
-    looks_at_squares: bool = True
 
     @property
     def in_sums(self) -> bool:

@@ -48,7 +48,7 @@ def make_policy(curriculum: Curriculum) -> Policy:
             return OdmPolicy(config)
         case AdoConfig():
             prior = tokens / tokens.sum() if tokens.all() else uniform
-            return AdoPolicy(config, prior=prior, batch_rows=curriculum.batch_rows)
+            return AdoPolicy(config, prior=prior)
         case StaticConfig():
             return FixedPolicy(_by_name(curriculum.names, config.weights) if config.weights else uniform)
         case ProportionalConfig():

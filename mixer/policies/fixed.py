@@ -21,7 +21,6 @@ class FixedPolicy(Policy):
     """
 
     kind = "fixed"
-    looks_at_squares = False
 
     def __init__(
         self, point: Array, *, caps: Array | None = None, teleports: Literal["always", "never"] = "never"

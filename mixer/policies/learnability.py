@@ -34,8 +34,6 @@ class Learnability(Policy):
     arXiv 2410.11820.
     """
 
-    looks_at_squares = False
-
     def __init__(self, config: UcbConfig, *, targets: Array, first_tokens: float) -> None:
         self._config = config
         self._targets = targets

@@ -30,8 +30,7 @@ class OdmPolicy(Policy):
     """
 
     teleports = "never"
-    is_by_step = learns_ahead = True
-    looks_at_squares = False
+    is_by_step = True
 
     def __init__(self, config: OdmConfig) -> None:
         self._config = config

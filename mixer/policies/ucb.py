@@ -9,13 +9,13 @@ import numpy as np
 from mixer.config.policy import UcbConfig
 from mixer.losses import SourceLosses, add_losses
 from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
-from mixer.policies.rewards import CallableReward, Reward
+from mixer.policies.rewards import Reward
 from mixer.region.region import Region
-from mixer.system.packed import rounded
+from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, State
 
 _SUMS = ("rows", "sums", "squares")  # what forgetting shrinks
-RING_BITS, SUM_BITS = 11, 29  # significant bits, 3 and 9 digits: more say nothing, and are a third of a state
+RING_BITS, SUM_BITS = 11, 29  # significant bits, 3 and 9 digits: more say nothing
 
 
 class BoundedUcb(Policy):
@@ -32,7 +32,6 @@ class BoundedUcb(Policy):
     def __init__(self, config: UcbConfig, *, reward: Reward, rows_per_phase: float) -> None:
         self._config = config
         self._reward = reward
-        self.looks_at_squares = isinstance(reward, CallableReward)
         self._m_ref = rows_per_phase
 
     def initial(self, num_sources: int) -> State:

@@ -20,7 +20,7 @@ from mixer.policies import Choice, Policy, make_policy
 from mixer.region.region import Region
 from mixer.types import Array, BoolArray, State
 from mixer.walk.guard import initial_guard_state
-from mixer.walk.state import closed, opened
+from mixer.walk.state import STATE_VERSION, to_lists
 from mixer.walk.walk import Walk
 
 
@@ -54,10 +54,7 @@ class _Tape(Journal):
     def resume_from(self, position: Position) -> None:
         pass
 
-    def unsynced(self) -> list[str]:
-        return []
-
-    def recover(self, lines: Sequence[str]) -> None:
+    def sync(self) -> None:
         pass
 
 
@@ -133,21 +130,21 @@ class Redrive:
 
     def forked(self, curriculum: Curriculum) -> dict[str, Any]:
         """Return the state of a walk that goes on from here under ``curriculum``, the next of the curricula."""
-        state = opened(self.walk.state_dict())
-        guard = state.pop("guard", None)
-        forked = {
+        state = self.walk.state_dict()
+        guard = None
+        if curriculum.guard is not None:
+            guard = state["guard"] or to_lists(initial_guard_state(len(self.walk.names)))
+        return {
             **state,
             "fingerprint": curriculum.fingerprint,
             "policy": _part(state["policy"], 1),
             "before": None,
-            "inbox": {name: part for name, part in state["inbox"].items() if name != "open"},  # what is past is told
+            "guard": guard,
+            "inbox": {**state["inbox"], "open": {}},  # what is past is told
             "live_pivots": [],  # the new curriculum says what comes
             "forked_at": self.walk.frontier,
             "journal": None,
         }
-        if curriculum.guard is not None:
-            forked["guard"] = initial_guard_state(len(self.walk.names)) if guard is None else guard
-        return closed(forked)
 
     def fork_record(self, curriculum: Curriculum) -> dict[str, Any]:
         """Return the line that begins what ``curriculum``, the next of the curricula, decides from here on."""
@@ -171,7 +168,7 @@ class Redrive:
         record = line.record()
         try:
             difference = self._followed(line, record)
-        except (MixerError, IndexError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (MixerError, IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             check_record(line, record)  # a line that is none says more by its form
             if isinstance(error, JournalError):
                 raise
@@ -213,15 +210,17 @@ class Redrive:
         curriculum = self._curricula[self._generation + 1]
         written = {**self.fork_record(curriculum), "number": line.number}
         state = written["state"]
+        if record["state"].get("version") != STATE_VERSION:  # a form that is not read; the next lines tell
+            written["state"] = record["state"]
         is_own = not (self._is_supposed and self._generation + 2 == len(self._curricula))
         difference = _first_difference(line, orjson.loads(orjson.dumps(written))) if is_own else None
-        joined = opened(self.walk.state_dict())["policy"]
+        joined = self.walk.state_dict()["policy"]
         shifted = {
             f"{i}.{name}": values
             for i in range(len(self._curricula) - self._generation - 1)
             for name, values in _part(joined, i + 1).items()
         }
-        self.restore((self._generation + 1, closed({**opened(state), "policy": shifted, "journal": [1, FIRST]})))
+        self.restore((self._generation + 1, {**state, "policy": shifted, "journal": [1, FIRST]}))
         return difference
 
 

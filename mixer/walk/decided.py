@@ -1,7 +1,6 @@
 """The phases that a walk has decided, and where its draws stand after the newest of them.
 
-The newest ``KEPT_PHASES`` stay readable; older ones are the journal's. What was drawn before a phase follows from the
-phase before it, so a state says it of the first phase alone.
+The newest ``KEPT_PHASES`` stay readable; older ones are the journal's.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import numpy as np
 
 from mixer.config.curriculum import Curriculum
 from mixer.errors import FeedbackError, FutureFeedbackError, StepError
+from mixer.journal.records import phase_to_record, record_to_phase
 from mixer.losses import SourceLosses
 from mixer.sampling.draws import initial_owed, phase_counts
 from mixer.sampling.phases import Kind, Phase
 from mixer.types import Array, IntArray
-from mixer.walk.state import phase_to_state, state_to_phase
 
 KEPT_PHASES = 256  # about 6,000 steps
 
@@ -133,12 +132,12 @@ class KeptPhases:
         """Return the newest phases, and those that end after ``from_step`` if it is given, as states have them."""
         newest = list(self.held)[-num_newest:]
         kept = [p for p in self.held if p in newest or (from_step is not None and p.end > from_step)]
-        return [phase_to_state(phase, is_first=phase is kept[0]) for phase in kept]
+        return [phase_to_record(phase) for phase in kept]
 
     @classmethod
     def of(cls, curriculum: Curriculum, state: Iterable[Mapping[str, Any]]) -> KeptPhases:
         """Return the phases that ``state`` gave."""
         phases = cls(curriculum)
         for record in state:
-            phases.keep(state_to_phase(record, curriculum.names, phases.drawn, phases.owed))
+            phases.keep(record_to_phase(record, curriculum.names))
         return phases

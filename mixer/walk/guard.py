@@ -24,9 +24,9 @@ from mixer.journal.words import alarm_in_words
 from mixer.losses import add_losses
 from mixer.policies.regression import SUMS, with_point
 from mixer.region.regimes import OUT_OF_REACH, Regime, regime_at
-from mixer.system.packed import rounded
+from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, State
-from mixer.walk.reports import Arrived, lowest, lows_of
+from mixer.walk.reports import ReportSum, lower
 from mixer.walk.schedule import Plan
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Guard:
 
     def initial(self, num_sources: int) -> State:
         """Return no observations."""
-        return parted(initial_guard_state(num_sources))
+        return initial_guard_state(num_sources)
 
     @staticmethod
     def in_alarm(state: State) -> BoolArray:
@@ -121,7 +121,7 @@ class Guard:
         return np.asarray(state["alarms"] > 0)
 
     def look(
-        self, state: State, used: Sequence[Arrived], *, since: int, until: int, unique_tokens: Array
+        self, state: State, used: Sequence[ReportSum], *, since: int, until: int, unique_tokens: Array
     ) -> tuple[State, list[Alarm]]:
         """Return the state after one observation of each source with rows, and the alarms that begin.
 
@@ -138,7 +138,7 @@ class Guard:
         state = {**state, **{name: state[name] * kept for name in SUMS}}
         if not used:
             return state, []
-        losses = add_losses([arrived.losses for arrived in used])
+        losses = add_losses([reports.losses for reports in used])
         m, seen = losses.rows.astype(np.float64), losses.rows > 0
         x = np.where(seen, np.log(state["tokens"] + losses.tokens / 2 + self._n_0), state["mean_x"])
         loss = np.where(seen, losses.means(), state["mean_y"])
@@ -151,7 +151,7 @@ class Guard:
         if not judged.any():
             return new, []
         epochs = np.divide(new["tokens"], unique_tokens, out=np.zeros_like(m), where=unique_tokens > 0)
-        lows = _lows(used)
+        lows = functools.reduce(lower, [reports.lows() for reports in used])
         low = np.divide(lows[0], lows[1], out=expected.copy(), where=lows[1] > 0)
         low_z = _z(low, expected, state["spread"], lows[2])
         z = _z(loss, expected, state["spread"], m)
@@ -159,7 +159,7 @@ class Guard:
         has_fallen = self._cliffs(new, state, is_low, epochs)
         has_drifted = self._drifts(new, state, judged, z)
         new["alarms"] = CLIFF * has_fallen + DRIFT * has_drifted
-        newest = max(arrived.last_step for arrived in used)
+        newest = max(reports.last_step for reports in used)
         begun = []
         for i in np.flatnonzero(has_fallen & ~_has(state, CLIFF)).tolist():
             begun.append(_alarm(i, "cliff", int(lows[3][i]), low, expected, low_z, epochs, unique_tokens))
@@ -242,25 +242,9 @@ def _z(loss: Array, expected: Array, spread: Array, rows: Array) -> Array:
     return np.divide(loss - expected, own, out=np.zeros_like(loss), where=own > 0)
 
 
-def _lows(used: Sequence[Arrived]) -> Array:
-    """Return the lowest report of each source; of reports whose lowest was not noted, their sum stands for them."""
-    noted = [lows_of(a.last_step, a.losses) if a.lows is None else a.lows for a in used]
-    return functools.reduce(lowest, noted)
-
-
-def initial_guard_state(num_sources: int) -> Array:
-    """Return what ``joined`` gives of a guard that has seen nothing."""
-    return np.zeros(len(NAMES) * num_sources + 1)
-
-
-def joined(state: State) -> Array:
-    """Return the whole state as one array, [len(NAMES) * K + 1]."""
-    return np.concatenate([*(state[name] for name in NAMES), state["tide"]])
-
-
-def parted(values: Array) -> State:
-    """Return the state that ``joined`` was given."""
-    return {**dict(zip(NAMES, values[:-1].reshape(len(NAMES), -1), strict=True)), "tide": values[-1:]}
+def initial_guard_state(num_sources: int) -> State:
+    """Return what a guard knows that has seen nothing."""
+    return {**{name: np.zeros(num_sources) for name in NAMES}, "tide": np.zeros(1)}
 
 
 def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot:
@@ -299,7 +283,7 @@ class Seen:
     def look(
         self,
         guard: Guard,
-        used: Sequence[Arrived],
+        used: Sequence[ReportSum],
         *,
         since: int,
         until: int,
@@ -340,7 +324,7 @@ class Seen:
 
 
 def _coarse(state: State) -> State:
-    """Return the state with all but counts rounded to 11 digits: more say nothing here, and are a fifth of a save."""
+    """Return the state with all but counts rounded to 11 digits: more say nothing here."""
     coarse = rounded(np.stack([state[name] for name in COARSE]), 37)
     return {**state, **dict(zip(COARSE, coarse, strict=True))}
 

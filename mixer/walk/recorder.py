@@ -21,9 +21,8 @@ from mixer.losses import add_losses
 from mixer.policies import Choice
 from mixer.region.regimes import Regime
 from mixer.sampling.phases import Phase
-from mixer.system.packed import pack_lines, unpack_lines
 from mixer.types import Array, IntArray
-from mixer.walk.reports import Arrived
+from mixer.walk.reports import ReportSum
 from mixer.walk.state import STATE_VERSION, check_state
 
 
@@ -78,6 +77,12 @@ class Recording:
                     "make it again with `mixer fork`"
                 )
             self.beginning, what = record["state"], f"{journal.path}: the state at line {begin}"
+            if self.beginning.get("version") != STATE_VERSION:
+                raise StateMismatchError(
+                    f"{what} has version {self.beginning.get('version')!r}, this curriculum-mixer reads version "
+                    f"{STATE_VERSION}; go on with the release that wrote it, or with a fork of it from where it ends: "
+                    "`mixer fork` with the same config"
+                )
             check_state(record["state"], version=STATE_VERSION, fingerprint=fingerprint, what=what)
         self._resume_at = journal.position_of(begin)
 
@@ -91,44 +96,34 @@ class Recording:
         self._journal.append(record)
 
     def place(self) -> dict[str, Any]:
-        """Return what a state says of the journal: where the walk stands, and lines that a power cut may take."""
+        """Return what a state says of the journal: where the walk stands, at a line that no power cut takes."""
         if self._journal is None:
             return {"journal": None}
         if self._resume_at is not None:
             return {"journal": list(self._resume_at)}
-        unsynced = self._journal.unsynced()
-        return {"journal": list(self._journal.position), **({"unsynced": pack_lines(unsynced)} if unsynced else {})}
+        self._journal.sync()
+        return {"journal": list(self._journal.position)}
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """Stand at the line where ``state`` was taken; StateMismatchError if the journal does not have it."""
         if self._journal is None:
             return
-        position = _recovered(self._journal, state)
-        if position is None:
+        if not state["journal"]:
             raise StateMismatchError("the saved state was taken without a journal, so this journal cannot follow it")
-        self._journal.resume_from(position)
+        self._journal.resume_from(Position(*state["journal"]))
         self._resume_at = None
 
     def has(self, state: Mapping[str, Any]) -> bool:
         """Whether ``state`` was taken at a line of this journal."""
-        if self._journal is None:
+        if self._journal is None or not state["journal"]:
             return False
-        position = _recovered(self._journal, state)
-        return position is not None and self._journal.position_of(position.line) == position
+        position = Position(*state["journal"])
+        return self._journal.position_of(position.line) == position
 
     def close(self) -> None:
         """Let go of the journal."""
         if self._journal is not None:
             self._journal.close()
-
-
-def _recovered(journal: Journal, state: Mapping[str, Any]) -> Position | None:
-    """Return where a state was taken, once lines up to there that a power cut took are written again."""
-    if not state["journal"]:
-        return None
-    if "unsynced" in state:
-        journal.recover(unpack_lines(state["unsynced"]))
-    return Position(*state["journal"])
 
 
 def region_record(regime: Regime) -> dict[str, Any]:
@@ -143,16 +138,16 @@ def region_record(regime: Regime) -> dict[str, Any]:
     }
 
 
-def feedback_summary(used: list[Arrived], start: int) -> dict[str, Any] | None:
+def feedback_summary(used: list[ReportSum], start: int) -> dict[str, Any] | None:
     """Return what a decision learned from, summed over steps and ranks; ``delay`` is how old its newest step was."""
     if not used:
         return None
-    summary = losses_to_record(add_losses([arrived.losses for arrived in used]))
+    summary = losses_to_record(add_losses([reports.losses for reports in used]))
     del summary["rank"]
-    last_step = max(arrived.last_step for arrived in used)
+    last_step = max(reports.last_step for reports in used)
     return {
-        "reports": sum(arrived.reports for arrived in used),
-        "first_step": min(arrived.first_step for arrived in used),
+        "reports": sum(reports.reports for reports in used),
+        "first_step": min(reports.first_step for reports in used),
         "last_step": last_step,
         "delay": start - last_step,
         **summary,
@@ -169,7 +164,7 @@ def decision_record(
     boundary: int | None,
     probability_random: float,
     counts: IntArray,
-    used: list[Arrived],
+    used: list[ReportSum],
 ) -> dict[str, Any]:
     """Return the line of a decision.
 

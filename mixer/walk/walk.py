@@ -3,9 +3,9 @@
 ``phase_at(step)`` decides phases one after the other up to the one that covers ``step``. A phase that starts at step s
 is decided from feedback of steps below ``s - lag`` that has arrived, and nothing waits. Each decision is worked out
 first, journalled second and kept third, so a full disk leaves the walk where it was. A pivot may cut the newest phase
-short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag were summed by
-the decisions planned when they came: a decision that comes sooner, after a cut, leaves a sum with newer ones in it;
-where sources may be suspended they are kept apart instead.
+short, or undo its decision: what it had learned from is kept until the next one. Reports within a lag belong to the
+decisions planned when they came: a decision that comes sooner, after a cut, leaves those of a later one, unless sources
+may be suspended.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from mixer.sampling.phases import Kind, Phase
 from mixer.sampling.randomness import passing_generator
 from mixer.types import Array, State
 from mixer.walk.decided import KeptPhases
-from mixer.walk.guard import GUARD_IS_OFF, Guard, Seen, joined, parted, warn
+from mixer.walk.guard import GUARD_IS_OFF, Guard, Seen, warn
 from mixer.walk.inbox import Inbox
 from mixer.walk.limits import Limits
 from mixer.walk.recorder import Recording, decision_record
-from mixer.walk.reports import Arrived, reports_to_state, state_to_reports
+from mixer.walk.reports import ReportSum
 from mixer.walk.schedule import Plan, PlannedStarts
-from mixer.walk.state import STATE_VERSION, check_state, closed, opened
+from mixer.walk.state import STATE_VERSION, check_state, to_arrays, to_lists
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class _Decision:
 
     phase: Phase
     policy_state: State
-    used: list[Arrived]
+    used: list[ReportSum]
     seen: Seen
 
 
@@ -79,7 +79,7 @@ class _Before:
 
     policy_state: State
     guard_state: State
-    used: list[Arrived]
+    used: list[ReportSum]
 
 
 class Walk:
@@ -134,12 +134,10 @@ class Walk:
             # a source may be lost at any step: what a decision uses must not hang on which reports came before the cut
             in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
             is_guarded=self._guard is not None,
-            whole_rows=curriculum.batch_rows if self._policy.learns_ahead else None,
         )
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._starts = PlannedStarts()
         self._before: _Before | None = None  # of the newest phase, unless that was undone
-        self._looks_at_squares = journal is not None or self._policy.looks_at_squares
         self._recording = Recording(journal, curriculum, sources or {})
         if self._recording.header is not None:
             self._follow_guard(self._recording.header["curriculum"].get("guard"), "journal")
@@ -227,12 +225,10 @@ class Walk:
             if drawn is None or told is None or not (told + losses.rows <= drawn).all():  # seldom
                 self._phases.check_drawn(step, losses)
                 self._limits.check_left(losses, drawn, told, self.names, step=step)
-        losses = losses.on_grid(with_squares=self._looks_at_squares)
+        losses = losses.on_grid()
         self._recording.write({"type": "feedback", "step": step, **losses_to_record(losses)})
         last = max(step, self._inbox.last_step or 0)
         self._inbox.add(step, losses, cutoffs=self._cutoffs(last, newest))
-        if last >= newest.start:  # else its decision may still be undone
-            self._learn_ahead(last + 1 - self.curriculum.feedback_lag)
         return True
 
     def has_report(self, step: int, rank: int) -> bool:
@@ -248,13 +244,6 @@ class Walk:
         if lag == 0:
             return []
         return [start - lag for start in self._starts.beyond(step + lag, self._plan, newest)]
-
-    def _learn_ahead(self, before: int) -> None:
-        """Let the policy learn from whole steps that the next decision uses in any case: a state then has one sum."""
-        while (arrived := self._inbox.next_whole(before)) is not None:
-            step = arrived.first_step
-            self._policy_state = self._policy.absorb(self._policy_state, [arrived.losses], since=step, until=step)
-            self._inbox.note_learned(arrived)
 
     @_one_at_a_time
     def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
@@ -352,26 +341,25 @@ class Walk:
                 ``from_step`` is not given.
         """
         can_undo = from_step is None if can_undo is None else can_undo
-        state = {
+        before = self._before if can_undo else None
+        return {
             "version": STATE_VERSION,
             "fingerprint": self.curriculum.fingerprint,
             "phases": self._phases.state(num_newest=2 if can_undo else 1, from_step=from_step),
-            "policy": self._policy_state,
+            "policy": to_lists(self._policy_state),
+            "guard": to_lists(self._guard_state) if self._guard else None,
             "inbox": self._inbox.state_dict(),
-            "before": None
-            if self._before is None or not can_undo
-            else {
-                "policy": self._before.policy_state,
-                "used": reports_to_state(self._before.used),
-                **self._guard_to_state(self._before.guard_state),
+            "before": before
+            and {
+                "policy": to_lists(before.policy_state),
+                "guard": to_lists(before.guard_state),
+                "used": [reports.to_record() for reports in before.used],
             },
-            **self._guard_to_state(self._guard_state),
-            "unique_tokens": self._unique_tokens,
+            "unique_tokens": self._unique_tokens.tolist(),
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
             "forked_at": self.forked_at,
             **self._recording.place(),
         }
-        return closed(state)
 
     @_one_at_a_time
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -389,28 +377,21 @@ class Walk:
         return self._recording.has(state)
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
-        state = opened(state)
-        self.forked_at = state.get("forked_at")
+        self.forked_at = state["forked_at"]
         self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
-        self._policy_state = state["policy"]
-        self._follow_guard(state.get("guard"), "saved state")
-        self._guard_state = self._state_to_guard(state)
+        self._policy_state = to_arrays(state["policy"])
+        self._follow_guard(state["guard"], "saved state")
+        self._guard_state = to_arrays(state["guard"]) if self._guard else {}
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
         self._before = before and _Before(
-            before["policy"],
-            self._state_to_guard(before),
-            state_to_reports(before["used"], len(self.names)),
+            to_arrays(before["policy"]),
+            to_arrays(before["guard"]),
+            [ReportSum.of(record, len(self.names)) for record in before["used"]],
         )
         self._begun = None
-        self._unique_tokens = state["unique_tokens"]
+        self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
         self._phases = KeptPhases.of(self.curriculum, state["phases"])
-
-    def _guard_to_state(self, state: State) -> dict[str, Array]:
-        return {"guard": joined(state)} if self._guard else {}
-
-    def _state_to_guard(self, state: Mapping[str, Any]) -> State:
-        return parted(state["guard"]) if self._guard else {}
 
     def _follow_guard(self, guard: object, what: str) -> None:
         """Go on as the run began; without a guard if there was none, as before there were any."""
@@ -458,7 +439,7 @@ class Walk:
         is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
         landed = regime.region.project(before) if is_new_regime and not is_inside else before
 
-        steps = [arrived.losses for arrived in used if not arrived.is_learned]
+        steps = [reports.losses for reports in used]
         learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
         if seen.plan.pivots_at(start):
             learned = self._policy.after_pivot(learned)

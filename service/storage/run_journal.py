@@ -115,11 +115,6 @@ class RunJournal:
         """Flush every line: a snapshot in the database must not name one that may be lost."""
         self._lines.sync()
 
-    def unsynced(self) -> list[str]:
-        """Return no line: all are flushed first."""
-        self.sync()
-        return []
-
     def tell_noted(self, places: Sequence[int], *, up_to: int) -> None:
         """Tell of the lines at some places alone, which are all up to number ``up_to`` but reports."""
         for place, record in zip(places, self._lines.records_at(places), strict=True):

@@ -36,7 +36,6 @@ from mixer.replay.verify import audit
 from mixer.sampling.draws import phase_counts, plan_rows
 from mixer.sources.prepared.prepare import prepare
 from mixer.testing import assert_resumes_from_every_step
-from mixer.walk.state import opened
 from mixer.walk.walk import Walk
 from tests.support.curricula import WORDS, write_sources
 from tests.support.outages import Outage
@@ -286,7 +285,7 @@ def test_a_source_read_through_tells_the_walk_its_size(folder: Path) -> None:
         del batch
     progress = dataset.progress()
     assert progress["s0"].unique_tokens is not None
-    known = dict(zip(dataset.curriculum.names, opened(dataset.walk.state_dict())["unique_tokens"], strict=True))
+    known = dict(zip(dataset.curriculum.names, dataset.walk.state_dict()["unique_tokens"], strict=True))
     assert known["s0"] == progress["s0"].unique_tokens
 
 

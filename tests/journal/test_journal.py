@@ -9,8 +9,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mixer.journal.file
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.journal.file import Journal, read_journal
@@ -29,7 +26,6 @@ from mixer.replay.fork import fork
 from mixer.replay.replay import Replay
 from mixer.replay.verify import audit
 from mixer.sampling.phases import Phase
-from mixer.system.packed import unpack_lines
 from mixer.walk.walk import Walk
 from tests.support.curricula import (
     POLICIES,
@@ -54,11 +50,6 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [_without_number(record) for record in read_journal(path)]
-
-
-def carried(state: dict[str, Any]) -> list[str]:
-    """The lines of a state that the disk may not have yet."""
-    return unpack_lines(state["unsynced"]) if "unsynced" in state else []
 
 
 def _without_number(record: dict[str, Any]) -> dict[str, Any]:
@@ -190,76 +181,52 @@ def test_going_on_from_an_earlier_line_is_written_down_and_supersedes_the_rest(t
         assert journal.position.line == 3
 
 
-# A disk that is slow, and a power cut.
+# A power cut.
 
 
-def test_a_state_writes_again_what_a_power_cut_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk holds no report but those that a decision flushed; each state brings the others back, to the letter."""
+def test_a_state_names_no_line_that_a_power_cut_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a cut the file has what was flushed, and every state goes on from there, to the letter."""
     run, path = curriculum(3), tmp_path / "run.jsonl"
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda *_: Future())  # nothing is flushed beside
-    taken: list[tuple[dict[str, Any], int, bytes]] = []
+    flushed: list[int] = []  # bytes
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(path.stat().st_size))
+    taken: list[tuple[dict[str, Any], bytes]] = []
     with Journal.create(path) as journal:
         walk = Walk(run, journal=journal)
         for step in range(60):
             drive(walk, step + 1, since=step)
+            assert flushed[-1] < path.stat().st_size  # the report
             state = json.loads(json.dumps(walk.state_dict()))
-            kept = path.stat().st_size - sum(map(len, carried(state)))
-            taken.append((state, kept, path.read_bytes()))
+            taken.append((state, path.read_bytes()[: flushed[-1]]))
         reference = drive(walk, 90, since=60)
-    assert any(kept < len(whole) for _, kept, whole in taken)
-    for state, kept, whole in taken:
-        path.write_bytes(whole[:kept])
+    for state, kept in taken:
+        path.write_bytes(kept)
         with Journal.open(path) as journal:
-            restored = Walk(run, journal=journal)
-            restored.load_state_dict(state)
-            assert path.read_bytes() == whole
+            Walk(run, journal=journal).load_state_dict(state)
+            assert path.read_bytes() == kept
     with Journal.open(path) as journal:
         restored = Walk(run, journal=journal)
         restored.load_state_dict(state)
         assert same_phases(drive(restored, 90, since=60), reference)
-    path.write_bytes(whole[: kept // 2].rsplit(b"\n", 1)[0] + b"\n")  # lines before them are gone too
+    path.write_bytes(kept[: len(kept) // 2].rsplit(b"\n", 1)[0] + b"\n")
     with Journal.open(path) as journal, pytest.raises(StateMismatchError, match="but the journal has fewer lines"):
         Walk(run, journal=journal).load_state_dict(state)
 
 
-def test_a_state_does_not_wait_for_the_disk_and_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    is_answering, fsync = threading.Event(), os.fsync
-    run = curriculum(16)
-    with Journal.create(tmp_path / "run.jsonl") as journal:
-        walk = Walk(run, journal=journal)
-        drive(walk, 3)
-
-        def slowly(file: int) -> None:
-            if threading.current_thread() is not threading.main_thread():
-                assert is_answering.wait(100)
-            fsync(file)
-
-        monkeypatch.setattr(os, "fsync", slowly)
-        for step in range(3, 60):
-            state = walk.state_dict(from_step=step)  # returns, though the disk does not answer
-            assert sum(map(len, carried(state))) <= mixer.journal.file.UNSYNCED_BYTES
-            drive(walk, step + 1, since=step)
-        is_answering.set()
-    assert len(list(read_journal(tmp_path / "run.jsonl"))) > 60
-
-
-def test_a_report_that_the_disk_did_not_take_is_told_at_the_next_state(
+def test_a_report_that_the_disk_does_not_take_is_told_as_a_state_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: int) -> None:
         raise OSError(5, "Input/output error")
 
     with Journal.create(tmp_path / "run.jsonl") as journal:
-        journal.append({"type": "phase"})
-        journal.append({"type": "feedback"})
+        walk = Walk(curriculum(3), journal=journal)
+        drive(walk, 3)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", broken)
-            assert len(journal.unsynced()) == 1
-            assert journal._flushing is not None
-            journal._flushing.result()
-            with pytest.raises(JournalError, match="cannot be flushed to disk: Input/output error"):
-                journal.unsynced()
-        assert len(journal.unsynced()) == 1
+            for _ in range(2):
+                with pytest.raises(JournalError, match="cannot be flushed to disk: Input/output error"):
+                    walk.state_dict()
+        assert walk.state_dict()["journal"] == list(journal.position)
 
 
 # A disk that is full.
@@ -276,9 +243,7 @@ FULL_DISK = """
     walk = Walk(run, journal=journal)
 
     def state_and_file():
-        state = walk.state_dict()
-        state.pop("unsynced", None)  # the disk takes lines in its own time
-        return repr(state), open(path, "rb").read()
+        return repr(walk.state_dict()), open(path, "rb").read()
 
     def refuses(action, room):
         before = state_and_file()
@@ -302,7 +267,7 @@ FULL_DISK = """
         if step % 10 == 0:
             refuses(lambda: walk.report(step, losses), room)
         assert walk.report(step, losses)
-    print(repr(walk.state_dict()["phases"]), repr(walk.state_dict()["arrays"]))
+    print(repr(walk.state_dict()["phases"]), repr(walk.state_dict()["policy"]))
 """
 
 
@@ -319,7 +284,7 @@ def test_a_full_disk_decides_nothing_and_after_room_is_made_the_walk_is_the_same
     walk = Walk(curriculum(5, seed=4))
     drive(walk, 150)
     state = walk.state_dict()
-    assert done.stdout.strip() == f"{state['phases']!r} {state['arrays']!r}"
+    assert done.stdout.strip() == f"{state['phases']!r} {state['policy']!r}"
     with Journal.create(tmp_path / "roomy.jsonl") as journal:
         drive(Walk(curriculum(5, seed=4), journal=journal), 150)
     assert path.read_bytes() == (tmp_path / "roomy.jsonl").read_bytes()

@@ -29,7 +29,7 @@ from mixer.policies import (
 from mixer.policies.rewards import LossReward
 from mixer.policies.ucb import RING_BITS
 from mixer.region.region import Region
-from mixer.system.packed import rounded
+from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, IntArray, State
 from mixer.walk.walk import Walk
 from tests.policies.test_rewards import losses_of

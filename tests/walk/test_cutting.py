@@ -20,7 +20,6 @@ from mixer.journal.lookup import Lookup
 from mixer.journal.tables import read_story
 from mixer.replay.verify import audit
 from mixer.sampling.phases import Phase
-from mixer.walk.state import closed, opened
 from mixer.walk.walk import Walk
 from tests.support.curricula import (
     MAX_LATE,
@@ -97,9 +96,9 @@ def test_a_cut_at_the_first_step_of_the_newest_phase_is_as_if_that_had_never_bee
     hasty.phase_at(step)
     assert cut(hasty, step) == step
     patient.pivot(LIVE, step)
-    one, other = (opened(walk.state_dict()) for walk in (hasty, patient))
+    one, other = (walk.state_dict() for walk in (hasty, patient))
     assert (one["before"], other["before"] is None) == (None, False)
-    assert closed(one) == closed({**other, "before": None})
+    assert one == {**other, "before": None}
     rest = [drive(walk, step + 80, since=step, late=late) for walk in (hasty, patient)]
     assert same_phases(*rest)
     assert hasty.state_dict() == patient.state_dict()

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.errors import StateMismatchError
 from mixer.journal.records import losses_to_record, record_to_losses
 from mixer.losses import SourceLosses
 from mixer.walk.inbox import Inbox
-from mixer.walk.reports import Arrived, lows_of, reports_to_state, state_to_reports
+from mixer.walk.reports import ReportSum
 from tests.policies.test_rewards import losses_of, reports
 
 keys = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=40)
@@ -31,24 +27,20 @@ def report(step: int, rank: int) -> SourceLosses:
 
 
 def filled(
-    arrivals: list[tuple[int, int]],
-    *,
-    is_by_step: bool = True,
-    in_sums: bool | None = None,
-    cutoffs: Sequence[int] = (),
+    arrivals: list[tuple[int, int]], *, is_by_step: bool = True, in_sums: bool = False, cutoffs: Sequence[int] = ()
 ) -> Inbox:
-    in_sums = not is_by_step if in_sums is None else in_sums
-    inbox = Inbox(1, batch_rows=1, is_by_step=is_by_step, in_sums=in_sums)
+    inbox = Inbox(1, batch_rows=1, is_by_step=is_by_step, in_sums=in_sums, is_guarded=True)
     for step, rank in arrivals:
         if not inbox.has(step, rank):
             inbox.add(step, report(step, rank), cutoffs=cutoffs)
     return inbox
 
 
-def told(arrived: list[Arrived]) -> list[tuple[int, int, int, list[int], list[float]]]:
+def told(reports: list[ReportSum]) -> list[tuple[int, int, int, list[int], list[float], list[list[float]]]]:
     return [
-        (each.first_step, each.last_step, each.reports, each.losses.rows.tolist(), each.losses.loss_sums.tolist())
-        for each in arrived
+        (each.first_step, each.last_step, each.reports, losses.rows.tolist(), losses.loss_sums.tolist(), lows.tolist())
+        for each in reports
+        for losses, lows in [(each.losses, each.lows())]
     ]
 
 
@@ -72,9 +64,10 @@ def test_what_is_ready_is_in_order_and_summed_over_ranks(arrivals: list[tuple[in
     ready = inbox.ready(before)
     known = set(arrivals)
     expected = [
-        (step, step, len(ranks), [(step + 1) * len(ranks)], [sum(step + rank / 8 for rank in ranks)])
+        (step, step, len(ranks), [(step + 1) * len(ranks)], [sum(step + rank / 8 for rank in ranks)], lowest)
         for step in sorted({step for step, _ in known})
         for ranks in [[rank for s, rank in known if s == step]]
+        for lowest in [[[step + min(ranks) / 8], [step + 1], [step + 1], [step]]]
     ]
     assert told(ready) == [row for row in expected if row[0] < before]
     inbox.drop(ready)
@@ -91,20 +84,22 @@ def test_steps_that_planned_decisions_use_together_are_kept_as_one_sum(
     arrivals: list[tuple[int, int]], cutoffs: list[int], random: object
 ) -> None:
     cutoffs = [*cutoffs, 20]
-    apart, joined = filled(arrivals), filled(arrivals, is_by_step=False, cutoffs=cutoffs)
-    tied = filled(arrivals, in_sums=True, cutoffs=cutoffs)
+    apart, tied = filled(arrivals), filled(arrivals, in_sums=True, cutoffs=cutoffs)
+    joined = filled(arrivals, is_by_step=False, in_sums=True, cutoffs=cutoffs)
     for before in cutoffs:
-        (mine, tied_too, theirs) = (inbox.ready(before) for inbox in (joined, tied, apart))
-        for name in ("rows", "loss_sums"):
-            for ready in (mine, tied_too):
-                assert sum(getattr(each.losses, name).sum() for each in ready) == sum(
-                    getattr(each.losses, name).sum() for each in theirs
-                )
-        assert sum(each.reports for each in mine) == sum(each.reports for each in theirs)
-        assert told(tied_too) == told(theirs)
+        mine, theirs = joined.ready(before), apart.ready(before)
         assert len(mine) <= 1 + cutoffs.index(before)
+        assert _added(mine) == _added(theirs)
+        assert told(tied.ready(before)) == told(theirs)
     shuffled = sorted(arrivals, key=lambda _: random.random())  # type: ignore[attr-defined]
-    assert filled(shuffled, is_by_step=False, cutoffs=cutoffs).state_dict() == joined.state_dict()
+    assert filled(shuffled, is_by_step=False, in_sums=True, cutoffs=cutoffs).state_dict() == joined.state_dict()
+    at_once = filled(arrivals, is_by_step=False, in_sums=True).ready(13)  # by the next decision, whenever that comes
+    assert len(at_once) == bool(arrivals)
+    assert _added(at_once) == _added(apart.ready(20))
+
+
+def _added(reports: list[ReportSum]) -> list[tuple[int, int, int, list[int], list[float], list[list[float]]]]:
+    return told([functools.reduce(lambda one, other: one.joined(other, keeps_lowest=True), reports)] if reports else [])
 
 
 @pytest.mark.parametrize("is_by_step", [True, False])
@@ -119,6 +114,8 @@ def test_a_decision_sooner_than_planned_leaves_what_is_due_later(is_by_step: boo
     assert [told(restored.ready(before)) for before in (6, 7, 12)] == [
         told(inbox.ready(before)) for before in (6, 7, 12)
     ]
+    inbox.keep_apart()
+    assert sum(each.reports for each in inbox.ready(6)) == 3
 
 
 @given(st.sets(st.integers(0, 30)))
@@ -131,12 +128,7 @@ def test_steps_had_are_kept_as_the_fewest_intervals(steps: set[int]) -> None:
 def test_a_run_of_any_length_is_remembered_in_one_interval() -> None:
     inbox = filled([(step, 0) for step in range(5000)])
     inbox.drop(inbox.ready(5000))
-    assert inbox.state_dict() == {"pending": "", "learned_until": 0, "had": [[[[0, 0]], [[0, 4999]]]]}
-
-
-def test_ranks_that_had_the_same_steps_are_named_together() -> None:
-    inbox = filled([(step, rank) for step in range(30) for rank in range(64) if (step, rank) != (29, 5)])
-    assert inbox.state_dict()["had"] == [[[[0, 4], [6, 63]], [[0, 29]]], [[[5, 5]], [[0, 28]]]]
+    assert inbox.state_dict() == {"pending": [], "had": {"0": [[0, 4999]]}, "open": {}}
 
 
 @given(keys, keys)
@@ -144,7 +136,7 @@ def test_an_inbox_restored_from_json_goes_on_as_the_first_would(
     before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
     first = filled(before)
-    restored = Inbox(1, batch_rows=1, is_by_step=True)
+    restored = Inbox(1, batch_rows=1, is_by_step=True, is_guarded=True)
     restored.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for inbox in (first, restored):
         for step, rank in after:
@@ -154,60 +146,13 @@ def test_an_inbox_restored_from_json_goes_on_as_the_first_would(
     assert told(restored.ready(100)) == told(first.ready(100))
 
 
-@st.composite
-def arrivals_of_any_kind(draw: st.DrawFn) -> list[Arrived]:
-    """Reports of 3 sources, some of them sums of several, with lows or without, with squares or without."""
-    has_lows, has_squares = draw(st.booleans()), draw(st.booleans())
-    found: list[Arrived] = []
-    step = draw(st.integers(0, 10**9))
-    for _ in range(draw(st.integers(0, 5))):
-        parts = []
-        for _ in range(draw(st.integers(1, 3))):
-            losses = draw(reports()).on_grid()
-            losses = losses if has_squares else replace(losses, square_sums=np.zeros(3))
-            parts.append(Arrived(step, step, 1, losses, lows_of(step, losses) if has_lows else None))
-            step += draw(st.integers(0, 2))
-        joined = functools.reduce(Arrived.joined, parts)
-        found.append(replace(joined, is_learned=draw(st.booleans())))
-        step += 1
-    return found
-
-
-@given(arrivals_of_any_kind())
-def test_reports_come_back_from_a_state_to_the_last_bit(before: list[Arrived]) -> None:
-    after = state_to_reports(json.loads(json.dumps(reports_to_state(before))), 3)
-    assert len(after) == len(before)
-    for one, other in zip(before, after, strict=True):
-        for name in ("first_step", "last_step", "reports", "is_learned"):
-            assert getattr(one, name) == getattr(other, name), name
-        for name in ("rows", "tokens", "loss_sums", "square_sums"):
-            assert getattr(one.losses, name).tolist() == getattr(other.losses, name).tolist(), name
-        assert (one.lows is None) == (other.lows is None)
-        if one.lows is not None and other.lows is not None:
-            assert one.lows.tolist() == other.lows.tolist()
-
-
-@pytest.mark.parametrize("text", ["x", "not base64: \u00e9", "0000000000", 3, ["a list, as versions before 5 had it"]])
-def test_packed_reports_that_were_changed_are_refused(text: Any) -> None:
-    with pytest.raises(StateMismatchError, match="no packed reports: it was changed"):
-        state_to_reports(text, 3)
-
-
-@given(st.sets(st.integers(0, 12)), st.integers(0, 14))
-def test_the_steps_learned_from_ahead_are_the_whole_ones_from_the_first_on(steps: set[int], before: int) -> None:
-    inbox = Inbox(1, is_by_step=True, whole_rows=4)
-    for step in steps:
-        rows = np.array([3 if step == 6 else 4])  # of step 6 a row is missing
-        inbox.add(step, SourceLosses(rows=rows, tokens=rows, loss_sums=rows * 1.0))
-    learned = []
-    while (arrived := inbox.next_whole(before)) is not None:
-        learned.append(arrived.first_step)
-        inbox.note_learned(arrived)
-    assert learned == list(itertools.takewhile(lambda step: step in steps and step < before and step != 6, range(15)))
-    assert sum(arrived.reports for arrived in inbox.ready(100)) == len(steps)
-    assert [arrived.is_learned for arrived in inbox.ready(100)] == [True] * bool(learned) + [False] * (
-        len(steps) - len(learned)
-    )
+@given(st.integers(0, 10**9), st.lists(reports(), min_size=1, max_size=3), st.booleans())
+def test_reports_come_back_from_a_state_to_the_last_bit(step: int, parts: list[SourceLosses], is_guarded: bool) -> None:
+    each = [ReportSum(step, step, losses.on_grid()) for losses in parts]
+    before = functools.reduce(lambda one, other: one.joined(other, keeps_lowest=is_guarded), each)
+    record = json.loads(json.dumps(before.to_record()))
+    assert ReportSum.of(record, 3).to_record() == record
+    assert told([ReportSum.of(record, 3)]) == told([before])
 
 
 @given(reports())

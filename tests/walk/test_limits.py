@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.analysis.explain import explain
-from mixer.errors import FeedbackError, InvalidLossError, MixerError, RepeatedRowsError, StateMismatchError
+from mixer.errors import FeedbackError, InvalidLossError, MixerError, RepeatedRowsError
 from mixer.journal.file import Journal, read_journal
 from mixer.losses import SourceLosses
 from mixer.replay.replay import Replay
@@ -24,7 +24,7 @@ from mixer.replay.verify import audit
 from mixer.sampling.phases import Phase
 from mixer.types import IntArray
 from mixer.walk.limits import Limits
-from mixer.walk.reports import Arrived, lows_of, reports_to_state, state_to_reports
+from mixer.walk.reports import ReportSum
 from mixer.walk.walk import Walk
 from tests.support.curricula import batch_counts, curriculum, drive, noisy_losses, same_phases
 from tests.support.strategies import source_names
@@ -236,36 +236,15 @@ def test_square_sums_of_real_rows_are_taken_whatever_is_masked(rows: list[tuple[
 numbers = st.floats(0, 1e300).map(lambda value: value if value == 0 or value > 1e-300 else 0.0)
 
 
-@given(
-    st.lists(st.lists(numbers, min_size=6, max_size=6), min_size=1, max_size=4), st.booleans(), st.integers(1, 2**50)
-)
-def test_sums_of_any_size_wait_in_a_state_to_the_last_bit(
-    values: list[list[float]], has_lows: bool, count: int
-) -> None:
-    before = []
+@given(st.lists(st.lists(numbers, min_size=6, max_size=6), min_size=1, max_size=4), st.integers(1, 2**50))
+def test_sums_of_any_size_wait_in_a_state_to_the_last_bit(values: list[list[float]], count: int) -> None:
     for step, row in enumerate(values):
         counts = np.full(3, count)
         losses = SourceLosses(counts, counts, np.array(row[:3]), np.array(row[3:])).on_grid()
         if np.isfinite(losses.loss_sums).all() and np.isfinite(losses.square_sums).all():
-            before.append(Arrived(step, step, 1, losses, lows_of(step, losses) if has_lows else None))
-    after = state_to_reports(json.loads(json.dumps(reports_to_state(before))), 3)
-    assert [_bits(arrived) for arrived in after] == [_bits(arrived) for arrived in before]
-
-
-def _bits(arrived: Arrived) -> tuple[Any, ...]:
-    losses = [getattr(arrived.losses, name).tobytes() for name in ("rows", "tokens", "loss_sums", "square_sums")]
-    return (arrived.first_step, arrived.reports, None if arrived.lows is None else arrived.lows.tobytes(), *losses)
-
-
-def test_a_sum_that_an_older_release_packed_though_it_was_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    ones = np.ones(3, dtype=np.int64)
-    waiting = [Arrived(0, 0, 1, SourceLosses(ones, ones, np.full(3, 1e16)))]
-    assert state_to_reports(reports_to_state(waiting), 3)[0].losses.loss_sums.tolist() == [1e16] * 3
-    monkeypatch.setattr("mixer.walk.reports.MOST_PACKED", math.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        old = reports_to_state(waiting)
-    with pytest.raises(StateMismatchError, match="no packed reports"):
-        state_to_reports(old, 3)
+            back = ReportSum.of(json.loads(json.dumps(ReportSum(step, step, losses).to_record())), 3).losses
+            for name in ("rows", "tokens", "loss_sums", "square_sums"):
+                assert getattr(back, name).tobytes() == getattr(losses, name).tobytes()
 
 
 @pytest.mark.parametrize("value", [1e9, 1e16, 1e30])
