@@ -2,7 +2,7 @@
 
 The losses are made up: a power law that falls from 4.0 towards 1.5 nats, with noise of Student's t with 5 degrees of
 freedom and a standard deviation of 0.12. At observation 40,000 something happens, or nothing does. One observation has
-one report of one row, as in the table that this repeats (``docs/adr/0012-guard.md``); 100,000 of them, 8 seeds.
+one report of one row, as in the table of ``benchmarks/README.md``; 100,000 of them, 8 seeds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Thin adapters between ``MixtureDataset`` and what trainers expect of a loader; each names the trap that it avoids.
 
-Nothing is imported here: a trainer's library is needed by its own module alone.
+Imports ``dataset`` and what is below it, and a trainer's library in its own module alone. Start with
+``loading.MixtureLoader``; ``trainer`` is for Hugging Face, ``titan`` for torchtitan.
 """

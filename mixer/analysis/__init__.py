@@ -1,4 +1,5 @@
 """Questions to a run or its journal: check, explain, advise, effects, simulate, watch, export, plots.
 
-Imports everything below it; nothing but the command line and adapters imports it. Each module answers one question.
+Imports what is below it; the command line imports it, the demo takes ``plots``, the service ``palette``. Each module
+answers one question: start with ``explain``.
 """

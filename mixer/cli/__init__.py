@@ -1,7 +1,8 @@
 """The `mixer` command: verbs and paths here, settings in the curriculum's file.
 
-Results go to stdout (``--json`` for machines), talk to stderr. Exit codes: 0 done, 1 failed, 2 misused. Commands that
-stand above the library, such as ``mixer demo``, join through the entry-point group ``mixer.commands``.
+Results go to stdout (``--json`` for machines), talk to stderr. Exit codes: 0 done, 1 failed, 2 misused. Imports what is
+below it when a command runs. Start with ``planning``. Commands that stand above the library, such as ``mixer demo``,
+join through the entry-point group ``mixer.commands``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the next phase should draw: an index per source and a vertex (bandits), or fixed weights (baselines).
 
 A policy holds settings only. What it has learned is a ``State``, named arrays that it takes and returns, so that a
-decision can be tried, journalled and only then kept.
+decision can be tried, journalled and only then kept. Imports ``config`` and what is below it. Start with ``base``, then
+``learnability``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """What follows from the seed alone: the kinds and lengths of phases, which rows a step draws, and their order.
 
-Imports ``system`` and ``region``. Start with ``phases``, then ``draws``.
+Imports ``system`` and ``types`` alone. Start with ``phases``, then ``draws``.
 """

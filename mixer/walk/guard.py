@@ -3,7 +3,7 @@
 What is expected of a source is the line of its loss against the logarithm of its tokens, fitted to all earlier
 observations (``policies/learnability.py`` has the same line); what a decision learns of a source is one observation.
 Nothing but the reports that decisions use is looked at, so alarms come out the same in any order of arrival, and again
-in a replay. ``docs/adr/0012-guard.md`` has the rates of false alarms and the delays.
+in a replay. ``docs/adr/0008-guard.md`` says why, ``benchmarks/README.md`` has the rates.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What trainers on other machines use: ``MixerClient``, ``AsyncMixerClient`` and ``RemoteMixtureDataset``.
 
-Needs no web framework and no database. Start with ``client``; ``dataset`` has ``MixtureDataset``'s interface.
+Imports ``wire`` and ``errors``, no web framework and no database. Start with ``client``; ``dataset`` has
+``MixtureDataset``'s interface.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The page one looks at all day: plain HTML, CSS and modules, served beside the routes that it reads.
 
-It needs nothing from elsewhere, so it works offline and under the guard's content security policy, which allows
-nothing else.
+It needs nothing from elsewhere, so it works offline and under the server's content security policy, which allows
+nothing else. Imports ``storage`` and ``mixer``. Start with ``columns``, which follows a journal line by line.
 """
 
 from __future__ import annotations

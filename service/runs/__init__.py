@@ -1,4 +1,5 @@
 """Runs while they are served: deciding, building batches ahead, leases of steps, and waiting.
 
-Start with ``engine.Engine``, then ``registry`` and ``builder``.
+Imports ``dashboard``, ``storage``, ``wire`` and ``mixer``. Start with ``engine.Engine``, then ``registry`` and
+``builder``.
 """

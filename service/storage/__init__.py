@@ -1,4 +1,4 @@
 """What a server keeps: the database, and the journals of its runs in files or in the database.
 
-Start with ``store.Store`` and ``run_journal``.
+Imports ``errors`` and ``mixer``. Start with ``store.Store`` and ``run_journal``.
 """

@@ -2,7 +2,7 @@
 
 Anything out of the ordinary (another order of the query, a condition, a field out of range) goes on to the framework,
 whose routes document the same requests and call the same functions. A batch costs the framework's way about 300 us
-and the lane's 20 (ADR 11).
+and the lane's 20 (ADR 7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A batch on the wire: an Arrow IPC stream of one record batch, tokens in the smallest dtype, and its digest.
 
-Arrow, because every user of this package has it, no byte of it is code, and decoding copies nothing (ADR 10).
+Arrow, because every user of this package has it, no byte of it is code, and decoding copies nothing (ADR 6).
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def test_a_source_is_judged_only_after_enough_observations() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("event", "soonest", "latest"), [("cliff", 40, 40), ("ramp", 70, 160), ("shift", 30, 110)])
 def test_the_published_table_of_delays_is_met(event: str, soonest: int, latest: int) -> None:
-    """The point cliff, the ramp and the shift of docs/adr/0012-guard.md, on 3 seeds."""
+    """The point cliff, the ramp and the shift of benchmarks/README.md, on 3 seeds."""
     _, _, cliffs, drifts, delays, _, missed = measured(event, EVENT + 500, range(2, 5), others=27)
     first, _, last = str(delays).partition(" to ")
     assert (cliffs, drifts, missed) == (0, 0, 0)

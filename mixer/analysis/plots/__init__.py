@@ -1,4 +1,7 @@
-"""Pictures of a walk: a page to look into, or one still picture."""
+"""Pictures of a walk: a page to look into, or one still picture.
+
+Imports what ``analysis`` may. Start with ``view``, which says what is drawn; ``page`` and ``picture`` draw it.
+"""
 
 from __future__ import annotations
 
