@@ -21,6 +21,7 @@ from mixer.sampling.draws import (
     systematic_counts,
 )
 from mixer.sampling.phases import Phase
+from mixer.system import kernels
 from mixer.types import Array, IntArray
 from mixer.walk.walk import Walk
 from tests.support.curricula import batch_counts, curriculum, drive
@@ -248,7 +249,7 @@ def test_ties_among_many_sources_go_to_the_first_and_come_round_to_all(
 ) -> None:
     weights, owed = np.full(num_sources, 1 / num_sources), np.zeros(num_sources)
     expected = np.arange(num_sources).reshape(-1, 3) if num_sources % 3 == 0 else None
-    for compiled in (draws.compiled, None):
+    for compiled in (kernels.compiled, None):
         monkeypatch.setattr(draws, "compiled", compiled)
         counts, _ = systematic_counts(weights, owed, length=num_sources // 3, batch_rows=3)
         assert counts.max() == 1

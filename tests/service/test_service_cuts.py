@@ -342,7 +342,8 @@ def test_what_was_looked_at_before_a_cut_and_claimed_after_it_is_not_handed_out(
         wait_until(lambda: engine._built(2) is not None)
         engine._built(2).encoded(0, 1)  # type: ignore[union-attr]
         served = engine._parts.served
-        claim_first, cuts = served.claim_first, []
+        claim_first = served.claim_first
+        cuts: list[int] = []
 
         def claim_late(steps: range) -> int:
             if not cuts:
