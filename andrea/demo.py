@@ -20,7 +20,7 @@ from mixer.cli.output import print_json, print_table, results
 from mixer.config.curriculum import Curriculum, shipped_config
 from mixer.errors import MissingDependencyError
 from mixer.journal.file import Journal
-from mixer.journal.tables import Story, read_story
+from mixer.journal.tables import JournalTables, read_tables
 from mixer.sources.base import Progress as SourceProgress
 from mixer.sources.local import gather
 from mixer.sources.tokenizer import TextTokenizer
@@ -200,7 +200,7 @@ def _say(
     page: Path,
     as_json: bool,
 ) -> None:
-    story = read_story(journal_path)
+    story = read_tables(journal_path)
     rows = _table(curriculum, dataset, story)
     summary: dict[str, Any] = {
         "steps": dataset.step,
@@ -228,7 +228,7 @@ def _say(
 
 
 def _table(
-    curriculum: Curriculum, dataset: MixtureDataset | RemoteMixtureDataset, story: Story
+    curriculum: Curriculum, dataset: MixtureDataset | RemoteMixtureDataset, story: JournalTables
 ) -> list[dict[str, Any]]:
     """Return a row per source: bounds and weight now, what was drawn, first and last loss."""
     step = max(dataset.step - 1, 0)

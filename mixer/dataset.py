@@ -21,14 +21,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.config.curriculum import Curriculum
 from mixer.delivery.batch import BatchReader, TokenBatch
 from mixer.delivery.consumers import check_consumer
-from mixer.delivery.coordinator import STATE_VERSION, Beginning, Decider, Desk, Rows
-from mixer.delivery.feedback import Reports
+from mixer.delivery.coordinator import STATE_VERSION, Coordinator, Decider, Position, ReaderFactory
+from mixer.delivery.feedback import LossAccumulator
 from mixer.delivery.mesh import MeshRanks, Role
-from mixer.delivery.pickled import Parcel
+from mixer.delivery.pickled import PickledBatch
 from mixer.delivery.ranks import Claim, Ranks, default_ranks
 from mixer.delivery.suspension import Suspension, may_suspend, refused
 from mixer.delivery.tensors import Batch, single_rows, tensors_of
-from mixer.delivery.workers import Address, Answering, RemotePhases
+from mixer.delivery.workers import Address, PhaseServer, RemotePhases
 from mixer.errors import ConfigError, InvalidLossError, StateMismatchError, TopologyError
 from mixer.journal.file import Journal
 from mixer.losses import SourceLosses, check_shapes
@@ -118,7 +118,9 @@ class MixtureDataset(IterableDataset[Batch]):
         self._may_suspend = may_suspend(curriculum, walk)
         if self._may_suspend and self.world_size > 1:
             raise refused(curriculum, f"{self.world_size} ranks read")
-        self._rows = Rows(curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer)
+        self._rows = ReaderFactory(
+            curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer
+        )
         self._batches = batches
         self._provenance = provenance
         self._token_dtype = self._rows.token_dtype if compact else WIDE
@@ -126,15 +128,15 @@ class MixtureDataset(IterableDataset[Batch]):
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = self._new_reports()
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
-        self._desk: Desk | None = Desk(
+        self._desk: Coordinator | None = Coordinator(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
         )  # None in copies
-        self._phases: Desk | RemotePhases = self._desk
+        self._phases: Coordinator | RemotePhases = self._desk
         self._suspension = Suspension.of(curriculum, self._desk.walk)
-        self._answering = Answering(self._desk.methods())
+        self._answering = PhaseServer(self._desk.methods())
         self._address: Address | None = None  # where a copy asks
         self._is_placed = True  # whether the reader stands at ``_step``
-        self._beginning: Beginning | None = None  # in a copy: where the run stood when the copy was made
+        self._beginning: Position | None = None  # in a copy: where the run stood when the copy was made
         self._num_iterations = 0  # in a copy: begun so far
         self._copy = 0  # number of a copy among those of its process
         self._iteration: tuple[Any, ...] = ()  # in a copy: which loader's iteration this is
@@ -198,11 +200,11 @@ class MixtureDataset(IterableDataset[Batch]):
 
     def _tensors(self, batch: TokenBatch) -> Batch:
         tensors = tensors_of(batch, provenance=self._provenance)
-        return tensors if self._desk is not None else Parcel(tensors)
+        return tensors if self._desk is not None else PickledBatch(tensors)
 
-    def _new_reports(self) -> Reports:
+    def _new_reports(self) -> LossAccumulator:
         curriculum, width = self.curriculum, self.curriculum.sequence_length
-        return Reports(
+        return LossAccumulator(
             curriculum.rows_of_rank(self.world_size),
             self._ranks.slice_width(width),
             curriculum.names,
@@ -269,7 +271,7 @@ class MixtureDataset(IterableDataset[Batch]):
             desk.delivered(step)
         return was_new
 
-    def _claim(self, step: int, desk: Desk) -> Claim:
+    def _claim(self, step: int, desk: Coordinator) -> Claim:
         return Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
 
     def delivered(self, batch: Mapping[str, Any]) -> None:
@@ -315,14 +317,14 @@ class MixtureDataset(IterableDataset[Batch]):
     # In this process the desk knows where the run stands. Workers and other copies of the data set ask it.
 
     @property
-    def _main(self) -> Desk:
+    def _main(self) -> Coordinator:
         if self._desk is None:
             raise TopologyError(
                 "this copy of the data set only delivers; report losses, and ask for the walk, where it was made"
             )
         return self._desk
 
-    def _own_place(self, desk: Desk) -> dict[str, Any] | None:
+    def _own_place(self, desk: Coordinator) -> dict[str, Any] | None:
         """Return where the streams that this process reads stand; None if it reads none, or is at the beginning."""
         is_read_here = self._is_placed and not desk.has_workers and not self._rows.is_prepared
         if not is_read_here or (self._step, self._row) == (0, 0):
@@ -347,7 +349,7 @@ class MixtureDataset(IterableDataset[Batch]):
     def _read_through(self, name: str, tokens: int) -> None:
         self._phases.read_through(name, tokens)
 
-    def _begin_here(self, desk: Desk) -> None:
+    def _begin_here(self, desk: Coordinator) -> None:
         """Bring the reader to where the run stands."""
         if desk.has_workers or not self._is_placed:
             state = desk.read_here().of_reader(0, 1)

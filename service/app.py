@@ -20,14 +20,14 @@ from service.dashboard import add_dashboard
 from service.errors import RequestError, ServiceError, StoreError, error_body, error_to_body, hint_of, status_of
 from service.runs.archive import Archive
 from service.runs.events import Events
-from service.runs.registry import Runs
+from service.runs.registry import RunRegistry
 from service.settings import Settings
 from service.storage.store import Store
 from service.web.auth import token_book
 from service.web.batch_endpoint import FastLane
 from service.web.links import add_links
 from service.web.metrics import Metrics
-from service.web.middleware import Guard, Receive, Scope, Send, error_headers
+from service.web.middleware import Gate, Receive, Scope, Send, error_headers
 from service.web.routes.common import default_engine, default_readable, named_engine, named_readable
 from service.web.routes.decisions import pivoting, record
 from service.web.routes.delivery import delivery
@@ -54,7 +54,7 @@ def create_app(
         rows: streams and tokenizer of it, as ``MixtureDataset`` takes them.
     """
     events = Events()
-    runs = Runs(settings, store, events)
+    runs = RunRegistry(settings, store, events)
     book = token_book(settings, store)
     metrics = Metrics(runs.engines)
 
@@ -90,7 +90,7 @@ def create_app(
     app.include_router(health_router())
     add_dashboard(app)
     lane = FastLane(app.framework, runs=runs)
-    app.door = Guard(lane, settings=settings, book=book, metrics=metrics)
+    app.door = Gate(lane, settings=settings, book=book, metrics=metrics)
     return app
 
 
@@ -101,7 +101,7 @@ class GuardedApp(FastAPI):
     of the server lets nobody wait any more.
     """
 
-    door: Guard
+    door: Gate
 
     def __init__(self, summary: str, **options: Any) -> None:
         super().__init__(

@@ -9,23 +9,23 @@ from fastapi import APIRouter, Depends, Request
 from service.app import GuardedApp
 from service.dashboard import add_dashboard
 from service.errors import PastError, UnknownRunError
-from service.runs.archive import Past
+from service.runs.archive import RecordedRun
 from service.settings import Settings
 from service.web.auth import TokenBook
 from service.web.metrics import Metrics
-from service.web.middleware import Guard
+from service.web.middleware import Gate
 from service.web.routes.common import RunName, errors, needs
 from service.web.routes.decisions import record
 from service.web.routes.watching import watching
 from service.wire.schemas import Run
 
 PRESENT = ("batches", "batches/{step}", "feedback", "events", "status", "progress", "pivots", "fork", "metrics")
-__all__ = ["Past", "create_past_app"]
+__all__ = ["RecordedRun", "create_past_app"]
 
 METHODS = ["POST", "PUT", "PATCH", "DELETE"]
 
 
-def create_past_app(past: Past, settings: Settings, book: TokenBook) -> GuardedApp:
+def create_past_app(past: RecordedRun, settings: Settings, book: TokenBook) -> GuardedApp:
     """Return a server that answers from ``past`` and refuses everything else with PastError."""
 
     async def the_only(_request: Request) -> Any:
@@ -45,11 +45,11 @@ def create_past_app(past: Past, settings: Settings, book: TokenBook) -> GuardedA
     add_dashboard(app)
     app.include_router(_writes(past))
     metrics = Metrics(list)
-    app.door = Guard(app.framework, settings=settings, book=book, metrics=metrics, may_change=False)
+    app.door = Gate(app.framework, settings=settings, book=book, metrics=metrics, may_change=False)
     return app
 
 
-def _runs(past: Past, named: Any) -> APIRouter:
+def _runs(past: RecordedRun, named: Any) -> APIRouter:
     router = APIRouter(tags=["runs"], responses=errors())
     shown = Run(
         name=past.name,
@@ -81,7 +81,7 @@ def _runs(past: Past, named: Any) -> APIRouter:
     return router
 
 
-def _refusing(past: Past, past_of: Any) -> APIRouter:
+def _refusing(past: RecordedRun, past_of: Any) -> APIRouter:
     """Return the routes of a run that goes on, which say that this one does not."""
     router = APIRouter(include_in_schema=False, dependencies=[needs("read"), Depends(past_of)])
     for path in PRESENT:
@@ -89,13 +89,13 @@ def _refusing(past: Past, past_of: Any) -> APIRouter:
     return router
 
 
-def _writes(past: Past) -> APIRouter:
+def _writes(past: RecordedRun) -> APIRouter:
     router = APIRouter(include_in_schema=False, dependencies=[needs("read")])
     router.add_api_route("/{path:path}", _refusal(past, "this"), methods=METHODS)
     return router
 
 
-def _refusal(past: Past, what: str) -> Any:
+def _refusal(past: RecordedRun, what: str) -> Any:
     def refuse(request: Request) -> None:
         raise PastError(
             f"{request.method} {request.url.path}: run {past.name} is a record of {past.frontier} steps; this server "

@@ -59,11 +59,11 @@ def run_past(settings: Settings, journal: Path) -> None:
     Raises:
         JournalError, StoreError, BindError: before anything listens.
     """
-    from service.replay_app import Past, create_past_app
+    from service.replay_app import RecordedRun, create_past_app
 
     book = token_book(settings, None)
     check_bind(settings, book)
-    app = create_past_app(Past(journal, name_of(journal)), settings, book)
+    app = create_past_app(RecordedRun(journal, name_of(journal)), settings, book)
     set_up_logs()
     if not _serve(app, settings, journal):
         sys.exit(1)

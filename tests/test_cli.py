@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mixer.config.curriculum import Curriculum, shipped_config
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]
 DEMO_STEPS = 90  # past the warmup and the first checkpoint
@@ -95,7 +95,7 @@ def test_simulate_walks_within_bounds_and_writes_journal_and_page(config: Path, 
     done = run("simulate", config, "--steps", "300", "--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    story = read_story(tmp_path / "out" / "journal.jsonl")
+    story = read_tables(tmp_path / "out" / "journal.jsonl")
     assert summary["phases"] == len(story.phases)
     assert (story.weights()[:, 0] >= 0.3 - 1e-12).all()
     assert "plotly" in Path(summary["page"]).read_text(encoding="utf-8").lower()
@@ -123,7 +123,7 @@ def test_the_demo_learns_and_moves_within_its_bounds(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["steps"] == DEMO_STEPS
     assert summary["last_loss"] < summary["first_loss"] - 1
-    story = read_story(finished / "journal.jsonl")
+    story = read_tables(finished / "journal.jsonl")
     kinds = {phase["kind"] for phase in story.phases}
     assert kinds == {"random", "bandit"}
     curriculum = Curriculum.from_yaml(shipped_config("demo.yaml"))
@@ -173,7 +173,7 @@ def test_a_demo_killed_outright_goes_on_from_its_last_checkpoint(
 
 
 def phases_of(out: Path) -> list[tuple[int, str, list[float]]]:
-    return [(phase["start"], phase["kind"], phase["weights"]) for phase in read_story(out / "journal.jsonl").phases]
+    return [(phase["start"], phase["kind"], phase["weights"]) for phase in read_tables(out / "journal.jsonl").phases]
 
 
 def test_a_served_demo_trains_says_where_its_page_is_and_leaves_nothing_running(
@@ -206,7 +206,7 @@ def test_a_served_demo_that_ctrl_c_stopped_goes_on_to_the_end_of_one_in_process(
     assert "Traceback" not in said
     again = subprocess.run(command, env=cache, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    story = read_story(out / "demo" / "journal.jsonl")
+    story = read_tables(out / "demo" / "journal.jsonl")
     assert [(phase["start"], phase["kind"], phase["weights"]) for phase in story.phases] == phases_of(finished)
     summary = json.loads((finished / "summary.json").read_text())
     assert json.loads(again.stdout)["last_loss"] == summary["last_loss"]

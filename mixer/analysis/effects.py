@@ -21,7 +21,7 @@ import numpy as np
 from mixer.config.curriculum import Curriculum
 from mixer.config.problems import suggestion
 from mixer.errors import EvidenceError, UnknownSourceError
-from mixer.journal.tables import Story, read_story
+from mixer.journal.tables import JournalTables, read_tables
 from mixer.sampling.randomness import generator
 from mixer.types import Array, BoolArray, IntArray
 
@@ -102,7 +102,7 @@ def effects(path: str | Path, *, outcome: str = "fall", carry_over: int = 1, see
         EvidenceError: too few random phases; says how many are needed and about how many steps that takes.
         UnknownSourceError: the outcome names no source.
     """
-    story = read_story(path)
+    story = read_tables(path)
     outcomes = measured(story, outcome)
     found = one_phase_effects(story, outcomes, seed=seed)
     answer: dict[str, Any] = {
@@ -130,7 +130,7 @@ def effects(path: str | Path, *, outcome: str = "fall", carry_over: int = 1, see
     return answer
 
 
-def measured(story: Story, outcome: str) -> Outcomes:
+def measured(story: JournalTables, outcome: str) -> Outcomes:
     """Return the outcome of each phase.
 
     ``fall``: how much lower each source's mean loss is in the next phase than in the phase before, in nats, averaged
@@ -158,7 +158,7 @@ def measured(story: Story, outcome: str) -> Outcomes:
     return Outcomes(f"{what}, nats", values, _detrended(story, values))
 
 
-def _detrended(story: Story, values: Array) -> Array:
+def _detrended(story: JournalTables, values: Array) -> Array:
     """Return what a smooth trend and each regime's mean leave: neither looks at weights or kinds."""
     starts = np.array([phase["start"] for phase in story.phases], dtype=np.float64)
     regimes = story.regions()
@@ -171,7 +171,7 @@ def _detrended(story: Story, values: Array) -> Array:
     return np.asarray(values - design @ coefficients)
 
 
-def one_phase_effects(story: Story, outcomes: Outcomes, *, seed: int = 0) -> Effects:
+def one_phase_effects(story: JournalTables, outcomes: Outcomes, *, seed: int = 0) -> Effects:
     """Return the slope of the outcome on each source's weight over random phases.
 
     Phases that a live pivot cut short do not count: who cut them may have looked at what they did, and their mixture
@@ -260,7 +260,7 @@ def _placed(order: IntArray, places: IntArray, values: tuple[int, ...]) -> IntAr
     return new
 
 
-def random_against_bandit(story: Story, outcomes: Outcomes, *, carry_over: int = 1, seed: int = 0) -> Contrast:
+def random_against_bandit(story: JournalTables, outcomes: Outcomes, *, carry_over: int = 1, seed: int = 0) -> Contrast:
     """Return the switchback contrast of Bojinov, Simchi-Levi and Zhao (arXiv 2009.00148).
 
     A phase counts if its kind and the ``carry_over`` kinds before it agree, weighted by one over the probability of
@@ -327,7 +327,7 @@ def _log_product(chance: Array, width: int) -> Array:
     return np.asarray(np.maximum(total, -600.0))
 
 
-def _too_few(story: Story, num: int) -> str:
+def _too_few(story: JournalTables, num: int) -> str:
     chance = np.array([phase["probability_random"] for phase in story.phases])
     kinds = {phase["kind"] for phase in story.phases}
     if story.phases and "random" not in kinds:
@@ -341,7 +341,7 @@ def _too_few(story: Story, num: int) -> str:
     )
 
 
-def _more_steps(story: Story, missing: int, chance: Array, width: int) -> str:
+def _more_steps(story: JournalTables, missing: int, chance: Array, width: int) -> str:
     """Say about how many more steps give ``missing`` more runs of ``width`` random phases."""
     if not story.phases:
         return "the journal has no phase yet"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixer.journal.header import deciding_curriculum
-from mixer.journal.lookup import Lookup
+from mixer.journal.lookup import JournalIndex
 from mixer.journal.words import alarm_in_words
 from mixer.types import Array
 
@@ -25,7 +25,7 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
         StepError: no phase covers the step.
         JournalError: a line that it needs is damaged.
     """
-    journal = Lookup(path)
+    journal = JournalIndex(path)
     phase = journal.phase_at(step)
     before, opening = journal.before(phase), journal.first_of_regime(phase)
     alarms, opening_alarms = journal.alarms(phase), journal.alarms(opening)

@@ -18,7 +18,7 @@ import pyarrow.parquet
 from mixer.analysis.explain import PARTS
 from mixer.journal.lookup import history
 from mixer.journal.phases import PhaseLines
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 from mixer.loggers import summary_writer
 
 CHUNK_ROWS = 50_000
@@ -127,7 +127,7 @@ def export_tensorboard(journal: str | Path, folder: str | Path) -> Path:
 
     A journal has no clock, so TensorBoard's "relative" and "wall" axes show when the export ran.
     """
-    story = read_story(journal)
+    story = read_tables(journal)
     writer = summary_writer(folder)
     tables = {"weight": story.weights(), "loss": story.phase_losses(), "index": story.parts("index")}
     for p, phase in enumerate(story.phases):

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer.errors import JournalError
-from mixer.journal.lookup import NUM_OPENINGS, Lookup
+from mixer.journal.lookup import NUM_OPENINGS, JournalIndex
 from mixer.journal.phases import PhaseLines
 from mixer.journal.words import alarm_in_words
 
@@ -32,7 +32,7 @@ TAIL_BYTES = 1 << 20  # some 1,500 reports: what they say of losses forgets the 
 
 
 @dataclass
-class Sight:
+class RunView:
     """What is known of the run now."""
 
     header: dict[str, Any] | None = None
@@ -66,7 +66,7 @@ class Sight:
                 self._cut(record)
 
     @classmethod
-    def of(cls, journal: Lookup) -> tuple[Self, int]:
+    def of(cls, journal: JournalIndex) -> tuple[Self, int]:
         """Return what the end of a journal says, and the byte after it."""
         sight, tail = cls(), journal.tail(TAIL_BYTES)
         sight.add(journal.header)
@@ -110,7 +110,7 @@ class Follower:
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = Path(path)
-        self.sight = Sight()
+        self.sight = RunView()
         self._clock = clock
         self._offset = 0
         self._steps: deque[tuple[float, int]] = deque()
@@ -165,10 +165,10 @@ class Follower:
 
     def _read_end(self) -> None:
         self._begin_anew()
-        self.sight, self._offset = Sight.of(Lookup(self.path))
+        self.sight, self._offset = RunView.of(JournalIndex(self.path))
 
     def _begin_anew(self) -> None:
-        self.sight, self._offset = Sight(), 0
+        self.sight, self._offset = RunView(), 0
         self._steps.clear()
 
     def _note_speed(self) -> None:
@@ -207,7 +207,7 @@ def frame(follower: Follower) -> RenderableType:
     return Panel(Group(head, _table(sight, phase, sight.region), *alarms, foot), title=str(follower.path))
 
 
-def _table(sight: Sight, phase: dict[str, Any], region: dict[str, Any]) -> Table:
+def _table(sight: RunView, phase: dict[str, Any], region: dict[str, Any]) -> Table:
     assert sight.header is not None, "a phase comes after the header"
     names = [source["name"] for source in sight.header["curriculum"]["sources"]]
     table = Table(box=None, padding=(0, 1))

@@ -13,7 +13,7 @@ from mixer.cli.output import AsJson, ConfigPath, print_json, print_table, result
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mixer.journal.tables import Story
+    from mixer.journal.tables import JournalTables
     from mixer.region.region import Region
 
 
@@ -66,7 +66,7 @@ def simulate(
     from mixer.analysis.simulate import simulate as simulate_walk
     from mixer.config.curriculum import Curriculum  # what other commands need not wait for
     from mixer.journal.file import Journal
-    from mixer.journal.tables import read_story
+    from mixer.journal.tables import read_tables
     from mixer.region.regimes import regime_at
 
     curriculum = Curriculum.from_yaml(config)
@@ -78,7 +78,7 @@ def simulate(
         for _ in track(walked, description="walking", total=num_steps, console=talk(), disable=as_json):
             pass
     page = write_page(folder / "journal.jsonl", folder / "walk.html", title=f"Simulated walk of {config.name}")
-    story = read_story(folder / "journal.jsonl")
+    story = read_tables(folder / "journal.jsonl")
     rows = _by_source(story, regime_at(curriculum.regimes, num_steps - 1).region)
     if as_json:
         print_json({"steps": num_steps, "phases": len(story.phases), "sources": rows, "page": str(page)})
@@ -87,7 +87,7 @@ def simulate(
     results().print(f"journal {folder / 'journal.jsonl'}\npage    {page}", highlight=False, soft_wrap=True)
 
 
-def _by_source(story: Story, region: Region) -> list[dict[str, Any]]:
+def _by_source(story: JournalTables, region: Region) -> list[dict[str, Any]]:
     """Return the bounds of each source at the end, and what it was given."""
     columns = zip(
         story.names,

@@ -67,10 +67,10 @@ def advise(
 
     from mixer.analysis.advise import CAVEAT
     from mixer.analysis.advise import advise as ask
-    from mixer.journal.lookup import Lookup
+    from mixer.journal.lookup import JournalIndex
 
     first, last = _span(steps)
-    names = [source["name"] for source in Lookup(walk).header["curriculum"]["sources"]]
+    names = [source["name"] for source in JournalIndex(walk).header["curriculum"]["sources"]]
     rows, everything = [], []
     for advice in ask(walk, policy, first=first, last=last):
         moved = np.argsort(-np.abs(advice.advised - advice.played), kind="stable")[:3]

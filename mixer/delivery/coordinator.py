@@ -1,7 +1,7 @@
 """Who reads what, and who knows where the run stands: the parts of ``MixtureDataset`` that need no torch.
 
-One ``Desk`` per rank holds the walk and the run's place. Readers, in this process or in DataLoader workers, ask it for
-phases and tell it where their streams stand, so that the state of the whole is taken in one place.
+One ``Coordinator`` per rank holds the walk and the place of the run. Readers, in this process or in DataLoader
+workers, ask it for phases and tell it where their streams stand, so that the state of the whole is taken in one place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
     from mixer.sources.prepared.rows import Prepared
-    from mixer.sources.shared import Member
+    from mixer.sources.shared import Participant
     from mixer.sources.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
@@ -93,7 +93,7 @@ class Decider(Protocol):
         """Go on from a state."""
 
 
-class Rows:
+class ReaderFactory:
     """Where the run's rows come from: prepared on disk, or streamed; opens one reader after another.
 
     Pickles: each process opens its own files.
@@ -116,7 +116,7 @@ class Rows:
         streams: Mapping[str, datasets.IterableDataset] | None = None,
         tokenizer: TextTokenizer | None = None,
         prepared: Prepared | None = None,
-        member: Member | None = None,
+        member: Participant | None = None,
     ) -> None:
         curriculum.rows_of_rank(world_size)
         self.curriculum = curriculum
@@ -242,7 +242,7 @@ class _Stand:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Position:
     """Where an iteration begins: step and row of the run, and where each of a rank's readers stands.
 
     Worker w composes every N-th step from the w-th on. Streams belong to steps, not to workers: reader r of N gives
@@ -266,7 +266,7 @@ class Beginning:
         return (self.readers[reader] or None) if self.readers else None
 
 
-class Desk:
+class Coordinator:
     """The place where one rank's run is known: its walk, the next step, and where every reader stands.
 
     Args:
@@ -274,7 +274,7 @@ class Desk:
         rows: what is read.
     """
 
-    def __init__(self, walk: Decider, rows: Rows) -> None:
+    def __init__(self, walk: Decider, rows: ReaderFactory) -> None:
         self.walk = walk
         self.step = 0  # next to be delivered, as far as is known here
         self.row = 0  # rows of it that were delivered, when single rows are
@@ -284,7 +284,7 @@ class Desk:
         self._stands: dict[int, _Stand] = {}
         self._num_readers = 0  # in workers
         self._iteration: Hashable = None  # of the loader whose workers read
-        self._beginning = Beginning(0, 0, [])  # of that iteration
+        self._beginning = Position(0, 0, [])  # of that iteration
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """Return what DataLoader workers may call."""
@@ -321,16 +321,16 @@ class Desk:
         """Note that a source left a record out."""
         self.walk.note_skipped(name, record)
 
-    def beginning(self, own: dict[str, Any] | None = None) -> Beginning:
+    def beginning(self, own: dict[str, Any] | None = None) -> Position:
         """Return where the run stands now.
 
         Args:
             own: where the streams of this process stand, if it reads them itself.
         """
         readers = [own] if own is not None else self._reader_states()
-        return Beginning(self.step, self.row, [] if self._rows.is_prepared else readers)
+        return Position(self.step, self.row, [] if self._rows.is_prepared else readers)
 
-    def begin(self, iteration: Hashable, num_readers: int, beginning: Beginning | None) -> Beginning:
+    def begin(self, iteration: Hashable, num_readers: int, beginning: Position | None) -> Position:
         """Return where a loader's iteration begins: what its first worker says, the same for all.
 
         Args:
@@ -346,7 +346,7 @@ class Desk:
                 self._stands.clear()
             return self._beginning
 
-    def read_here(self) -> Beginning:
+    def read_here(self) -> Position:
         """Return where this process is to go on with reading, now that no workers do."""
         with self._lock:
             beginning = self.beginning()

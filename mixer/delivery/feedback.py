@@ -20,7 +20,7 @@ OverSlices = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, bool]]
 IGNORED_LABEL = -100  # what trainers write over the labels of tokens that are not to be learned
 
 
-class Reports:
+class LossAccumulator:
     """Losses of this rank's steps, put together from the parts that a trainer reports.
 
     Args:

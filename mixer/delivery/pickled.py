@@ -17,7 +17,7 @@ from torch import Tensor
 _INTEGERS = frozenset({torch.int64, torch.uint8, torch.uint16, torch.uint32})
 
 
-class Parcel(dict[str, Any]):
+class PickledBatch(dict[str, Any]):
     """A batch, or a row, as a dict that pickles small; copies of it do too, so that collating keeps it one."""
 
     def __copy__(self) -> Self:

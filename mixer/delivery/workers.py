@@ -24,7 +24,7 @@ from mixer.sampling.phases import Phase
 Address = tuple[str, bytes]  # path of the socket, and the key that both sides must know
 
 
-class Answering:
+class PhaseServer:
     """Answers the calls of other processes, from the next fork or pickling on.
 
     Args:
@@ -72,7 +72,7 @@ class Answering:
             return False, error
 
 
-_all: weakref.WeakSet[Answering] = weakref.WeakSet()
+_all: weakref.WeakSet[PhaseServer] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
@@ -89,7 +89,7 @@ def _after_fork() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
-def _accept(listener: Listener, is_closed: threading.Event, answering: weakref.ref[Answering]) -> None:
+def _accept(listener: Listener, is_closed: threading.Event, answering: weakref.ref[PhaseServer]) -> None:
     while not is_closed.is_set():
         try:
             connection = listener.accept()
@@ -102,7 +102,7 @@ def _accept(listener: Listener, is_closed: threading.Event, answering: weakref.r
         threading.Thread(target=_answer, args=(connection, answering), daemon=True).start()
 
 
-def _answer(connection: Connection, answering: weakref.ref[Answering]) -> None:
+def _answer(connection: Connection, answering: weakref.ref[PhaseServer]) -> None:
     with contextlib.suppress(EOFError, OSError), connection:
         while True:
             name, arguments = connection.recv()
@@ -128,7 +128,7 @@ def _stop(listener: Listener, is_closed: threading.Event, pid: int) -> None:
     listener.close()
 
 
-class Asking:
+class PhaseClient:
     """Calls the process that answers at ``address``; made and used in one process."""
 
     def __init__(self, address: Address) -> None:
@@ -154,11 +154,11 @@ class RemotePhases:
     """Phases as the process that decides has them; the newest few are kept."""
 
     def __init__(self, address: Address) -> None:
-        self._asking = Asking(address)
+        self._asking = PhaseClient(address)
         self._kept: deque[Phase] = deque(maxlen=8)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call one of ``Desk.methods``."""
+        """Call one of ``Coordinator.methods``."""
         return self._asking.call(method, *arguments)
 
     def phase_at(self, step: int) -> Phase:

@@ -1,9 +1,9 @@
 """Reading parts of a journal: the lines that still hold, and the few that one question needs.
 
 A run that was restored from an older snapshot leaves lines behind that a later ``resume`` supersedes. ``history``
-streams what still holds, the whole chain checked. ``Lookup`` finds phases by bisection, as their steps only grow along
-the lines that still hold, and checks each line that it returns against the line before it; it does not check the whole
-chain: ``mixer replay`` does. Both take the same memory at any length.
+streams what still holds, the whole chain checked. ``JournalIndex`` finds phases by bisection, as their steps only grow
+along the lines that still hold, and checks each line that it returns against the line before it. It does not check the
+whole chain: ``mixer replay`` does. Both take the same memory at any length.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tail(NamedTuple):
     end: int
 
 
-class Lookup:
+class JournalIndex:
     """Questions about single phases of a journal, as it stands now.
 
     A *place* is the byte at which a line would begin in a file without the superseded lines.

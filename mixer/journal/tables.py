@@ -19,7 +19,7 @@ from mixer.types import Array, BoolArray, IntArray
 
 
 @dataclass
-class Story:
+class JournalTables:
     """What a page shows of a journal: phases in order, and losses by source and phase.
 
     ``cut`` are the indices of the phases that a live pivot ended early.
@@ -127,10 +127,10 @@ class Story:
         return ends
 
 
-def read_story(path: str | Path) -> Story:
+def read_tables(path: str | Path) -> JournalTables:
     """Read a journal; lines that a ``resume`` superseded are left out."""
     header, records = history(path)
-    story = Story(header=header)
+    story = JournalTables(header=header)
     for record in records:
         story.add(record)
     return story

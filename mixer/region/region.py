@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer.errors import ConfigError, InfeasibleRegionError, UnknownSourceError, WeightsError
-from mixer.region.uniform import Slice
+from mixer.region.uniform import BoxSlice
 from mixer.types import Array
 
 ROUNDING = 1e-12  # how far decimals such as 0.1 + 0.2 + 0.7 may miss 1
@@ -116,10 +116,10 @@ class Region:
         return -_excess(self.lower)
 
     @cached_property
-    def _slice(self) -> Slice:
+    def _slice(self) -> BoxSlice:
         """The free coordinates above their floors: ``0 <= y <= room``, ``sum y = what the floors leave``."""
         room = self._room[self._free]
-        return Slice(room, min(self._left, _sum(room)))
+        return BoxSlice(room, min(self._left, _sum(room)))
 
     def contains(self, weights: npt.ArrayLike, atol: float = NEARLY) -> bool:
         """Return whether ``weights``, [K], is a mixture of this region, each bound and the sum within ``atol``."""

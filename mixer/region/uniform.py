@@ -25,7 +25,7 @@ CHUNK_VALUES = 1 << 17  # proposals are made at most this many numbers at a time
 FEW_VALUES = 512  # and at least this many: a call costs about as much as 1,000 numbers
 
 
-class Slice:
+class BoxSlice:
     """The set ``{y : 0 <= y <= c, sum y = s}`` with ``0 < s < sum c``, every ``c_i > 0``, k >= 2.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mixer.sources.faults import NetworkFault
 from mixer.sources.groups import Encoded, Read
-from mixer.sources.shared import Seat
+from mixer.sources.shared import StreamSlot
 from mixer.sources.streams import Documents, Stream
 from mixer.system.threads import POOL, Task
 
@@ -30,7 +30,7 @@ class ReadAhead:
         repeat: whether the beginning is read after the end.
     """
 
-    def __init__(self, seat: Seat, encode: Callable[[Documents], Encoded], *, repeat: bool) -> None:
+    def __init__(self, seat: StreamSlot, encode: Callable[[Documents], Encoded], *, repeat: bool) -> None:
         self._seat = seat
         self._encode = encode
         self._repeat = repeat
@@ -111,7 +111,7 @@ class ReadAhead:
         """Another process reads on after what was taken here."""
         self.move(self._place)
         kept = {key: self.__dict__[key] for key in ("_encode", "_repeat", "_place")}
-        return {**kept, "_seat": Seat(self._seat.stream)}
+        return {**kept, "_seat": StreamSlot(self._seat.stream)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -128,7 +128,7 @@ class ReadAhead:
     def _check_process(self) -> None:
         """In a forked process nobody will finish what is under way, and the open file's place is not ours alone."""
         if self._process != os.getpid():
-            self._seat = Seat(self._seat.stream)
+            self._seat = StreamSlot(self._seat.stream)
             self._seat.stream.abandon()
             self._seat.stream.load_state_dict(self._place)
             self._begin(self._place)

@@ -17,7 +17,7 @@ from mixer.sources.base import RowSource
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-    from mixer.sources.shared import Member
+    from mixer.sources.shared import Participant
     from mixer.sources.streams import Stream
     from mixer.sources.tokenizer import TextTokenizer
 
@@ -32,7 +32,7 @@ def open_sources(
     reader: int = 0,
     num_readers: int = 1,
     held_out: bool = False,
-    member: Member | None = None,
+    member: Participant | None = None,
 ) -> list[RowSource]:
     """Open every source in declared order.
 

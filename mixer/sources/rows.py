@@ -21,7 +21,7 @@ from mixer.sources.base import EndOfSource, Progress
 from mixer.sources.faults import NetworkFault
 from mixer.sources.groups import Encoded
 from mixer.sources.packing import Packer, joined
-from mixer.sources.shared import Member, Seat
+from mixer.sources.shared import Participant, StreamSlot
 from mixer.sources.streams import Documents, Stream
 from mixer.sources.text_stream import TextStream
 from mixer.sources.tokenizer import TextTokenizer
@@ -84,7 +84,7 @@ class StreamedRows:
         sequence_length: int,
         on_exhausted: Literal["repeat", "stop", "error"] = "repeat",
         ahead_bytes: int = AHEAD_BYTES,
-        member: Member | None = None,
+        member: Participant | None = None,
     ) -> None:
         """Give the rows of ``stream``; at most about ``ahead_bytes`` of them, and one group, are read ahead.
 
@@ -95,7 +95,7 @@ class StreamedRows:
         self._tokenizer = tokenizer
         self._is_text = isinstance(stream, TextStream)
         repeat = on_exhausted == "repeat"
-        seat = Seat(stream) if member is None else member.seat(stream, f"{tokenizer.fingerprint} {repeat}")
+        seat = StreamSlot(stream) if member is None else member.seat(stream, f"{tokenizer.fingerprint} {repeat}")
         self._ahead = ReadAhead(seat, self._encode, repeat=repeat)
         self._ahead_bytes = ahead_bytes
         self._packer = Packer(sequence_length, tokenizer.separator_id)

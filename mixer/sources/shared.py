@@ -28,11 +28,11 @@ Key = tuple[str, str]  # what is read, and from which place on
 
 
 @dataclass(eq=False)
-class Seat:
+class StreamSlot:
     """The stream of one reader; if it shares, any reader of the same documents may exchange its own for it."""
 
     stream: Stream[Any]
-    member: Member | None = None
+    member: Participant | None = None
     identity: str = ""  # the same as that of every stream that gives the same token ids
     is_reading: bool = False
 
@@ -45,9 +45,9 @@ class Seat:
 class _Source:
     """Who reads one source."""
 
-    members: set[Member] = field(default_factory=set)
-    seats: weakref.WeakSet[Seat] = field(default_factory=weakref.WeakSet)
-    left: set[Seat] = field(default_factory=set)  # of the run that left last: others may need its streams
+    members: set[Participant] = field(default_factory=set)
+    seats: weakref.WeakSet[StreamSlot] = field(default_factory=weakref.WeakSet)
+    left: set[StreamSlot] = field(default_factory=set)  # of the run that left last: others may need its streams
 
 
 class SharedGroups:
@@ -71,18 +71,18 @@ class SharedGroups:
         with self._lock:
             return self._num_bytes
 
-    def join(self) -> Member:
+    def join(self) -> Participant:
         """Return what a run reads with."""
-        return Member(self)
+        return Participant(self)
 
-    def enter(self, seat: Seat, member: Member) -> None:
+    def enter(self, seat: StreamSlot, member: Participant) -> None:
         """Let a reader of a run share what it reads."""
         with self._lock:
             source = self._sources.setdefault(seat.identity, _Source())
             source.members.add(member)
             source.seats.add(seat)
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: Participant) -> None:
         """Forget a run, and what no other run reads."""
         with self._lock:
             for identity, source in list(self._sources.items()):
@@ -95,8 +95,8 @@ class SharedGroups:
             for key in [key for key in self._groups if key[0] not in self._sources]:
                 self._drop(key)
 
-    def read(self, seat: Seat, place: Place, read: Callable[[Stream[Any], Place], Read]) -> Read:
-        """See ``Seat.read``; a reader that waits for another's attempt gets the fault that it ends with, too."""
+    def read(self, seat: StreamSlot, place: Place, read: Callable[[Stream[Any], Place], Read]) -> Read:
+        """See ``StreamSlot.read``; a reader that waits for another's attempt gets the fault that it ends with, too."""
         key = (seat.identity, json.dumps(place, sort_keys=True))
         while True:
             with self._lock:
@@ -110,7 +110,9 @@ class SharedGroups:
                 if is_mine or isinstance(error, Exception) or not task.is_done:
                     raise
 
-    def _begin(self, seat: Seat, key: Key, place: Place, read: Callable[[Stream[Any], Place], Read]) -> Task[Read]:
+    def _begin(
+        self, seat: StreamSlot, key: Key, place: Place, read: Callable[[Stream[Any], Place], Read]
+    ) -> Task[Read]:
         """Return the task that reads a group, for all who ask for it meanwhile."""
         source = self._sources.get(seat.identity)  # none if all runs have left
         if source is not None and seat.stream.place() != place:
@@ -125,7 +127,7 @@ class SharedGroups:
             self._groups[key] = task
         return task
 
-    def _read(self, seat: Seat, key: Key, place: Place, read: Callable[[Stream[Any], Place], Read]) -> Read:
+    def _read(self, seat: StreamSlot, key: Key, place: Place, read: Callable[[Stream[Any], Place], Read]) -> Read:
         try:
             found = read(seat.stream, place)
         except BaseException:
@@ -158,7 +160,7 @@ class SharedGroups:
         self._num_bytes -= self._sizes.pop(key, 0)
 
 
-class Member:
+class Participant:
     """One run's part in it.
 
     Args:
@@ -169,7 +171,7 @@ class Member:
         self.groups = groups
         self._has_left = False
 
-    def seat(self, stream: Stream[Any], use: str) -> Seat:
+    def seat(self, stream: Stream[Any], use: str) -> StreamSlot:
         """Return the seat of a new reader.
 
         Args:
@@ -178,8 +180,8 @@ class Member:
         """
         identity = stream.identity
         if identity is None or self._has_left:
-            return Seat(stream)
-        seat = Seat(stream, self, f"{identity} {use}")
+            return StreamSlot(stream)
+        seat = StreamSlot(stream, self, f"{identity} {use}")
         self.groups.enter(seat, self)
         return seat
 

@@ -19,7 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 POOLED_BYTES = 256 << 10  # of an array; a smaller one lies where others lay before anyhow
 
 
-class Pool:
+class BufferPool:
     """Memory for one large thing after another; a piece goes back once no view of it is left.
 
     Args:
@@ -45,7 +45,7 @@ class Pool:
         return memoryview(view)  # type: ignore[arg-type]
 
 
-_pool = Pool(4)
+_pool = BufferPool(4)
 
 
 def new_tokens(num_rows: int, length: int, dtype: np.dtype[Any]) -> AnyTokens:

@@ -72,7 +72,7 @@ class Task(Generic[Result]):
         self._done.wait()
 
 
-class Pool:
+class ReaderThreads:
     """Threads that are started with the first task."""
 
     def __init__(self, num_threads: int) -> None:
@@ -169,4 +169,4 @@ def _await_foreign_threads(until_s: float) -> None:
         time.sleep(LOOK_S)
 
 
-POOL = Pool(NUM_THREADS)
+POOL = ReaderThreads(NUM_THREADS)

@@ -23,7 +23,7 @@ from mixer.types import Array, IntArray
 KEPT_PHASES = 256  # about 6,000 steps
 
 
-class KeptPhases:
+class DecidedPhases:
     """Phases one after the other, without a gap.
 
     Attributes:
@@ -135,7 +135,7 @@ class KeptPhases:
         return [phase_to_record(phase) for phase in kept]
 
     @classmethod
-    def of(cls, curriculum: Curriculum, state: Iterable[Mapping[str, Any]]) -> KeptPhases:
+    def of(cls, curriculum: Curriculum, state: Iterable[Mapping[str, Any]]) -> DecidedPhases:
         """Return the phases that ``state`` gave."""
         phases = cls(curriculum)
         for record in state:

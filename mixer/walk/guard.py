@@ -27,7 +27,7 @@ from mixer.region.regimes import OUT_OF_REACH, Regime, regime_at
 from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, State
 from mixer.walk.reports import ReportSum, lower
-from mixer.walk.schedule import Plan
+from mixer.walk.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot
 
 
 @dataclass(eq=False)
-class Seen:
+class GuardOutcome:
     """What the guard saw before a decision, and what was done about it.
 
     Attributes:
@@ -276,7 +276,7 @@ class Seen:
     """
 
     state: State
-    plan: Plan
+    plan: Schedule
     alarms: list[dict[str, Any]] = field(default_factory=list)
     lines: deque[dict[str, Any]] = field(default_factory=deque)
 
@@ -288,7 +288,7 @@ class Seen:
         since: int,
         until: int,
         known: Array,
-        replan: Callable[[Plan, ScheduledPivot], Plan],
+        replan: Callable[[Schedule, ScheduledPivot], Schedule],
     ) -> None:
         """Let the guard look at the reports that the phase from ``until`` on is decided on.
 
@@ -311,7 +311,7 @@ class Seen:
             if guard.config.action == "suspend":
                 self._suspend(line, until, replan)
 
-    def _suspend(self, line: dict[str, Any], step: int, replan: Callable[[Plan, ScheduledPivot], Plan]) -> None:
+    def _suspend(self, line: dict[str, Any], step: int, replan: Callable[[Schedule, ScheduledPivot], Schedule]) -> None:
         """Pivot a source in alarm out from ``step`` on, or note in its line why that cannot be."""
         try:
             pivot = without(line["source"], self.plan.regimes, step)

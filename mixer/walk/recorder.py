@@ -26,7 +26,7 @@ from mixer.walk.reports import ReportSum
 from mixer.walk.state import STATE_VERSION, check_state
 
 
-class Recording:
+class Recorder:
     """What a walk does with its journal; with None it does nothing.
 
     Args:

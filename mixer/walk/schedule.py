@@ -20,7 +20,7 @@ def planned_regimes(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Schedule:
     """What is planned from now on. A change is a new plan.
 
     Attributes:
@@ -93,10 +93,10 @@ class PlannedStarts:
     """Where the phases to come begin, worked out as far as it was asked for, until a phase or the plan changes."""
 
     def __init__(self) -> None:
-        self._of: tuple[Plan | None, Phase | None] = (None, None)
+        self._of: tuple[Schedule | None, Phase | None] = (None, None)
         self._starts: list[int] = []
 
-    def beyond(self, step: int, plan: Plan, newest: Phase) -> list[int]:
+    def beyond(self, step: int, plan: Schedule, newest: Phase) -> list[int]:
         """Return first steps from the end of the newest phase on, in order, at least up to one after ``step``."""
         if self._of != (plan, newest):
             self._of, self._starts = (plan, newest), [newest.end]

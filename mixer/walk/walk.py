@@ -37,13 +37,13 @@ from mixer.region.region import Region
 from mixer.sampling.phases import Kind, Phase
 from mixer.sampling.randomness import passing_generator
 from mixer.types import Array, State
-from mixer.walk.decided import KeptPhases
-from mixer.walk.guard import GUARD_IS_OFF, Guard, Seen, warn
+from mixer.walk.decided import DecidedPhases
+from mixer.walk.guard import GUARD_IS_OFF, Guard, GuardOutcome, warn
 from mixer.walk.inbox import Inbox
 from mixer.walk.limits import Limits
-from mixer.walk.recorder import Recording, decision_record
+from mixer.walk.recorder import Recorder, decision_record
 from mixer.walk.reports import ReportSum
-from mixer.walk.schedule import Plan, PlannedStarts
+from mixer.walk.schedule import PlannedStarts, Schedule
 from mixer.walk.state import STATE_VERSION, check_state, to_arrays, to_lists
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -70,7 +70,7 @@ class _Decision:
     phase: Phase
     policy_state: State
     used: list[ReportSum]
-    seen: Seen
+    seen: GuardOutcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,8 @@ class Walk:
         self.forked_at: int | None = None
         self._lock = threading.RLock()
         self._policy = policy or make_policy(curriculum)
-        self._plan = Plan.of(curriculum)
-        self._phases = KeptPhases(curriculum)
+        self._plan = Schedule.of(curriculum)
+        self._phases = DecidedPhases(curriculum)
         self._policy_state = self._policy.initial(len(self.names))
         self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
@@ -139,7 +139,7 @@ class Walk:
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._starts = PlannedStarts()
         self._before: _Before | None = None  # of the newest phase, unless that was undone
-        self._recording = Recording(journal, curriculum, sources or {})
+        self._recording = Recorder(journal, curriculum, sources or {})
         if self._recording.header is not None:
             self._follow_guard(self._recording.header["curriculum"].get("guard"), "journal")
         if self._recording.beginning is not None:
@@ -283,7 +283,7 @@ class Walk:
         self._plan = plan
         return step
 
-    def _replanned(self, plan: Plan, new: ScheduledPivot) -> Plan:
+    def _replanned(self, plan: Schedule, new: ScheduledPivot) -> Schedule:
         """Return a plan with one more pivot, or raise PivotError or InfeasibleRegionError."""
 
         def check(regime: Regime) -> None:  # a policy may have bounds of its own
@@ -410,7 +410,7 @@ class Walk:
 
     def _stand_at(self, state: Mapping[str, Any]) -> None:
         self.forked_at = state["forked_at"]
-        self._plan = Plan.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
+        self._plan = Schedule.of(self.curriculum, [ScheduledPivot(**record) for record in state["live_pivots"]])
         self._policy_state = to_arrays(state["policy"])
         self._follow_guard(state["guard"], "saved state")
         self._guard_state = to_arrays(state["guard"]) if self._guard else {}
@@ -424,7 +424,7 @@ class Walk:
         self._begun = None
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
         self._skipped = dict.fromkeys(state["skipped"])
-        self._phases = KeptPhases.of(self.curriculum, state["phases"])
+        self._phases = DecidedPhases.of(self.curriculum, state["phases"])
 
     def _follow_guard(self, guard: object, what: str) -> None:
         """Go on as the run began; without a guard if there was none, as before there were any."""
@@ -463,7 +463,7 @@ class Walk:
         newest = self._phases.newest
         start, index, since = self.frontier, self._phases.next_index, newest.start if newest else 0
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
-        seen = Seen(self._guard_state, self._plan)
+        seen = GuardOutcome(self._guard_state, self._plan)
         if self._guard is not None:
             seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
         regime = seen.plan.regime_at(start)

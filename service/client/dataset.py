@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.delivery.batch import RowBatch
 from mixer.delivery.consumers import check_consumer
-from mixer.delivery.feedback import Reports
+from mixer.delivery.feedback import LossAccumulator
 from mixer.delivery.ranks import default_ranks
 from mixer.delivery.tensors import Batch, single_rows, tensors_of
 from mixer.errors import InvalidLossError, RepeatedRowsError
@@ -240,7 +240,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         data = {key: value for key, value in config["curriculum"].items() if value is not None}
         self.curriculum = Curriculum.from_data(data, base_dir=".")
         rows = self.curriculum.rows_of_rank(self.world_size)
-        self._reports = Reports(rows, self.curriculum.sequence_length, self.curriculum.names)
+        self._reports = LossAccumulator(rows, self.curriculum.sequence_length, self.curriculum.names)
         self.walk = RemoteWalk(self._client, self.curriculum, self.world_size)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from mixer.system.memory import POOLED_BYTES, Pool
+from mixer.system.memory import POOLED_BYTES, BufferPool
 from service.client.calls import Raw, TransientError
 
 KEPT = 16  # connections that nobody uses just now
@@ -37,7 +37,7 @@ class Direct:
         self._at, self._verify = urlsplit(url), verify
         self._connect_s, self._read_s = connect_s, read_s
         self._headers = {"user-agent": "curriculum-mixer", **headers}
-        self._pool = Pool()
+        self._pool = BufferPool()
         self._idle: deque[http.client.HTTPConnection] = deque()
         weakref.finalize(self, _close, self._idle)
 

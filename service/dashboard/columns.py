@@ -150,7 +150,7 @@ class Heard:
 
 
 @dataclass
-class Chronicle:
+class WalkColumns:
     """The columns of one walk. ``add`` takes the lines of its journal in order, the header first."""
 
     num_lines: int = 0
@@ -334,7 +334,7 @@ class Chronicle:
                 losses[i] = loss_sum / tokens
         return losses
 
-    def snapshot(self) -> Chronicle:
+    def snapshot(self) -> WalkColumns:
         """Return what there is now, to be read while more is added to this one: lists are copied, rows shared."""
         same = copy.copy(self)
         for name in ("starts", "lengths", "kinds", "regime_names", "entries", "alarms", "pivots", "begun"):
@@ -417,7 +417,7 @@ class Watch:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, is_live: bool = True) -> None:
         self._is_live = is_live
-        self._chronicle = Chronicle()
+        self._chronicle = WalkColumns()
         self._pace = Pace(clock)
         self._lock = threading.Lock()
 
@@ -442,7 +442,7 @@ class Watch:
             return self._chronicle.num_lines, self._chronicle.heard()
 
     def take_heard(self, heard: Mapping[str, Any], num_lines: int) -> None:
-        """See ``Chronicle.take_heard``."""
+        """See ``WalkColumns.take_heard``."""
         with self._lock:
             self._chronicle.take_heard(heard, num_lines)
 
@@ -458,7 +458,7 @@ class Watch:
         with self._lock:
             return {"quiet_s": self._pace.quiet_s(), "stall_s": self._pace.stall_s()}
 
-    def chronicle(self) -> Chronicle:
+    def chronicle(self) -> WalkColumns:
         """Return the chronicle as it stands; what is added later does not reach it."""
         with self._lock:
             return self._chronicle.snapshot()

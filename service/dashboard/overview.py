@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from service.dashboard.columns import Chronicle
+from service.dashboard.columns import WalkColumns
 
 MAX_LISTED = 200  # regimes, alarms and ranks
 PHASE = ("index", "start", "length", "kind", "regime", "at")
 
 
 def overview(
-    chronicle: Chronicle,
+    chronicle: WalkColumns,
     *,
     steps_per_s: float | None = None,
     silence: Mapping[str, float] | None = None,
@@ -56,7 +56,7 @@ def overview(
     }
 
 
-def _regimes(chronicle: Chronicle) -> list[dict[str, Any]]:
+def _regimes(chronicle: WalkColumns) -> list[dict[str, Any]]:
     """The regimes with their bounds as written: what a pivot's form begins with."""
     return [
         {
@@ -71,13 +71,13 @@ def _regimes(chronicle: Chronicle) -> list[dict[str, Any]]:
     ]
 
 
-def _alarm(chronicle: Chronicle, alarm: Mapping[str, Any]) -> dict[str, Any]:
+def _alarm(chronicle: WalkColumns, alarm: Mapping[str, Any]) -> dict[str, Any]:
     """One alarm, and whether it lasts: until a decision that looks at its source holds it in alarm no more."""
     is_held = alarm["source"] in chronicle.in_alarm or alarm["decided_before"] > chronicle.judged_at
     return {**{key: alarm[key] for key in ("step", "source", "kind", "message", "at")}, "is_lasting": is_held}
 
 
-def _ranks(chronicle: Chronicle) -> list[dict[str, int]]:
+def _ranks(chronicle: WalkColumns) -> list[dict[str, int]]:
     """Each rank's newest report, and how many steps it is behind the rank that is furthest; those behind first."""
     furthest = max((rank.step for rank in chronicle.ranks.values()), default=0)
     found = [
@@ -87,7 +87,7 @@ def _ranks(chronicle: Chronicle) -> list[dict[str, int]]:
     return sorted(found, key=lambda rank: (-rank["lag"], rank["rank"]))[:MAX_LISTED]
 
 
-def _sources(chronicle: Chronicle, query: str, limit: int) -> list[dict[str, Any]]:
+def _sources(chronicle: WalkColumns, query: str, limit: int) -> list[dict[str, Any]]:
     region = chronicle.regime_at(max(chronicle.end - 1, 0)).region
     drawn = chronicle.drawn()
     now = np.asarray(chronicle.newest.get("weights", np.zeros(len(chronicle.names))))

@@ -11,14 +11,14 @@ from mixer.config.curriculum import ScheduledPivot
 from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError
 from mixer.region.regimes import regime_at
 from mixer.walk.schedule import planned_regimes
-from service.dashboard.columns import Chronicle
+from service.dashboard.columns import WalkColumns
 from service.dashboard.projection import corners, outline
 
 PROVISIONAL = "preview"  # the name of a pivot that has none yet
 
 
 def preview(
-    chronicle: Chronicle,
+    chronicle: WalkColumns,
     *,
     floors: Mapping[str, float] | None,
     caps: Mapping[str, float] | None,

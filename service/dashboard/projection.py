@@ -14,7 +14,7 @@ import numpy as np
 
 from mixer.region.region import Region
 from mixer.types import Array
-from service.dashboard.columns import Chronicle
+from service.dashboard.columns import WalkColumns
 
 NUM_DIRECTIONS = 360  # an outline with more corners than one per degree loses under 1e-4 of its width
 MAX_PATH = 600  # points of the walk that are drawn; more hide each other
@@ -41,7 +41,7 @@ def outline(region: Region) -> Array:
     return np.asarray(points[is_new] if is_new.any() else points[:1], dtype=np.float64)
 
 
-def walk_on_paper(chronicle: Chronicle) -> dict[str, Any]:
+def walk_on_paper(chronicle: WalkColumns) -> dict[str, Any]:
     """Return the corners, the outline of each regime and the walk as points, as plain data and arrays."""
     places = corners(len(chronicle.names))
     every = max(1, math.ceil(len(chronicle.starts) / MAX_PATH))

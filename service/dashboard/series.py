@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixer.types import Array, IntArray
-from service.dashboard.columns import Chronicle
+from service.dashboard.columns import WalkColumns
 
 DIGITS = 5  # that are worth sending: a tenth of a pixel where a plot shows a thousandth of its values
 
@@ -33,7 +33,7 @@ class Span:
         return np.maximum(aligned, self.first)
 
 
-def span_of(chronicle: Chronicle, *, points: int, from_step: int, to_step: int | None, per_point: int | None) -> Span:
+def span_of(chronicle: WalkColumns, *, points: int, from_step: int, to_step: int | None, per_point: int | None) -> Span:
     """Return the phases that meet ``[from_step, to_step)``, and the smallest power of two that keeps to ``points``."""
     starts = np.array(chronicle.starts, dtype=np.int64)
     first = max(int(np.searchsorted(starts, from_step, side="right")) - 1, 0)
@@ -46,7 +46,7 @@ def span_of(chronicle: Chronicle, *, points: int, from_step: int, to_step: int |
     return Span(first - first % per_point, last, per_point)
 
 
-def shown_sources(chronicle: Chronicle, top: int) -> list[int]:
+def shown_sources(chronicle: WalkColumns, top: int) -> list[int]:
     """Positions of the sources shown by name: the ``top`` that were drawn most, in declared order."""
     drawn = chronicle.drawn()
     if drawn.size <= top:
@@ -55,7 +55,7 @@ def shown_sources(chronicle: Chronicle, top: int) -> list[int]:
 
 
 def series(
-    chronicle: Chronicle,
+    chronicle: WalkColumns,
     *,
     points: int = 1000,
     from_step: int = 0,
@@ -101,7 +101,7 @@ def series(
 COLUMNS = ("weights", "proportions", "losses", "index", "width")
 
 
-def _columns(chronicle: Chronicle, span: Span, shown: list[int], *, is_folded: bool) -> dict[str, Any]:
+def _columns(chronicle: WalkColumns, span: Span, shown: list[int], *, is_folded: bool) -> dict[str, Any]:
     """One row per source shown, then one for the others if there are any: [S, points] each; ``loss`` is of all."""
     offsets = span.edges - span.first
     lengths = np.array(chronicle.lengths[span.first : span.last], dtype=np.float64)[:, None]

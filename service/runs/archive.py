@@ -16,7 +16,7 @@ from mixer.journal.lookup import history
 from mixer.sampling.phases import Phase
 from service.dashboard.columns import Watch
 from service.errors import PastError, RunEndedError
-from service.runs.phases import Decisions, UndecidedError
+from service.runs.phases import PhaseIndex, UndecidedError
 from service.storage.journal_lines import stored_lines
 from service.storage.run_journal import journal_path
 from service.storage.store import Store
@@ -24,7 +24,7 @@ from service.storage.store import Store
 KEPT = 2  # archived runs that stay in memory: as many as somebody compares
 
 
-class Past:
+class RecordedRun:
     """What the reading routes ask of an ``Engine``, answered from a journal.
 
     Args:
@@ -46,7 +46,7 @@ class Past:
             self.parent = {key: header["parent"][key] for key in ("fingerprint", "step")}
         self.watch = Watch(is_live=False)
         self.watch.add(header, is_new=False)
-        self._decisions = Decisions(self.names, header["curriculum"])
+        self._decisions = PhaseIndex(self.names, header["curriculum"])
         for line in lines:
             self.watch.add(line, is_new=False)
             if line["type"] == "phase":
@@ -101,10 +101,10 @@ class Archive:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._store, self._folder = store, folder
-        self._kept: dict[str, Past] = {}
+        self._kept: dict[str, RecordedRun] = {}
         self._lock = threading.Lock()  # held while a journal is read: whoever else wants it waits for that
 
-    def past(self, name: str) -> Past:
+    def past(self, name: str) -> RecordedRun:
         """Return an archived run.
 
         Raises:
@@ -117,10 +117,10 @@ class Archive:
                 del self._kept[next(iter(self._kept))]
             return found
 
-    def _read(self, name: str) -> Past:
+    def _read(self, name: str) -> RecordedRun:
         if not self._store.is_server:
-            return Past(journal_path(self._folder, name), name)
+            return RecordedRun(journal_path(self._folder, name), name)
         with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
             file.writelines(stored_lines(self._store, name))
             file.flush()
-            return Past(Path(file.name), name, raw_lines=lambda: stored_lines(self._store, name))
+            return RecordedRun(Path(file.name), name, raw_lines=lambda: stored_lines(self._store, name))

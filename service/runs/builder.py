@@ -19,8 +19,8 @@ from mixer.errors import JournalError, MixerError, SourceUnavailableError
 from mixer.sources.base import EndOfSource
 from service.dashboard.checkpoint import save_view
 from service.errors import StallError, StoreError
-from service.runs.cache import Built
-from service.runs.context import Parts, batch_bytes
+from service.runs.cache import BuiltBatches
+from service.runs.context import RunContext, batch_bytes
 from service.runs.phases import UndecidedError
 
 IDLE_S = 0.5  # longest sleep of the thread: patience and faults are looked at again
@@ -44,7 +44,7 @@ class Builder:
         headers_before: the first step whose batch may not be asked for alone, as it seems.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: RunContext) -> None:
         self._parts = parts
         self.next = 0
         self.end: int | None = None
@@ -291,7 +291,7 @@ class Builder:
         """Of a global batch, before the first one says it: four bytes a token, twice."""
         return 4 * batch_bytes(self._parts.curriculum)
 
-    def _keep(self, built: Built) -> None:
+    def _keep(self, built: BuiltBatches) -> None:
         steps = built.steps
         self._at = steps.stop
         if steps.start < self.next:  # it was built before the reader had to go back

@@ -17,7 +17,7 @@ from service.wire.batches import Encoded, encode
 ENCODED_BYTES, BODY_BYTES = 1024, 2048  # of the objects that each encoding, and each body with its headers, consists of
 
 
-class Built:
+class BuiltBatches:
     """Global batches of one phase that were read together, and what was encoded of them, by (rank, world size).
 
     Args:
@@ -27,7 +27,7 @@ class Built:
 
     def __init__(self, batches: RowBatches, *, beside: int = 0) -> None:
         self.batches, self._beside = batches, beside
-        self.window: Window | None = None  # that counts them
+        self.window: BatchCache | None = None  # that counts them
         self._encoded: dict[tuple[int, int], Encoded] = {}
         self._encoded_bytes = 0
         self._lock = threading.Lock()
@@ -65,10 +65,10 @@ class Built:
         self._take(0, 1, encoded)
         self.batches = self.batches._replace(rows=encoded.rows)
 
-    def until(self, step: int) -> Built:
+    def until(self, step: int) -> BuiltBatches:
         """Return those before a step."""
         batches = self.batches.until(step)
-        before = Built(batches, beside=self._beside + self.batches.rows.nbytes - batches.rows.nbytes)
+        before = BuiltBatches(batches, beside=self._beside + self.batches.rows.nbytes - batches.rows.nbytes)
         for (rank, world_size), each in list(self._encoded.items()):
             before._take(rank, world_size, each.until(step), beside=each.num_bytes)
         return before
@@ -98,7 +98,7 @@ class Built:
             self._encoded_bytes += max(beside, _bytes_of(encoded)) - (0 if known is None else _bytes_of(known))
 
 
-def _note_body(of: weakref.ref[Built], among: weakref.ref[Encoded]) -> None:
+def _note_body(of: weakref.ref[BuiltBatches], among: weakref.ref[Encoded]) -> None:
     built, encoded = of(), among()
     if built is not None and encoded is not None:
         built.note_body(encoded)
@@ -108,24 +108,26 @@ def _bytes_of(encoded: Encoded) -> int:
     return encoded.num_bytes + ENCODED_BYTES + encoded.num_bodies * BODY_BYTES
 
 
-class Window:
+class BatchCache:
     """Built batches by step, the oldest dropped first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._built: OrderedDict[int, tuple[Built, int]] = OrderedDict()  # by first step; the bytes it was counted for
-        self._by_step: dict[int, Built] = {}
+        self._built: OrderedDict[int, tuple[BuiltBatches, int]] = (
+            OrderedDict()
+        )  # by first step; the bytes it was counted for
+        self._by_step: dict[int, BuiltBatches] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._by_step)
 
-    def get(self, step: int) -> Built | None:
+    def get(self, step: int) -> BuiltBatches | None:
         """Return what holds the batch of a step, if it is held."""
         return self._by_step.get(step)
 
-    def add(self, built: Built) -> None:
+    def add(self, built: BuiltBatches) -> None:
         """Hold batches."""
         with self._lock:
             while not self._by_step.keys().isdisjoint(built.steps):
@@ -150,7 +152,7 @@ class Window:
                 self._drop(first)
             return True
 
-    def recount(self, built: Built, *, newest: Encoded) -> None:
+    def recount(self, built: BuiltBatches, *, newest: Encoded) -> None:
         """Count what was encoded of batches since; if that is too much, let go of other encodings, the oldest first."""
         with self._lock:
             if self._by_step.get(built.steps.start) is not built:
@@ -164,20 +166,20 @@ class Window:
                 if self.num_bytes <= self.max_bytes - self.max_bytes // 16:  # some more, or each body would come here
                     return
 
-    def _count(self, built: Built) -> None:
+    def _count(self, built: BuiltBatches) -> None:
         _, before = self._built[built.steps.start]
         now = built.num_bytes
         self._built[built.steps.start] = built, now
         self.num_bytes += now - before
 
-    def _hold(self, built: Built) -> None:
+    def _hold(self, built: BuiltBatches) -> None:
         built.window = self
         num_bytes = built.num_bytes
         self._built[built.steps.start] = built, num_bytes
         self.num_bytes += num_bytes
         self._by_step.update(dict.fromkeys(built.steps, built))
 
-    def _drop(self, first: int) -> Built:
+    def _drop(self, first: int) -> BuiltBatches:
         built, num_bytes = self._built.pop(first)
         built.window = None
         self.num_bytes -= num_bytes

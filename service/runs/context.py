@@ -8,19 +8,19 @@ from typing import Any
 
 from mixer.config.curriculum import Curriculum
 from mixer.delivery.batch import BatchReader, PreparedReader, RowBatches
-from mixer.delivery.coordinator import Rows
+from mixer.delivery.coordinator import ReaderFactory
 from mixer.errors import ConfigError
 from mixer.walk.walk import Walk
 from service.dashboard.columns import Watch
-from service.runs.cache import Built, Window
-from service.runs.leases import Served
-from service.runs.phases import Decisions
-from service.runs.report_wait import Patience
-from service.runs.waiting import Bell
+from service.runs.cache import BatchCache, BuiltBatches
+from service.runs.leases import StepLeases
+from service.runs.phases import PhaseIndex
+from service.runs.report_wait import ReportWait
+from service.runs.waiting import StepNotifier
 from service.settings import MIB, Settings
 from service.storage.run_journal import RunJournal
 from service.storage.store import Store
-from service.wire.batches import Room, encode
+from service.wire.batches import SendBuffer, encode
 
 TOGETHER_BYTES = 1 << 20
 KEPT, KEPT_BYTES = 8, 16 << 20  # times what is built ahead, or so many bytes, are held of batches of prepared rows
@@ -41,7 +41,7 @@ class Counters:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class RunContext:
     """What one run consists of, for those who decide, build, build again and hand out."""
 
     name: str
@@ -51,14 +51,14 @@ class Parts:
     writer: str  # as ``Store.take_over`` gave it
     journal: RunJournal
     walk: Walk
-    decisions: Decisions
-    patience: Patience
-    rows: Rows
-    served: Served
-    window: Window
+    decisions: PhaseIndex
+    patience: ReportWait
+    rows: ReaderFactory
+    served: StepLeases
+    window: BatchCache
     watch: Watch
     on_event: Callable[[str, dict[str, Any]], None]
-    bell: Bell = field(default_factory=Bell)
+    bell: StepNotifier = field(default_factory=StepNotifier)
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -66,17 +66,17 @@ class Parts:
         """How many global batches are read together at most: of prepared rows some MiB, of streams one."""
         return -(-TOGETHER_BYTES // batch_bytes(self.curriculum)) if self.rows.is_prepared else 1
 
-    def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> Built:
+    def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> BuiltBatches:
         """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
         if isinstance(reader, PreparedReader):  # whose rows have it already
-            room = Room()
+            room = SendBuffer()
             batches = reader.read_together(step, num_steps, room)
-            built = Built(batches)
+            built = BuiltBatches(batches)
             if self.patience.world_size in (None, 1):
                 built.hold(encode(batches, 0, 1, room=room))
             return built
         batch = reader.read(step)
-        return Built(RowBatches.of(batch._replace(rows=batch.rows.astype(self.rows.token_dtype, copy=False))))
+        return BuiltBatches(RowBatches.of(batch._replace(rows=batch.rows.astype(self.rows.token_dtype, copy=False))))
 
     def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
         """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.

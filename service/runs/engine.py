@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.delivery.batch import Planner
-from mixer.delivery.coordinator import Rows
+from mixer.delivery.coordinator import ReaderFactory
 from mixer.errors import MixerError, RepeatedRowsError, StateMismatchError
 from mixer.journal.words import alarm_in_words
 from mixer.losses import SourceLosses
@@ -27,13 +27,13 @@ from service.dashboard import checkpoint as views
 from service.dashboard.columns import Watch
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError, lasts
 from service.runs.builder import Builder
-from service.runs.cache import Built, Window
-from service.runs.context import Parts, check_memory, window_bytes
-from service.runs.given import Given, Said
-from service.runs.leases import Served
-from service.runs.phases import Decisions, UndecidedError
-from service.runs.rebuilder import Back
-from service.runs.report_wait import Patience
+from service.runs.cache import BatchCache, BuiltBatches
+from service.runs.context import RunContext, check_memory, window_bytes
+from service.runs.given import GivenBatches, Said
+from service.runs.leases import StepLeases
+from service.runs.phases import PhaseIndex, UndecidedError
+from service.runs.rebuilder import Rebuilder
+from service.runs.report_wait import ReportWait
 from service.runs.reports import Reports
 from service.runs.sharing import Sharing
 from service.runs.waiting import resolve
@@ -82,16 +82,16 @@ class Engine:
         self.alarms: list[dict[str, Any]] = []  # of the guard
         self._is_silence_told = False
         self._said = Said()
-        self.patience = Patience(
+        self.patience = ReportWait(
             lag=curriculum.feedback_lag,
             wait_s=settings.feedback_wait_s,
             unreported_steps=max(1, settings.retain_steps // 2),  # so that a trainer may go back by as much
         )
         self._settings, self._on_event = settings, on_event
-        self._decisions = Decisions(curriculum.names, curriculum.model_dump(mode="json"))
+        self._decisions = PhaseIndex(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
         sharing = sharing or Sharing()
-        rows = Rows(
+        rows = ReaderFactory(
             curriculum,
             rank=0,
             world_size=1,
@@ -105,7 +105,7 @@ class Engine:
         writer = lines.writer if isinstance(lines, TableLines) else store.take_over(name)
         self.journal = RunJournal(lines, self._on_line)
         self.walk = self._recover(store)
-        self._parts = Parts(
+        self._parts = RunContext(
             name=name,
             curriculum=curriculum,
             settings=settings,
@@ -116,16 +116,16 @@ class Engine:
             decisions=self._decisions,
             patience=self.patience,
             rows=rows,
-            served=Served(store, name, writer=writer, decided=self._decisions.frontier),
-            window=Window(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
+            served=StepLeases(store, name, writer=writer, decided=self._decisions.frontier),
+            window=BatchCache(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
             watch=self.watch,
             on_event=on_event,
         )
         self.counters, self._bell = self._parts.counters, self._parts.bell
         self._builder = Builder(self._parts)
-        self._back = Back(self._parts, lambda: self._builder.oldest)
+        self._back = Rebuilder(self._parts, lambda: self._builder.oldest)
         self._is_draining = False
-        self._given = Given()
+        self._given = GivenBatches()
         self._reports = Reports(self._parts, self._given, self._built)
 
     def _recover(self, store: Store) -> Walk:
@@ -300,7 +300,7 @@ class Engine:
             late.cancel()
             self._bell.forget(ticket)
 
-    def _built(self, step: int) -> Built | None:
+    def _built(self, step: int) -> BuiltBatches | None:
         return self._parts.window.get(step) or self._back.held(step)
 
     async def encoded(self, step: int, rank: int, world_size: int, wait_s: float) -> Encoded:

@@ -18,7 +18,7 @@ KEPT_STEPS = 4096
 KEPT_REPORTS = 1 << 16  # 1,024 steps of 64 ranks
 
 
-class Given:
+class GivenBatches:
     """The ranks that were given each step, as ranks of how many, and whose reports of it count."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ GOOD_S = 5.0  # that it was written, or confirmed, at most
 RENEW_S = 1.0  # after which it is confirmed again, so that nobody waits for that
 
 
-class Served:
+class StepLeases:
     """The steps of one run that were given, or that a process before this one may have given.
 
     Args:

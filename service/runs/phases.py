@@ -22,7 +22,7 @@ class UndecidedError(Exception):
     """A step that no phase covers, or none any more."""
 
 
-class Decisions:
+class PhaseIndex:
     """Phases in order; they may be asked for in one thread while they are added in another.
 
     Args:

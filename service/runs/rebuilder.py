@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from mixer.delivery.batch import BatchReader
 from service.errors import StepGoneError
-from service.runs.cache import Built, Window
-from service.runs.context import Parts, again_bytes
+from service.runs.cache import BatchCache, BuiltBatches
+from service.runs.context import RunContext, again_bytes
 
 
-class Back:
+class Rebuilder:
     """Builds steps again; one thread at a time, one step after the other where they stream.
 
     Args:
@@ -22,14 +22,14 @@ class Back:
         oldest: tells the oldest step that can be asked for again.
     """
 
-    def __init__(self, parts: Parts, oldest: Callable[[], int]) -> None:
+    def __init__(self, parts: RunContext, oldest: Callable[[], int]) -> None:
         self._parts, self._oldest = parts, oldest
         self._lock = threading.Lock()
         self._reader: BatchReader | None = None
         self._next = -1
-        self._window = Window(again_bytes(parts.settings))
+        self._window = BatchCache(again_bytes(parts.settings))
 
-    def held(self, step: int) -> Built | None:
+    def held(self, step: int) -> BuiltBatches | None:
         """Return what holds the batch of a step, if it was built again lately."""
         return self._window.get(step)
 
@@ -38,7 +38,7 @@ class Back:
         """Bytes of the batches in memory."""
         return self._window.num_bytes
 
-    def read(self, step: int) -> Built:
+    def read(self, step: int) -> BuiltBatches:
         """Return what holds the batch of a step that was built before and claimed.
 
         Raises:

@@ -29,7 +29,7 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt")
 log = logging.getLogger(__name__)
 
 
-class Runs:
+class RunRegistry:
     """Every run of one server by name; the default one is what short paths mean.
 
     Args:

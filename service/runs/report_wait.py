@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 
-class Patience:
+class ReportWait:
     """Who is expected to report, and who has.
 
     Args:

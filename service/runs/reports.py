@@ -12,9 +12,9 @@ import numpy as np
 
 from mixer.errors import FeedbackError
 from mixer.losses import SourceLosses
-from service.runs.cache import Built
-from service.runs.context import Parts
-from service.runs.given import Given
+from service.runs.cache import BuiltBatches
+from service.runs.context import RunContext
+from service.runs.given import GivenBatches
 from service.runs.phases import UndecidedError
 
 
@@ -27,7 +27,7 @@ class Reports:
         built: gives what holds the batch of a step, if it is in memory.
     """
 
-    def __init__(self, parts: Parts, given: Given, built: Callable[[int], Built | None]) -> None:
+    def __init__(self, parts: RunContext, given: GivenBatches, built: Callable[[int], BuiltBatches | None]) -> None:
         self._walk, self._decisions, self._names = parts.walk, parts.decisions, parts.curriculum.names
         self._given, self._built = given, built
         self._first_own = parts.served.given  # nobody was given a step from there on before this process began
@@ -54,7 +54,7 @@ class Reports:
         except UndecidedError:  # the walk says so
             return False
 
-    def _check_share(self, step: int, losses: SourceLosses, world: int, built: Built) -> None:
+    def _check_share(self, step: int, losses: SourceLosses, world: int, built: BuiltBatches) -> None:
         """Raise FeedbackError for more rows of a source than a rank was given, one of ``world``."""
         batches = built.batches
         source_ids = batches.source_ids[batches.steps.index(step)][losses.rank :: world]

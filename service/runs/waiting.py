@@ -8,7 +8,7 @@ import threading
 from collections import deque
 
 
-class Bell:
+class StepNotifier:
     """Lets coroutines wait for what threads do."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Bell:
                 loop.call_soon_threadsafe(resolve, future)
 
 
-class Turns:
+class FairQueue:
     """Lets coroutines go on one in each round of the event loop, so that whatever else is asked comes in between."""
 
     def __init__(self) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from mixer.errors import MixerError
 from service.runs.engine import Engine
-from service.runs.registry import Runs
-from service.runs.waiting import Turns
+from service.runs.registry import RunRegistry
+from service.runs.waiting import FairQueue
 from service.web.middleware import NO_SNIFFING, App, Receive, Scope, Send
 from service.wire.batches import SEVERAL_TYPE, Body
 
@@ -77,9 +77,9 @@ class FastLane:
         runs: of the server.
     """
 
-    def __init__(self, app: App, *, runs: Runs) -> None:
+    def __init__(self, app: App, *, runs: RunRegistry) -> None:
         self._app, self._runs = app, runs
-        self._turns = Turns()  # or a small request waits for the batches of all who asked before it
+        self._turns = FairQueue()  # or a small request waits for the batches of all who asked before it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send one batch or several, or hand the request on."""

@@ -78,7 +78,7 @@ SECURITY_HEADERS = (
 log = logging.getLogger(__name__)
 
 
-class Guard:
+class Gate:
     """Wraps the application. ``scope["state"]["identity"]`` is who sends.
 
     Args:

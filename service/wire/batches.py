@@ -187,7 +187,7 @@ class Encoded:
         return Encoded(self._records[: len(steps)], steps, self._phase, self._layout)
 
 
-class Room:
+class SendBuffer:
     """Memory for the rows of global batches that one rank gets all of, in the places where they are sent."""
 
     records: Bytes
@@ -209,7 +209,7 @@ def _new_records(num_steps: int, layout: Layout) -> Bytes:
     return records
 
 
-def encode(batches: RowBatches, rank: int, world_size: int, *, room: Room | None = None) -> Encoded:
+def encode(batches: RowBatches, rank: int, world_size: int, *, room: SendBuffer | None = None) -> Encoded:
     """Return rows ``rank::world_size`` of global batches, in their dtype; the same bytes for the same rows, always.
 
     Args:

@@ -16,19 +16,19 @@ from mixer.analysis.simulate import simulate
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.errors import EvidenceError, UnknownSourceError
 from mixer.journal.file import Journal
-from mixer.journal.tables import Story, read_story
+from mixer.journal.tables import JournalTables, read_tables
 from mixer.sampling.randomness import generator
 from mixer.types import Array
 from mixer.walk.walk import Walk
 from tests.support.curricula import curriculum, drive
 
 
-def walk_story(seed: int, num_phases: int = 120, chance: float = 0.5, num_sources: int = 3) -> Story:
+def walk_story(seed: int, num_phases: int = 120, chance: float = 0.5, num_sources: int = 3) -> JournalTables:
     """Return phases as the law and the region give them; what bandit phases play is of no matter here."""
     run = curriculum(
         num_sources, seed=seed, phases={"random_probability": chance, "initial_random": 0}, caps={"source-0": 0.6}
     )
-    story, region, start = Story(header={"curriculum": run.model_dump(mode="json")}), run.regimes[0].region, 0
+    story, region, start = JournalTables(header={"curriculum": run.model_dump(mode="json")}), run.regimes[0].region, 0
     for index in range(num_phases):
         kind = "random" if run.phase_law.is_random(index) else "bandit"
         weights = region.sample(generator(seed, "phase.point", index)) if kind == "random" else region.lower
@@ -154,7 +154,7 @@ def test_a_real_journal_gives_both_answers(tmp_path: Path) -> None:
     assert all(0 < row["p_value"] <= 1 and row["standard_error"] > 0 for row in answer["sources"])
     assert answer["contrast"]["random_windows"] >= 10
     assert effects(path) == answer  # the permutations are seeded
-    story = read_story(path)
+    story = read_tables(path)
     own = measured(story, "fall:web").values
     losses = story.phase_losses()[:, 0]
     np.testing.assert_array_equal(own[1:-1], losses[:-2] - losses[2:])
@@ -178,7 +178,7 @@ def test_phases_that_a_pivot_cut_or_undid_do_not_count(tmp_path: Path) -> None:
             drive(walk, step, since=phase.start)
         drive(walk, walk.frontier + 1, since=walk.frontier)
         num_phases = walk.phase_at(walk.frontier - 1).index + 1
-    story = read_story(tmp_path / "w")
+    story = read_tables(tmp_path / "w")
     assert story.cut == cut
     assert (len(cut), len(undone)) == (5, 5)
     assert [phase["index"] for phase in story.phases] == list(range(num_phases))

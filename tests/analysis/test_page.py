@@ -12,7 +12,7 @@ from mixer.analysis.plots import write_page
 from mixer.analysis.simulate import simulate
 from mixer.config.curriculum import Curriculum
 from mixer.journal.file import Journal
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -34,7 +34,7 @@ def journal(tmp_path: Path) -> Path:
 
 
 def test_a_story_tells_what_the_walk_did(journal: Path) -> None:
-    story = read_story(journal)
+    story = read_tables(journal)
     weights = story.weights()
     assert (weights[:, 0] >= 0.4 - 1e-12).all()
     assert abs(story.proportions() - story.mean_weights()).max() < 0.01

@@ -20,7 +20,7 @@ from mixer.cli import app
 from mixer.config.curriculum import Curriculum
 from mixer.errors import EvidenceError
 from mixer.journal.file import Journal, read_journal
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 from mixer.region.region import Region
 from mixer.types import Array
 from mixer.walk.walk import Walk
@@ -75,7 +75,7 @@ def walked(path: Path, num_sources: int = 4, steps: int = 900, **fields: object)
 
 
 def test_spans_keep_the_mean_of_what_they_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    story = read_story(walked(tmp_path / "w"))
+    story = read_tables(walked(tmp_path / "w"))
     whole = make_view(story)
     assert whole.phases_per_span == 1
     np.testing.assert_allclose(whole.weights, story.weights())
@@ -93,7 +93,7 @@ def test_spans_keep_the_mean_of_what_they_stand_for(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("policy", ["ucb", "static"])
 def test_every_kind_of_walk_has_pictures(tmp_path: Path, num_sources: int, policy: str) -> None:
     path = walked(tmp_path / "w", num_sources, 200, policy=policy)
-    drawn = figures(make_view(read_story(path)))
+    drawn = figures(make_view(read_tables(path)))
     has_index = policy == "ucb" and num_sources < 30  # 200 steps teach nothing of 30 sources
     assert len(drawn) == 3 + (num_sources > 2) + has_index
     names = [trace.name for trace in drawn[0].data if trace.name]
@@ -135,7 +135,7 @@ def test_the_command_refuses_a_suffix_it_cannot_write(tmp_path: Path) -> None:
 
 
 def test_a_source_has_the_colour_of_its_declared_position_in_every_picture(tmp_path: Path) -> None:
-    view = make_view(read_story(walked(tmp_path / "w", 30, 200)))
+    view = make_view(read_tables(walked(tmp_path / "w", 30, 200)))
     assert view.shown.tolist() != list(range(20))
     assert list(view.colours) == [colour_of(int(i)) for i in view.shown]
     lines = next(figure for figure in figures(view) if "Loss" in figure.layout.title.text)

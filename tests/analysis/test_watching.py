@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mixer.analysis import watch as watching
-from mixer.analysis.watch import MAX_REGIMES, Follower, Sight, frame
+from mixer.analysis.watch import MAX_REGIMES, Follower, RunView, frame
 from mixer.cli import app
 from mixer.config.curriculum import Pivot
 from mixer.errors import JournalError
@@ -130,19 +130,19 @@ def eventful(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_end_of_a_long_journal_shows_what_all_of_it_would(
     eventful: Path, monkeypatch: pytest.MonkeyPatch, tail_bytes: int
 ) -> None:
-    whole = Sight()
+    whole = RunView()
     for record in read_history(eventful):
         whole.add(record)
     assert len(whole.regimes) > 6
     assert 0 < whole.alarms[0]["step"] < 200  # long before the end
     monkeypatch.setattr(watching, "TAIL_BYTES", tail_bytes)
-    num_read, add = [0], Sight.add
+    num_read, add = [0], RunView.add
 
-    def counted(self: Sight, record: dict[str, Any]) -> None:
+    def counted(self: RunView, record: dict[str, Any]) -> None:
         num_read[0] += 1
         add(self, record)
 
-    monkeypatch.setattr(Sight, "add", counted)
+    monkeypatch.setattr(RunView, "add", counted)
     follower = Follower(eventful)
     assert follower.poll()
     seen = follower.sight

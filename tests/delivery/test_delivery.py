@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
 from mixer.delivery.batch import PreparedReader
-from mixer.delivery.coordinator import Rows
-from mixer.delivery.feedback import Reports
+from mixer.delivery.coordinator import ReaderFactory
+from mixer.delivery.feedback import LossAccumulator
 from mixer.errors import (
     InvalidLossError,
     MixerError,
@@ -465,7 +465,7 @@ def test_sums_by_source_are_summed_over_ranks_and_a_loss_that_cannot_be_is_refus
                     dataset.report(batch, torch.full_like(losses, torch.nan) if rank == 1 else losses)
                 except InvalidLossError as error:
                     refused = str(error)
-            ((step, sums),) = Reports(B // 2, T, curriculum.names).add(batch, losses)
+            ((step, sums),) = LossAccumulator(B // 2, T, curriculum.names).add(batch, losses)
             assert sums is not None
             assert dataset.report_sums(step, sums)
         return refused, dataset.walk.state_dict(from_step=STEPS)
@@ -632,7 +632,7 @@ def test_batches_read_together_are_those_read_one_by_one(
     monkeypatch.setattr("mixer.delivery.batch._num_faults", itertools.count().__next__)
     ending = [{"name": f"s{k}", "data_files": str(folder / f"s{k}.jsonl"), "on_exhausted": "stop"} for k in range(4)]
     curriculum = a_curriculum(folder, sources=ending)
-    phase_at, rows = Walk(curriculum).phase_at, Rows(curriculum, rank=1, world_size=2)
+    phase_at, rows = Walk(curriculum).phase_at, ReaderFactory(curriculum, rank=1, world_size=2)
     alone, reader = rows.open(phase_at), rows.open(phase_at)
     assert isinstance(reader, PreparedReader)
     step = 0

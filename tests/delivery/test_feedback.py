@@ -15,7 +15,7 @@ from mixer.delivery import feedback
 from mixer.errors import FeedbackError, InvalidLossError
 from mixer.losses import SQUARE_GRID, SUM_GRID, SourceLosses
 
-Reports: Any = feedback.Reports  # on a mesh alone it may give None
+LossAccumulator: Any = feedback.LossAccumulator  # on a mesh alone it may give None
 
 NAMES = ("web", "code", "chat")
 
@@ -77,7 +77,9 @@ def test_token_losses_of_every_layout_give_what_a_slow_reading_gives(
     for given_losses in layouts(losses):
         for given_mask in [None] if mask is None else layouts(mask):
             for labels in layouts(batch["labels"]):
-                ((step, found),) = Reports(rows, width, NAMES).add(batch | {"labels": labels}, given_losses, given_mask)
+                ((step, found),) = LossAccumulator(rows, width, NAMES).add(
+                    batch | {"labels": labels}, given_losses, given_mask
+                )
                 assert step == 4
                 assert_same(found, expected)
 
@@ -91,9 +93,9 @@ def test_row_sums_with_counts_and_parts_of_a_batch_give_the_same(
     kept = batch["labels"] != -100
     kept = kept if mask is None else kept & mask
     sums, counts = torch.where(kept, losses, torch.zeros_like(losses)).double().sum(1), kept.sum(1)
-    ((_, found),) = Reports(rows, width, NAMES).add(batch, sums, None, counts)
+    ((_, found),) = LossAccumulator(rows, width, NAMES).add(batch, sums, None, counts)
     assert_same(found, slowly(*case))
-    reports, cut = Reports(rows, width, NAMES), data.draw(st.integers(0, rows))
+    reports, cut = LossAccumulator(rows, width, NAMES), data.draw(st.integers(0, rows))
     whole: list[Any] = []
     for part in (slice(0, cut), slice(cut, rows)):
         some = {"step": 4, **{key: batch[key][part] for key in ("source_ids", "labels")}}
@@ -121,7 +123,7 @@ def test_every_other_shape_is_refused_with_both_shapes(
     losses, mask = (other, None) if what == "token losses" else (good, other if what == "the mask" else None)
     if what == "labels":
         batch["labels"] = other.long()
-    reports = Reports(rows, width, NAMES)
+    reports = LossAccumulator(rows, width, NAMES)
     if shape in [tuple(layout.shape) for layout in layouts(good)]:
         reports.add(batch, losses, mask)
         return
@@ -146,7 +148,7 @@ def test_shapes_that_trainers_get_wrong_are_refused(shape: tuple[int, ...]) -> N
     with pytest.raises(
         FeedbackError, match=rf"token losses have shape \[{', '.join(map(str, shape))}\], but .* 6 rows of 8"
     ):
-        Reports(B, T, NAMES).add(a_batch(), torch.ones(shape))
+        LossAccumulator(B, T, NAMES).add(a_batch(), torch.ones(shape))
 
 
 @pytest.mark.parametrize(
@@ -166,25 +168,25 @@ def test_shapes_that_trainers_get_wrong_are_refused(shape: tuple[int, ...]) -> N
 )
 def test_row_sums_that_do_not_fit_the_batch_are_refused(sums: Tensor, counts: Tensor, words: str) -> None:
     with pytest.raises(FeedbackError, match=words):
-        Reports(B, T, NAMES).add(a_batch(), sums, None, counts)
+        LossAccumulator(B, T, NAMES).add(a_batch(), sums, None, counts)
 
 
 def test_row_sums_cannot_count_tokens_that_are_masked() -> None:
     labels = torch.ones(B, T).long()
     labels[4, :3] = -100
     with pytest.raises(FeedbackError, match="row 4 reports 8 tokens, but 5 of its 8 can count"):
-        Reports(B, T, NAMES).add(a_batch(labels=labels), torch.ones(B), None, torch.full((B,), T))
+        LossAccumulator(B, T, NAMES).add(a_batch(labels=labels), torch.ones(B), None, torch.full((B,), T))
 
 
 def test_batches_that_were_collated_once_more_are_refused() -> None:
     batch = {"step": torch.tensor([0, 1]), "source_ids": torch.zeros(2, B).long()}
     with pytest.raises(FeedbackError, match=r"source_ids have shape \[2, 6\] and step \[2\].*batch_size=None"):
-        Reports(B, T, NAMES).add(batch, torch.ones(2 * B, T))
+        LossAccumulator(B, T, NAMES).add(batch, torch.ones(2 * B, T))
 
 
 def test_a_single_row_may_be_reported_as_it_was_yielded() -> None:
     row = {"step": 2, "source_ids": torch.tensor(1), "labels": torch.ones(T).long()}
-    ((_, found),) = Reports(1, T, NAMES).add(row, torch.ones(T))
+    ((_, found),) = LossAccumulator(1, T, NAMES).add(row, torch.ones(T))
     assert found.tokens.tolist() == [0, T, 0]
 
 
@@ -192,14 +194,14 @@ def test_rows_of_several_steps_may_be_in_any_order_and_layout() -> None:
     batch = a_batch(step=torch.tensor([1, 0, 1, 0, 0, 1]))
     losses = torch.arange(B * T, dtype=torch.float64).reshape(B, T)
     for layout in layouts(losses):
-        found = dict(Reports(3, T, NAMES).add(batch, layout))
+        found = dict(LossAccumulator(3, T, NAMES).add(batch, layout))
         assert found[0].loss_sums.tolist() == [losses[3].sum(), losses[[1, 4]].sum(), 0]
         assert found[1].loss_sums.tolist() == [losses[0].sum(), 0, losses[[2, 5]].sum()]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_loss_that_cannot_be_is_located(value: float) -> None:
-    reports, losses = Reports(B, T, NAMES), torch.ones(B, T)
+    reports, losses = LossAccumulator(B, T, NAMES), torch.ones(B, T)
     losses[4, 2] = value
     reports.add({"step": 3, "source_ids": torch.tensor([0, 1])}, losses[:2])
     ((step, found),) = reports.add({"step": 3, "source_ids": torch.tensor([2, 0, 1, 2])}, losses[2:])

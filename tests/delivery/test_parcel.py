@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import default_collate, default_convert
 
-from mixer.delivery.pickled import Parcel
+from mixer.delivery.pickled import PickledBatch
 
 
 def sent(batch: dict[str, Any]) -> dict[str, Any]:
@@ -28,10 +28,12 @@ def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
-def a_batch(rows: list[list[int]]) -> Parcel:
+def a_batch(rows: list[list[int]]) -> PickledBatch:
     ids = torch.tensor(rows, dtype=torch.int64)
     source_ids = torch.arange(len(rows))
-    return Parcel(input_ids=ids[:, :-1].clone(), labels=ids[:, 1:].clone(), source_ids=source_ids, step=3, phase=1)
+    return PickledBatch(
+        input_ids=ids[:, :-1].clone(), labels=ids[:, 1:].clone(), source_ids=source_ids, step=3, phase=1
+    )
 
 
 ids = st.sampled_from([0, 1, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63 - 1, -1, -100, -(2**63)])
@@ -39,7 +41,7 @@ ids = st.sampled_from([0, 1, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63 - 1
 
 @given(st.integers(1, 4).flatmap(lambda t: st.lists(st.lists(ids, min_size=t, max_size=t), max_size=3)))
 def test_any_numbers_arrive_as_they_were_sent_in_a_plain_dict(rows: list[list[int]]) -> None:
-    batch = a_batch(rows) if rows else Parcel(input_ids=torch.zeros((0, 4), dtype=torch.int64), step=0)
+    batch = a_batch(rows) if rows else PickledBatch(input_ids=torch.zeros((0, 4), dtype=torch.int64), step=0)
     arrived = sent(batch)
     assert type(arrived) is dict
     assert is_same(arrived, batch)
@@ -49,7 +51,7 @@ def test_any_numbers_arrive_as_they_were_sent_in_a_plain_dict(rows: list[list[in
 def test_compact_token_ids_arrive_in_their_type_and_a_row_once(dtype: torch.dtype, num_rows: int, length: int) -> None:
     most = torch.iinfo(dtype).max
     ids = (torch.arange(num_rows * length).reshape(num_rows, length) * most // 5).to(dtype)
-    batch = Parcel(input_ids=ids[:, :-1].clone(), labels=ids[:, 1:].clone(), step=3)
+    batch = PickledBatch(input_ids=ids[:, :-1].clone(), labels=ids[:, 1:].clone(), step=3)
     arrived = sent(batch)
     for key in ("input_ids", "labels"):
         assert arrived[key].dtype == dtype

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
 from mixer.delivery.batch import RowBatch
-from mixer.delivery.coordinator import Rows
+from mixer.delivery.coordinator import ReaderFactory
 from mixer.delivery.suspension import Suspension
 from mixer.errors import SourceUnavailableError, TopologyError
 from mixer.journal.file import read_journal
@@ -108,7 +108,7 @@ def with_the_same_cuts(curriculum: Curriculum, pivots: list[dict[str, Any]]) -> 
 def assert_no_row_is_lost_or_repeated(curriculum: Curriculum, batches: list[Batch]) -> None:
     """The rows of a source are those that its stream gives, from the first on."""
     assert [batch["step"] for batch in batches] == list(range(STEPS))
-    reader: Any = Rows(curriculum, rank=0, world_size=1).open(lambda step: pytest.fail("not asked"))
+    reader: Any = ReaderFactory(curriculum, rank=0, world_size=1).open(lambda step: pytest.fail("not asked"))
     ids = np.concatenate([batch["source_ids"] for batch in batches])
     inputs = np.concatenate([batch["input_ids"] for batch in batches])
     for i, source in enumerate(reader._sources):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mixer.analysis.explain import explain
 from mixer.errors import JournalError, StepError
 from mixer.journal.file import Journal
-from mixer.journal.lookup import Lookup, history
+from mixer.journal.lookup import JournalIndex, history
 from mixer.journal.scan import BLOCK_BYTES
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 from mixer.replay.fork import fork
 from mixer.walk.walk import Walk
 from tests.support.curricula import curriculum, drive
@@ -42,7 +42,7 @@ def resumed(tmp_path: Path) -> Path:
 def test_phases_are_found_across_resumes(resumed: Path) -> None:
     phases = [record for record in history(resumed)[1] if record["type"] == "phase"]
     assert [phase["index"] for phase in phases] == list(range(len(phases)))
-    journal = Lookup(resumed)
+    journal = JournalIndex(resumed)
     for step in range(300):
         found = journal.phase_at(step)
         assert found == next(p for p in phases if p["start"] <= step < p["start"] + p["length"])
@@ -55,7 +55,7 @@ def test_phases_are_found_across_resumes(resumed: Path) -> None:
 
 
 def test_a_step_that_is_not_decided_says_which_are(resumed: Path) -> None:
-    journal = Lookup(resumed)
+    journal = JournalIndex(resumed)
     for step in (-1, 10_000):
         with pytest.raises(StepError, match=r"count from 0|has phases for steps 0 to 3\d\d"):
             journal.phase_at(step)
@@ -66,16 +66,16 @@ def test_a_line_edited_by_hand_is_refused_when_it_is_used(resumed: Path) -> None
     at = text.rindex(b'"type":"phase"')
     resumed.write_bytes(text[:at] + text[at:].replace(b'"kind":"bandit"', b'"kind":"random"', 1))
     with pytest.raises(JournalError, match=r"line \d+ is damaged or does not follow"):
-        Lookup(resumed).phase_at(299)
+        JournalIndex(resumed).phase_at(299)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\n", b"{}\n", b'{"type":"feedback"}\n', b"no line feed"])
 def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w").write_bytes(content)
     with pytest.raises(JournalError):
-        Lookup(tmp_path / "w")
+        JournalIndex(tmp_path / "w")
     with pytest.raises(JournalError):
-        Lookup(tmp_path / "missing")
+        JournalIndex(tmp_path / "missing")
 
 
 def test_a_region_is_found_where_it_began_also_under_a_name_that_returns(tmp_path: Path) -> None:
@@ -85,16 +85,16 @@ def test_a_region_is_found_where_it_began_also_under_a_name_that_returns(tmp_pat
     paths = [tmp_path / "run.jsonl", tmp_path / "fork.jsonl"]
     with Journal.create(paths[0]) as journal:
         drive(Walk(run, journal=journal), 200)
-    step = next(phase["start"] for phase in read_story(paths[0]).phases if phase["start"] > 100)
+    step = next(phase["start"] for phase in read_tables(paths[0]).phases if phase["start"] > 100)
     new = curriculum(3, floors={"source-2": 0.5}, phases=law, pivots=[{**pivots[0], "at_step": step + 40}])
     fork(paths[0], step, new, paths[1])
     with Journal.open(paths[1]) as journal:
         drive(Walk(new, journal=journal), step + 90, since=step)
     for path, expected in zip(paths, ([0, 30, 60], [0, 30, 60, step, step + 40]), strict=True):
-        phases, found = read_story(path).phases, set()
+        phases, found = read_tables(path).phases, set()
         for i, phase in enumerate(phases):
             opening = next(earlier for earlier in reversed(phases[: i + 1]) if earlier["region"] is not None)
-            assert Lookup(path).first_of_regime(phase) == opening
+            assert JournalIndex(path).first_of_regime(phase) == opening
             found.add(opening["start"])
         assert sorted(found) == expected
 
@@ -117,4 +117,4 @@ def test_any_bytes_are_a_journal_error_and_nothing_worse(tmp_path_factory: pytes
     path = tmp_path_factory.mktemp("fuzz") / "w"
     path.write_bytes(raw)
     with pytest.raises(JournalError):
-        Lookup(path)
+        JournalIndex(path)

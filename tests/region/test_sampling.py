@@ -16,7 +16,7 @@ from scipy import stats
 
 from mixer.errors import WeightsError
 from mixer.region.region import Region
-from mixer.region.uniform import Slice
+from mixer.region.uniform import BoxSlice
 from mixer.types import Array
 from tests.support.oracles import exact_marginal_cdf, rosenblatt
 from tests.support.strategies import random_problem, source_names
@@ -214,7 +214,7 @@ def test_permuting_the_sources_permutes_the_distribution(case: str) -> None:
 # The tilt: acceptance and volume.
 
 
-def accepted(slice_: Slice, rng: np.random.Generator, num_proposals: int) -> int:
+def accepted(slice_: BoxSlice, rng: np.random.Generator, num_proposals: int) -> int:
     _, last = slice_._propose(rng, num_proposals)
     return int(slice_._accepts(rng, last).sum())
 

@@ -29,10 +29,10 @@ from mixer.errors import (
     StepError,
 )
 from mixer.journal.file import Journal, read_journal
-from mixer.journal.lookup import Lookup
+from mixer.journal.lookup import JournalIndex
 from mixer.journal.scan import FIRST, chained, ending
 from mixer.journal.schema import journal_schema
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 from mixer.losses import SourceLosses
 from mixer.replay.diff import compare
 from mixer.replay.fork import fork
@@ -97,7 +97,7 @@ def check_replay(folder: Path, run: Curriculum, data: st.DataObject) -> None:
     replay = Replay(path)
     held = [phase for phase in replay.phases if decided and phase.start >= decided[0].start]
     assert same(held[: len(decided)], decided)
-    lookup, phases = Lookup(path), read_story(path).phases
+    lookup, phases = JournalIndex(path), read_tables(path).phases
     assert [(p["start"], p["length"]) for p in phases] == [(p.start, p.length) for p in replay.phases]
     for i, phase in enumerate(phases):
         assert lookup.phase_at(phase["start"] + phase["length"] - 1) == lookup.phase_at(phase["start"]) == phase

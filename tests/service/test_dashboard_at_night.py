@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from mixer.analysis.plots import write_page
-from service.replay_app import Past, create_past_app
+from service.replay_app import RecordedRun, create_past_app
 from service.settings import Settings
 from service.web.auth import token_book
 from tests.support.browser import Browser, in_browser
@@ -158,7 +158,7 @@ class TestRuns:
             assert not browser.js(f"{inked}(document.querySelector(arguments[0]))", f"#{canvas} canvas"), canvas
 
     def test_a_recorded_walk_is_shown(self, browser: Browser, server: Server) -> None:
-        past = Past(server.settings.folder / "old" / "journal.jsonl", "old-walk")
+        past = RecordedRun(server.settings.folder / "old" / "journal.jsonl", "old-walk")
         settings, port = Settings(folder=server.settings.folder), free_port()
         config = uvicorn.Config(
             create_past_app(past, settings, token_book(settings, server.store)), port=port, log_level="error"

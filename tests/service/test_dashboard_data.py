@@ -19,7 +19,7 @@ from mixer.journal.file import Journal, read_journal
 from mixer.region.region import Region
 from mixer.replay.fork import fork
 from mixer.walk.walk import Walk
-from service.dashboard.columns import Chronicle, Table, Watch
+from service.dashboard.columns import Table, WalkColumns, Watch
 from service.dashboard.overview import overview
 from service.dashboard.preview import preview
 from service.dashboard.projection import corners, outline, walk_on_paper
@@ -49,13 +49,13 @@ def run() -> SimulatedRun:
 
 
 @pytest.fixture(scope="module")
-def chronicle(run: SimulatedRun) -> Chronicle:
+def chronicle(run: SimulatedRun) -> WalkColumns:
     return run.watch.chronicle()
 
 
 @given(points=st.integers(1, 100), from_step=st.integers(0, 1300), width=st.integers(1, 1300), top=st.integers(2, 6))
 def test_columns_of_any_window_keep_to_their_points_and_stack_to_one(
-    chronicle: Chronicle, points: int, from_step: int, width: int, top: int
+    chronicle: WalkColumns, points: int, from_step: int, width: int, top: int
 ) -> None:
     found = series(chronicle, points=points, from_step=from_step, to_step=from_step + width, top=top)
     size = len(found["steps"])
@@ -68,7 +68,7 @@ def test_columns_of_any_window_keep_to_their_points_and_stack_to_one(
     assert found["until"] >= min(from_step + width, found["end"])
 
 
-def test_points_of_single_phases_are_what_the_journal_says(run: SimulatedRun, chronicle: Chronicle) -> None:
+def test_points_of_single_phases_are_what_the_journal_says(run: SimulatedRun, chronicle: WalkColumns) -> None:
     found = series(chronicle)
     phases = [line for line in run.lines if line["type"] == "phase"]
     assert found["per_point"] == 1
@@ -82,7 +82,7 @@ def test_points_of_single_phases_are_what_the_journal_says(run: SimulatedRun, ch
         np.testing.assert_allclose(np.transpose(found[name]), np.array(said, dtype=np.float64), rtol=1e-4)
 
 
-def test_points_of_several_phases_average_over_steps(chronicle: Chronicle) -> None:
+def test_points_of_several_phases_average_over_steps(chronicle: WalkColumns) -> None:
     fine, coarse = series(chronicle), series(chronicle, per_point=4)
     lengths = np.diff([*fine["steps"], fine["until"]])
     for k, first in enumerate(range(0, len(lengths), 4)):
@@ -129,7 +129,7 @@ def test_the_last_points_asked_for_again_join_those_there(run: SimulatedRun) -> 
         np.testing.assert_array_equal(joined[:, settled], np.array(whole[name])[:, settled])
 
 
-def test_small_sources_are_added_up_without_losing_rows(chronicle: Chronicle) -> None:
+def test_small_sources_are_added_up_without_losing_rows(chronicle: WalkColumns) -> None:
     whole, folded = series(chronicle), series(chronicle, top=2)
     assert folded["num_others"] == 3
     kept = whole["names"].index(folded["names"][0])
@@ -209,7 +209,7 @@ def test_a_pivot_that_cuts_the_newest_phase_leaves_what_is_left_of_it(back: int)
         assert source["proportion"] == pytest.approx(source["mean_weight"], abs=1 / after["end"])
 
 
-def watched(lines: Iterable[Mapping[str, Any]]) -> Chronicle:
+def watched(lines: Iterable[Mapping[str, Any]]) -> WalkColumns:
     return watched_lines(lines).chronicle()
 
 
@@ -249,14 +249,14 @@ def test_ranks_that_lag_come_first() -> None:
     ]  # fmt: skip
 
 
-def test_sources_are_found_by_name_and_the_largest_come_first(chronicle: Chronicle) -> None:
+def test_sources_are_found_by_name_and_the_largest_come_first(chronicle: WalkColumns) -> None:
     weights = [source["weight"] for source in overview(chronicle)["sources"]]
     assert weights == sorted(weights, reverse=True)
     assert [source["name"] for source in overview(chronicle, query="OO")["sources"]] == ["books"]
     assert len(overview(chronicle, limit=2)["sources"]) == 2
 
 
-def test_proportions_and_averaged_weights_agree(chronicle: Chronicle) -> None:
+def test_proportions_and_averaged_weights_agree(chronicle: WalkColumns) -> None:
     for source in overview(chronicle)["sources"]:
         assert source["proportion"] == pytest.approx(source["mean_weight"], abs=2 / (8 * 1200))
 
@@ -302,7 +302,7 @@ def test_a_preview_is_what_the_pivot_then_does() -> None:
     assert said["upper"] == landed["region"]["upper"]
 
 
-def test_tables_left_out_of_a_preview_stay_in_force(chronicle: Chronicle) -> None:
+def test_tables_left_out_of_a_preview_stay_in_force(chronicle: WalkColumns) -> None:
     said = preview(chronicle, floors=None, caps=None, exclude=["chat"])
     assert said["upper"][1] == 0.1  # of the polish
     assert said["lower"][0] >= 0.3
@@ -322,7 +322,7 @@ def test_tables_left_out_of_a_preview_stay_in_force(chronicle: Chronicle) -> Non
     ],
 )
 def test_a_pivot_that_cannot_be_is_told_why(
-    chronicle: Chronicle, bounds: dict[str, Any], code: str, problem: str
+    chronicle: WalkColumns, bounds: dict[str, Any], code: str, problem: str
 ) -> None:
     said = preview(chronicle, **{"floors": None, "caps": None, "exclude": None, **bounds})
     assert not said["is_feasible"]
@@ -331,7 +331,7 @@ def test_a_pivot_that_cannot_be_is_told_why(
     assert "preview" not in said["problem"]
 
 
-def test_a_span_begins_where_its_points_do(chronicle: Chronicle) -> None:
+def test_a_span_begins_where_its_points_do(chronicle: WalkColumns) -> None:
     span = span_of(chronicle, points=1000, from_step=500, to_step=None, per_point=8)
     assert span.first % 8 == 0
     assert span.edges[0] == span.first
@@ -422,7 +422,7 @@ def test_a_record_is_never_silent() -> None:
 
 
 @given(per_point=st.sampled_from([1, 2, 8]), top=st.integers(1, 6))
-def test_the_loss_of_all_sources_is_weighted_by_their_tokens(chronicle: Chronicle, per_point: int, top: int) -> None:
+def test_the_loss_of_all_sources_is_weighted_by_their_tokens(chronicle: WalkColumns, per_point: int, top: int) -> None:
     found = series(chronicle, per_point=per_point, top=top)
     phases = np.searchsorted(chronicle.starts, [*found["steps"], found["until"]])
     sums, tokens = chronicle.reported.table().sum(axis=2)

@@ -31,7 +31,7 @@ from service.web import middleware as guard
 from service.web.auth import FileShelf, TokenBook, check_bind, token_book
 from service.web.logs import JsonLines
 from service.web.metrics import Metrics
-from service.web.middleware import MAX_HEAD_BYTES, MAX_LOGGED, WRONG_PER_MINUTE, Guard
+from service.web.middleware import MAX_HEAD_BYTES, MAX_LOGGED, WRONG_PER_MINUTE, Gate
 from tests.support.curricula import write_sources
 
 Fields = list[tuple[bytes, bytes]]
@@ -49,7 +49,7 @@ def bearer(token: str) -> tuple[bytes, bytes]:
 
 
 async def ask(
-    door: Guard, *fields: tuple[bytes, bytes], method: str = "GET", path: str = "/weights", client: str = "127.0.0.1"
+    door: Gate, *fields: tuple[bytes, bytes], method: str = "GET", path: str = "/weights", client: str = "127.0.0.1"
 ) -> tuple[int, str, dict[bytes, bytes]]:
     """Return status, code of the error, and headers of an answer."""
     sent: list[Any] = []
@@ -72,13 +72,13 @@ async def ask(
     return status, orjson.loads(sent[1]["body"])["error"]["code"] if status >= 400 else "", dict(sent[0]["headers"])
 
 
-def said(door: Guard, *fields: tuple[bytes, bytes], **request: Any) -> tuple[int, str]:
+def said(door: Gate, *fields: tuple[bytes, bytes], **request: Any) -> tuple[int, str]:
     """Return status and code of an answer."""
     return asyncio.run(ask(door, *fields, **request))[:2]
 
 
-def door_of(book: TokenBook, **settings: Any) -> Guard:
-    return Guard(_fine, settings=Settings(**settings), book=book, metrics=Metrics(list))
+def door_of(book: TokenBook, **settings: Any) -> Gate:
+    return Gate(_fine, settings=Settings(**settings), book=book, metrics=Metrics(list))
 
 
 def fresh(book: TokenBook) -> TokenBook:
@@ -461,7 +461,7 @@ def test_a_request_that_waited_is_not_answered_to_a_token_that_was_revoked_meanw
         book.revoke(token.split("_")[1])
         await _fine(scope, receive, send)
 
-    door = Guard(revokes_and_answers, settings=Settings(), book=book, metrics=Metrics(list))
+    door = Gate(revokes_and_answers, settings=Settings(), book=book, metrics=Metrics(list))
     assert said(door, LOCALHOST, bearer(token)) == (401, "unauthorized")
 
 

@@ -16,7 +16,7 @@ from mixer.analysis.explain import explain
 from mixer.errors import JournalError
 from mixer.journal.file import Journal, history_spans, read_history, read_journal
 from mixer.journal.schema import MODELS
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 from mixer.losses import SourceLosses
 from mixer.replay.diff import compare
 from mixer.replay.fork import fork
@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "diff": lambda path: compare(path, path),
     "fork": lambda path: fork(path, 60, curriculum(4), path.with_name("fork.jsonl")),
     "explain": lambda path: explain(path, 10),
-    "effects": read_story,
+    "effects": read_tables,
 }
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.dataset import MixtureDataset
-from mixer.delivery.feedback import Reports
+from mixer.delivery.feedback import LossAccumulator
 from mixer.errors import (
     FeedbackError,
     FutureFeedbackError,
@@ -30,7 +30,7 @@ from mixer.errors import (
 from mixer.journal.file import read_journal
 from service.client import AsyncMixerClient, MixerClient, RemoteMixtureDataset
 from service.errors import RunEndedError, UnreachableError
-from service.runs.report_wait import Patience
+from service.runs.report_wait import ReportWait
 from tests.support.serving import (
     STEPS,
     B,
@@ -173,7 +173,7 @@ def test_a_silent_rank_is_waited_for_once_and_then_left_behind(tmp_path: Path) -
 
 def test_patience_with_a_silent_rank_is_lost_once_until_it_reports_again() -> None:
     now = 0.0
-    patience = Patience(lag=0, wait_s=5, clock=lambda: now)
+    patience = ReportWait(lag=0, wait_s=5, clock=lambda: now)
     patience.asked(0, 2)
     for start in (4, 8):
         for step in range(start - 4, start):
@@ -377,7 +377,7 @@ def test_a_remote_trainer_reports_rows_or_sums_by_source_and_hears_of_a_loss_tha
             with pytest.raises(InvalidLossError, match=r"loss of .* is nan; .*\(row 0 of this rank's, from .*: nan\)"):
                 dataset.report(batch, torch.full((4, T), torch.nan))
             assert dataset.report(batch, torch.full((4,), 24.0), num_tokens=torch.full((4,), T)) is True
-            ((step, sums),) = Reports(4, T, dataset.curriculum.names).add(following, torch.ones(4, T))
+            ((step, sums),) = LossAccumulator(4, T, dataset.curriculum.names).add(following, torch.ones(4, T))
             assert sums is not None
             assert dataset.report_sums(step, sums) is True
             assert dataset.report_sums(step, sums) is False

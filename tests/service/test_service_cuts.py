@@ -18,7 +18,7 @@ from mixer.replay.verify import audit
 from mixer.sources.prepared.prepare import prepare
 from service.client.client import MixerClient
 from service.errors import RequestError, StoreError
-from service.runs.leases import LEASE, Served
+from service.runs.leases import LEASE, StepLeases
 from service.storage.store import Store
 from tests.support.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
 from tests.support.outages import Outage
@@ -300,7 +300,7 @@ def client_pivots_until_it_is_there(server: Server, client: MixerClient, killing
 
 def test_no_step_is_handed_out_that_is_not_leased_and_none_that_was_is_cut(tmp_path: Path) -> None:
     store, now = Store.open(f"sqlite:///{tmp_path / 'a.db'}"), 0.0
-    served = Served(store, "run", clock=lambda: now)
+    served = StepLeases(store, "run", clock=lambda: now)
     assert not served.claim(0)
     served.extend(0)
     assert [served.claim(step) for step in (0, LEASE - 1, LEASE)] == [True, True, False]
@@ -310,10 +310,10 @@ def test_no_step_is_handed_out_that_is_not_leased_and_none_that_was_is_cut(tmp_p
     served.open()
     served.extend(LEASE)  # sooner than expected: twice as much
     assert served.claim(LEASE)
-    after_a_kill = Served(store, "run")
+    after_a_kill = StepLeases(store, "run")
     assert after_a_kill.close() == LEASE + 2 * LEASE  # may all have been given
     served.settle()
-    assert Served(store, "run").close() == LEASE + 1
+    assert StepLeases(store, "run").close() == LEASE + 1
     store.close()
 
 

@@ -19,7 +19,7 @@ from mixer.sources.prepared.prepare import prepare
 from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import ForbiddenError, RequestError, RunStateError, UnknownRunError
 from service.runs.events import Events
-from service.runs.registry import Runs, _curriculum_of
+from service.runs.registry import RunRegistry, _curriculum_of
 from service.runs.sharing import Sharing
 from service.settings import Settings
 from service.storage.journal_lines import stored_lines
@@ -91,23 +91,23 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise_also_after_a_kill(
 
 
 @pytest.fixture
-def runs(folder: Path, tmp_path: Path) -> Iterator[Runs]:
+def runs(folder: Path, tmp_path: Path) -> Iterator[RunRegistry]:
     with runs_over(folder, tmp_path) as runs:
         yield runs
 
 
 @contextmanager
-def runs_over(folder: Path, tmp_path: Path) -> Iterator[Runs]:
+def runs_over(folder: Path, tmp_path: Path) -> Iterator[RunRegistry]:
     settings = Settings(folder=tmp_path / "runs", feedback_wait_s=0)
     store = Store.open(settings.database_url)
-    runs = Runs(settings, store, Events())
+    runs = RunRegistry(settings, store, Events())
     runs.open_all(Curriculum.from_yaml(write_run(folder, prepared="rows")), "run")
     yield runs
     runs.close()
     store.close()
 
 
-def decide(runs: Runs, step: int) -> list[int]:
+def decide(runs: RunRegistry, step: int) -> list[int]:
     """Have steps decided, and return where phases begin."""
     for s in range(step + 1):
         asyncio.run(runs.engine("run").phase(s, 30, may_decide=True))
@@ -131,7 +131,7 @@ def decide(runs: Runs, step: int) -> list[int]:
     ],
 )
 def test_a_fork_may_change_what_comes_but_neither_the_past_nor_what_is_read(
-    runs: Runs, changes: dict[str, Any], error: type[MixerError], message: str
+    runs: RunRegistry, changes: dict[str, Any], error: type[MixerError], message: str
 ) -> None:
     decide(runs, 10)
     with pytest.raises(error, match=message):
@@ -140,7 +140,7 @@ def test_a_fork_may_change_what_comes_but_neither_the_past_nor_what_is_read(
     runs.fork("run", "fork", None, {})  # the name is free
 
 
-def test_a_fork_begins_where_a_phase_of_its_parent_does_under_a_name_of_its_own(runs: Runs) -> None:
+def test_a_fork_begins_where_a_phase_of_its_parent_does_under_a_name_of_its_own(runs: RunRegistry) -> None:
     starts = decide(runs, 20)
     with pytest.raises(RequestError, match=f"no phase begins there; ask for step {starts[1]} or {starts[2]}"):
         runs.fork("run", "fork", starts[1] + 1, {})
@@ -158,7 +158,7 @@ def test_a_fork_begins_where_a_phase_of_its_parent_does_under_a_name_of_its_own(
 
 @pytest.mark.parametrize("is_after", [False, True])
 def test_a_kill_while_a_fork_is_made_leaves_a_fork_or_none(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch, is_after: bool
+    runs: RunRegistry, monkeypatch: pytest.MonkeyPatch, is_after: bool
 ) -> None:
     starts, add_run = decide(runs, 20), runs._store.add_run
 
@@ -172,7 +172,7 @@ def test_a_kill_while_a_fork_is_made_leaves_a_fork_or_none(
         runs.fork("run", "fork", starts[1], {"policy": {"name": "random"}})
     monkeypatch.undo()
     runs.close()
-    again = Runs(runs._settings, runs._store, Events())
+    again = RunRegistry(runs._settings, runs._store, Events())
     again.open_all(_curriculum_of(runs.record("run")), "run")
     try:
         if is_after:
@@ -224,7 +224,7 @@ def _dumped(folder: Path) -> dict[str, Any]:
     return Curriculum.from_yaml(write_run(folder)).model_dump(mode="json", exclude_none=True)
 
 
-def test_a_run_that_cannot_be_opened_is_not_kept(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_opened_is_not_kept(runs: RunRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise MissingDataError("rows/prepared.json: no such file")
 
@@ -243,7 +243,7 @@ def test_forks_and_cuts_are_the_same_where_the_journal_lies_in_postgresql(folder
         curriculum = Curriculum.from_yaml(write_run(folder))
         for _ in range(2):  # and once more, after a restart
             store = Store.open(settings.database_url)
-            runs = Runs(settings, store, Events())
+            runs = RunRegistry(settings, store, Events())
             runs.open_all(curriculum, "run")
             parent = runs.engine("run")
             rows = [body(parent, step, 0, 1).data for step in range(20)]

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from mixer.config.curriculum import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.delivery.batch import RowBatch, RowBatches
-from mixer.system.memory import Pool
+from mixer.system.memory import BufferPool
 from service.client import MixerClient, RemoteMixtureDataset
 from service.client.dataset import AHEAD_BYTES, AHEAD_S, AHEAD_STEPS, LEAST_AHEAD, Ahead
 from service.errors import BatchDigestError
-from service.runs.cache import Built
-from service.runs.waiting import Turns
+from service.runs.cache import BuiltBatches
+from service.runs.waiting import FairQueue
 from service.settings import Settings
 from service.web.auth import FileShelf, TokenBook
 from service.web.batch_endpoint import MAX_JOINED_BYTES, batches_of
 from service.web.metrics import Metrics
-from service.web.middleware import Guard
+from service.web.middleware import Gate
 from service.wire.batches import HEAD_BYTES, Encoded, arrow_stream, decode, encode, split
 from tests.support.engines import body, running
 from tests.support.serving import STEPS, Served, get, reports, write_run
@@ -172,7 +172,7 @@ def test_lines_of_any_width_are_read() -> None:
 def test_other_ranks_get_their_rows_when_one_rank_had_them_all() -> None:
     rows = np.random.default_rng(0).integers(0, 9, (2, 12, 5), dtype=np.uint16)
     numbers = np.tile(np.arange(12), (2, 1))
-    built = Built(RowBatches(range(2), 0, rows, numbers, numbers))
+    built = BuiltBatches(RowBatches(range(2), 0, rows, numbers, numbers))
 
     def rows_of(step: int, rank: int, world_size: int) -> Any:
         return decode(built.encoded(rank, world_size).body(step).data, step=step, phase=0).rows
@@ -185,7 +185,7 @@ def test_other_ranks_get_their_rows_when_one_rank_had_them_all() -> None:
 
 
 def test_memory_goes_back_to_the_pool_when_nobody_looks_at_it_any_more() -> None:
-    pool = Pool(num_pieces=2)
+    pool = BufferPool(num_pieces=2)
     first = np.frombuffer(pool.take(100), dtype=np.uint8)
     address = first.ctypes.data
     part = pa.py_buffer(memoryview(first)[10:20])  # type: ignore[arg-type]  # as batches are parts of an answer
@@ -257,7 +257,7 @@ def test_no_request_too_many_gets_through_and_clients_are_counted_apart(tmp_path
 
     async def ask_often() -> None:
         book = TokenBook(FileShelf(tmp_path / "none"))
-        guard: Any = Guard(app, settings=Settings(requests_per_minute=limit), book=book, metrics=Metrics(lambda: []))
+        guard: Any = Gate(app, settings=Settings(requests_per_minute=limit), book=book, metrics=Metrics(lambda: []))
         for client in ("a", "b"):
             for _ in range(limit + 5):
                 scope = {"type": "http", "method": "GET", "path": "/weights", "headers": [], "client": (client, 1)}
@@ -287,7 +287,7 @@ def test_a_remote_data_set_has_the_tokenizer_and_the_regions_of_the_run(
 def test_small_requests_come_between_batches_whose_clients_may_be_gone() -> None:
     order: list[str] = []
 
-    async def batch(turns: Turns, name: str) -> None:
+    async def batch(turns: FairQueue, name: str) -> None:
         await turns.take()
         order.append(name)
 
@@ -296,7 +296,7 @@ def test_small_requests_come_between_batches_whose_clients_may_be_gone() -> None
         order.append("small")
 
     async def all_at_once() -> None:
-        turns = Turns()
+        turns = FairQueue()
         batches = [asyncio.create_task(batch(turns, f"batch {n}")) for n in range(5)]
         others = [asyncio.create_task(small())]
         await asyncio.sleep(0)

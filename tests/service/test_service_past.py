@@ -18,7 +18,7 @@ from mixer.replay.replay import Replay
 from mixer.walk.walk import Walk
 from service.client.client import MixerClient
 from service.errors import BindError, RunEndedError, UnknownRunError
-from service.replay_app import Past
+from service.replay_app import RecordedRun
 from service.server import run_past
 from service.settings import Settings
 from tests.support.curricula import curriculum, drive
@@ -141,7 +141,7 @@ def test_a_fork_and_a_run_that_was_restored_are_told_as_they_stand_at_the_end(tm
         drive(walk, begin + 90, since=begin + 20)
         walk.load_state_dict(state)
         drive(walk, begin + 60, since=begin + 20)
-    past, replay = Past(tmp_path / "fork.jsonl", "fork"), Replay(tmp_path / "fork.jsonl")
+    past, replay = RecordedRun(tmp_path / "fork.jsonl", "fork"), Replay(tmp_path / "fork.jsonl")
     assert past.parent == {"fingerprint": run.fingerprint, "step": begin}
     assert past.frontier == replay.frontier
     assert [r["start"] for r in past.phases_from(0, 1000)] == [phase.start for phase in replay.phases]
@@ -151,7 +151,7 @@ def test_a_fork_and_a_run_that_was_restored_are_told_as_they_stand_at_the_end(tm
 def test_what_is_no_journal_is_not_served(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "walk.jsonl").write_bytes(text)
     with pytest.raises(JournalError):
-        Past(tmp_path / "walk.jsonl", "walk")
+        RecordedRun(tmp_path / "walk.jsonl", "walk")
 
 
 def test_without_tokens_the_past_is_for_this_machine_alone(journal: Path) -> None:

@@ -27,7 +27,7 @@ from mixer.replay.verify import audit
 from mixer.sources.prepared.prepare import prepare
 from mixer.types import IntArray
 from service.client import MixerClient, RemoteMixtureDataset
-from service.dashboard.columns import Chronicle, Watch
+from service.dashboard.columns import WalkColumns, Watch
 from service.dashboard.overview import overview
 from service.dashboard.series import series
 from service.errors import NotReadyError
@@ -390,5 +390,5 @@ def test_a_copy_stays_as_it_was_whatever_comes_after_it() -> None:
     assert shown_of(run.watch.chronicle()) != before
 
 
-def shown_of(chronicle: Chronicle) -> str:
+def shown_of(chronicle: WalkColumns) -> str:
     return repr((series(chronicle, per_point=1), overview(chronicle)["sources"]))

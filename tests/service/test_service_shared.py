@@ -15,7 +15,7 @@ from mixer.sources.shared import SharedGroups
 from mixer.sources.tokenizer import TextTokenizer
 from service.client.client import MixerClient
 from service.runs.events import Events
-from service.runs.registry import Runs
+from service.runs.registry import RunRegistry
 from service.settings import Settings
 from service.storage.store import Store
 from tests.support.engines import body
@@ -63,7 +63,7 @@ def delivered(config: Path, folder: Path) -> Iterator[tuple[str, int, bytes]]:
     """Give what a run, another with another seed, and a fork deliver, taking turns at being ahead; then one is archived."""
     settings = Settings(folder=folder, feedback_wait_s=0, ahead_steps=4, place_steps=4)
     store = Store.open(settings.database_url)
-    runs = Runs(settings, store, Events())
+    runs = RunRegistry(settings, store, Events())
     try:
         runs.open_all(Curriculum.from_yaml(config), "run")
         runs.create("other", {**runs.record("run").curriculum, "seed": 7})

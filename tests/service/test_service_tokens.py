@@ -17,7 +17,7 @@ from service.web import auth
 from service.web import middleware as guard
 from service.web.auth import Token, TokenBook
 from service.web.metrics import Metrics
-from service.web.middleware import Guard
+from service.web.middleware import Gate
 
 
 class Shelf:
@@ -55,7 +55,7 @@ async def _fine(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def ask(door: Guard, token: str = "", path: str = "/weights") -> tuple[int, str]:
+async def ask(door: Gate, token: str = "", path: str = "/weights") -> tuple[int, str]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -78,9 +78,9 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     return shelf
 
 
-def door_of(shelf: Shelf) -> tuple[Guard, TokenBook]:
+def door_of(shelf: Shelf) -> tuple[Gate, TokenBook]:
     book = TokenBook(shelf)
-    return Guard(_fine, settings=Settings(), book=book, metrics=Metrics(list)), book
+    return Gate(_fine, settings=Settings(), book=book, metrics=Metrics(list)), book
 
 
 def test_a_slow_database_holds_up_no_other_request_and_is_asked_once_for_all(shelf: Shelf) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.errors import JournalError
 from service.runs import leases as served_module
-from service.runs.leases import GOOD_S, LEASE, Served
+from service.runs.leases import GOOD_S, LEASE, StepLeases
 from service.storage.store import Store
 from tests.support.engines import opened, running, train
 from tests.support.postgres import Postgres, postgres
@@ -51,8 +51,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 WRITES: dict[str, Any] = {
     "save": lambda store, writer: store.save("run", "place", 32, {"at": "older"}, writer=writer),
     "forget": lambda store, writer: store.forget("run", "place", from_step=0, writer=writer),
-    "lease": lambda store, writer: Served(store, "run", writer=writer).extend(100),
-    "settle": lambda store, writer: Served(store, "run", writer=writer).settle(),
+    "lease": lambda store, writer: StepLeases(store, "run", writer=writer).extend(100),
+    "settle": lambda store, writer: StepLeases(store, "run", writer=writer).settle(),
     "confirm": lambda store, writer: store.confirm("run", writer),
 }
 
@@ -74,7 +74,7 @@ def test_what_a_writer_of_before_would_write_is_refused_and_nothing_is_changed(s
 def test_a_lease_that_another_process_wrote_lets_nothing_be_handed_out(store: Store) -> None:
     """It may have been written by the process that took the run over since."""
     store.save("run", "served", 40, {}, writer=store.take_over("run"))
-    served = Served(store, "run", writer=store.take_over("run"))
+    served = StepLeases(store, "run", writer=store.take_over("run"))
     store.take_over("run")
     assert served.given == 40
     assert not served.claim(3)
@@ -89,7 +89,7 @@ def test_where_others_may_take_over_a_lease_is_good_for_a_while_alone(
     now = 1000.0
     url = database.new_database().replace("postgresql", "postgresql+psycopg", 1)
     with contextlib.closing(Store.open(url)) as store:
-        served = Served(store, "run", writer=store.take_over("run"), clock=lambda: now)
+        served = StepLeases(store, "run", writer=store.take_over("run"), clock=lambda: now)
         served.extend(0)
         assert served.claim(0)
         now += GOOD_S + 0.1  # as a process sees that was stopped

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.sources.prepared.prepare import prepare
-from service.dashboard.columns import Chronicle
+from service.dashboard.columns import WalkColumns
 from service.runs.engine import Engine
 from service.storage import tables
 from service.storage.store import Store
@@ -62,9 +62,9 @@ def shown(engine: Engine) -> Any:
     return heard, chronicle.entries, chronicle.weight_steps.tolist(), phases, state["phases"], reported
 
 
-def all_read(engine: Engine) -> Chronicle:
+def all_read(engine: Engine) -> WalkColumns:
     """Return what a chronicle shows that is told every line."""
-    chronicle = Chronicle()
+    chronicle = WalkColumns()
     for _, record in engine.journal._lines.records_after(0):
         chronicle.add({key: value for key, value in record.items() if key != "number"})
     return chronicle

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer.delivery.batch import RowBatches
-from service.runs.cache import Built, Window
+from service.runs.cache import BatchCache, BuiltBatches
 from service.wire.batches import encode
 
 RANKS = 64
@@ -24,12 +24,14 @@ def batches(steps: range) -> RowBatches:
 
 @pytest.mark.parametrize("together", [1, 7])
 def test_short_rows_for_many_ranks_take_no_more_memory_than_the_window_has(together: int) -> None:
-    window = Window(4 << 20)
-    Built(batches(range(together))).encoded(0, RANKS)  # what Arrow loads when it is first used is not the window's
+    window = BatchCache(4 << 20)
+    BuiltBatches(batches(range(together))).encoded(
+        0, RANKS
+    )  # what Arrow loads when it is first used is not the window's
     tracemalloc.start()
     try:
         for step in range(0, 200, together):
-            built = Built(batches(range(step, step + together)))
+            built = BuiltBatches(batches(range(step, step + together)))
             for rank in range(RANKS):
                 for each in built.steps:
                     _ = built.encoded(rank, RANKS).body(each).headers
@@ -47,13 +49,15 @@ DIVISORS = [n for n in range(1, RANKS + 1) if RANKS % n == 0]
 
 @pytest.mark.parametrize("together", [1, 7])
 def test_whoever_asks_with_whatever_number_of_ranks_the_memory_stays_within_the_window(together: int) -> None:
-    window = Window(2 << 20)
-    Built(batches(range(together))).encoded(0, RANKS)  # what Arrow loads when it is first used is not the window's
+    window = BatchCache(2 << 20)
+    BuiltBatches(batches(range(together))).encoded(
+        0, RANKS
+    )  # what Arrow loads when it is first used is not the window's
     most = 0
     tracemalloc.start()
     try:
         for step in range(0, 84, together):
-            built = Built(batches(range(step, step + together)))
+            built = BuiltBatches(batches(range(step, step + together)))
             assert window.make_room(built.num_bytes, below=step)
             window.add(built)
             for world_size in DIVISORS:
@@ -73,11 +77,11 @@ def test_whoever_asks_with_whatever_number_of_ranks_the_memory_stays_within_the_
     st.sampled_from([1 << 14, 1 << 16, 1 << 20]),
 )
 def test_what_a_window_counts_is_what_its_batches_take(asked: list[tuple[int, int, int, bool]], room: int) -> None:
-    window, widest = Window(room), 0
+    window, widest = BatchCache(room), 0
     for step, world_size, rank, is_cut in asked:
         built = window.get(step)
         if built is None:
-            window.add(built := Built(batches(range(step, step + 1))))
+            window.add(built := BuiltBatches(batches(range(step, step + 1))))
         encoded = built.encoded(rank % world_size, world_size)
         assert bytes(encoded.body(step).data) == bytes(
             encode(batches(range(step, step + 1)), rank % world_size, world_size).body(step).data
@@ -91,11 +95,11 @@ def test_what_a_window_counts_is_what_its_batches_take(asked: list[tuple[int, in
 
 
 def test_what_is_dropped_gives_back_what_it_was_taken_for() -> None:
-    window = Window(1 << 20)
+    window = BatchCache(1 << 20)
     for step in range(5):
-        window.add(built := Built(batches(range(step, step + 1))))
+        window.add(built := BuiltBatches(batches(range(step, step + 1))))
         built.encoded(0, RANKS)  # once it is held
-    window.add(Built(batches(range(4, 5))))
+    window.add(BuiltBatches(batches(range(4, 5))))
     window.drop_from(3)
     assert len(window) == 3
     assert not window.make_room(1 << 20, below=2)
@@ -104,27 +108,27 @@ def test_what_is_dropped_gives_back_what_it_was_taken_for() -> None:
 
 
 def test_a_cut_leaves_the_batches_before_it_and_their_bytes_as_they_were() -> None:
-    window, whole = Window(1 << 20), Built(batches(range(3, 9)))
+    window, whole = BatchCache(1 << 20), BuiltBatches(batches(range(3, 9)))
     expected = [bytes(whole.encoded(1, 2).body(step).data) for step in range(3, 9)]
     window.add(whole)
     window.drop_from(6)
     left = window.get(5)
     assert left is not None
     assert (left.steps, len(window), window.get(6)) == (range(3, 6), 3, None)
-    for encoded in (left.held(1, 2), Built(left.batches).encoded(1, 2)):
+    for encoded in (left.held(1, 2), BuiltBatches(left.batches).encoded(1, 2)):
         assert encoded is not None
         assert [bytes(encoded.body(step).data) for step in left.steps] == expected[:3]
-    window.add(Built(batches(range(6, 9))))
+    window.add(BuiltBatches(batches(range(6, 9))))
     assert len(window) == 6
     assert window.make_room(1 << 20, below=9)
     assert (len(window), window.num_bytes) == (0, 0)
 
 
 def test_batches_that_are_built_again_take_the_place_of_those_they_overlap() -> None:
-    window = Window(1 << 20)
+    window = BatchCache(1 << 20)
     for steps in (range(3), range(3, 6), range(6, 9)):
-        window.add(Built(batches(steps)))
-    window.add(again := Built(batches(range(2, 5))))
+        window.add(BuiltBatches(batches(steps)))
+    window.add(again := BuiltBatches(batches(range(2, 5))))
     assert [step for step in range(9) if window.get(step) is not None] == [2, 3, 4, 6, 7, 8]
     assert window.get(3) is again
     window.drop_from(0)

@@ -26,7 +26,7 @@ from mixer.sources.rows import MAX_AHEAD, StreamedRows
 from mixer.sources.tokenizer import TextTokenizer
 from mixer.sources.tokenizer_training import train
 from mixer.system import threads as background
-from mixer.system.threads import Pool, Task
+from mixer.system.threads import ReaderThreads, Task
 
 SEPARATOR = "<|endoftext|>"
 TEXTS = [f"text {i} " + "ab " * (i * 7 % 23) for i in range(120)]
@@ -268,7 +268,7 @@ print(time.time())
 
 
 def test_who_needs_a_result_does_not_wait_for_a_busy_pool() -> None:
-    pool = Pool(1)
+    pool = ReaderThreads(1)
     release = threading.Event()
     busy: Task[bool] = pool.submit(release.wait)
     assert pool.submit(lambda: 7).result() == 7

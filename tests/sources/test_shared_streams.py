@@ -29,7 +29,7 @@ from mixer.sources.base import EndOfSource
 from mixer.sources.faults import NetworkFault
 from mixer.sources.huggingface import open_stream
 from mixer.sources.rows import StreamedRows
-from mixer.sources.shared import Member, SharedGroups
+from mixer.sources.shared import Participant, SharedGroups
 from mixer.sources.streams import Stream
 from mixer.sources.tokenizer import TextTokenizer
 from mixer.sources.tokenizer_training import train
@@ -79,7 +79,7 @@ class Case:
             self.states.append(alone.state_dict())
         self.rows = np.concatenate(rows)
 
-    def reader(self, member: Member | None = None) -> StreamedRows:
+    def reader(self, member: Participant | None = None) -> StreamedRows:
         stream: Stream[Any] = copy.deepcopy(self.stream)  # opening it anew takes long
         return StreamedRows(stream, self.tokenizer, sequence_length=T, member=member)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.errors import InfeasibleRegionError, PivotError
 from mixer.journal.file import Journal, read_journal
-from mixer.journal.lookup import Lookup
-from mixer.journal.tables import read_story
+from mixer.journal.lookup import JournalIndex
+from mixer.journal.tables import read_tables
 from mixer.replay.verify import audit
 from mixer.sampling.phases import Phase
 from mixer.walk.walk import Walk
@@ -298,17 +298,17 @@ def test_the_journal_says_that_a_phase_was_cut_and_the_story_has_what_was_really
         step = walk.phase_at(trained).start + into
         frontier = walk.frontier
         walk.pivot(LIVE, step, cut=True)
-        undecided = read_story(path)
+        undecided = read_tables(path)
         drive(walk, step + 40, since=step)
         played = phases_of([walk.phase_at(s) for s in range(step + 40)])
     (line,) = [record for record in read_journal(path) if record["type"] == "pivot"]
     assert (line["at_step"], line["decided_before"]) == (step, frontier)
-    story = read_story(path)
+    story = read_tables(path)
     shape = [(phase["index"], phase["start"], phase["length"]) for phase in story.phases]
     assert shape == [(phase.index, phase.start, phase.length) for phase in played]
     for earlier, later in zip(story.phases, story.phases[1:], strict=False):
         assert (np.array(earlier["drawn"]) + earlier["counts"]).tolist() == later["drawn"]
-    lookup = Lookup(path)
+    lookup = JournalIndex(path)
     for phase in played:
         found = lookup.phase_at(phase.end - 1)
         assert (found["index"], found["start"], found["length"]) == (phase.index, phase.start, phase.length)

@@ -20,7 +20,7 @@ from mixer.config.curriculum import Curriculum, Pivot
 from mixer.config.policy import GuardConfig
 from mixer.errors import ConfigError, JournalError, StateMismatchError
 from mixer.journal.file import Journal, read_journal
-from mixer.journal.lookup import Lookup
+from mixer.journal.lookup import JournalIndex
 from mixer.journal.words import alarm_in_words
 from mixer.loggers import LoggedWalk, PhaseLogger
 from mixer.losses import SourceLosses
@@ -626,7 +626,7 @@ def test_an_alarm_reaches_explain_watch_plot_and_loggers(tmp_path: Path, caplog:
     assert deaf.num_phases == len(lines(path, "phase"))
     assert words in caplog.text
 
-    found = Lookup(path)
+    found = JournalIndex(path)
     assert [a["number"] for a in found.alarms(found.phase_at(cliff["decided_before"]))] == [cliff["number"]]
     assert found.alarms(found.phase_at(0)) == []
     answer = explain(path, cliff["decided_before"])

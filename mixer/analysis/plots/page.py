@@ -21,7 +21,7 @@ from plotly.subplots import make_subplots
 from mixer.analysis.palette import OTHERS, PALETTE, dash_of
 from mixer.analysis.plots.simplex import corners, outline
 from mixer.analysis.plots.view import ALARM_COLOUR, KIND_COLOURS, Mark, View, make_view
-from mixer.journal.tables import Story, read_story
+from mixer.journal.tables import JournalTables, read_tables
 from mixer.journal.words import alarm_in_words
 from mixer.system.files import written_whole
 from mixer.types import Array
@@ -33,14 +33,14 @@ REGIONS_IN_DARK = ("#6db3f2", "#e3b341", "#6fcf7f", "#d78be6", "#f272a0", "#c9a9
 
 def write_page(journal: str | Path, output: str | Path, *, title: str = "Curriculum walk") -> Path:
     """Write the page of a journal, atomically, and return its path."""
-    story, output = read_story(journal), Path(output)
+    story, output = read_tables(journal), Path(output)
     with written_whole(output) as file:
         file.write(_page(story, title))
     output.chmod(0o644)
     return output
 
 
-def _page(story: Story, title: str) -> str:
+def _page(story: JournalTables, title: str) -> str:
     parts, table, script = ["<p>No phase has been decided yet.</p>"], "", ""
     facts = {
         "sources": len(story.names),
@@ -329,7 +329,7 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.08)"
 
 
-def _phase_table(story: Story) -> str:
+def _phase_table(story: JournalTables) -> str:
     phases = story.phases[-MAX_TABLE_PHASES:]
     has_times = any("at" in phase for phase in phases)
     rows = "".join(

@@ -14,7 +14,7 @@ from mixer.analysis.palette import dash_of
 from mixer.analysis.plots.simplex import corners, outline
 from mixer.analysis.plots.view import ALARM_COLOUR, KIND_COLOURS, View, make_view
 from mixer.errors import EvidenceError, MissingDependencyError
-from mixer.journal.tables import read_story
+from mixer.journal.tables import read_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def write_picture(journal: str | Path, output: str | Path, *, title: str = "Curr
         raise MissingDependencyError(
             "still pictures need matplotlib: pip install 'curriculum-mixer[pictures]'"
         ) from error
-    story = read_story(journal)
+    story = read_tables(journal)
     if not story.phases:
         raise EvidenceError(f"{journal} has no phase yet, so there is nothing to draw")
     partial = output.with_name(f".{output.name}.partial{output.suffix}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixer.analysis.palette import OTHERS, colour_of
-from mixer.journal.tables import Story
+from mixer.journal.tables import JournalTables
 from mixer.region.region import Region
 from mixer.types import Array, IntArray
 
@@ -50,7 +50,7 @@ class View:
         phases_per_span: the most phases that one span stands for.
     """
 
-    story: Story
+    story: JournalTables
     names: tuple[str, ...]
     colours: tuple[str, ...]
     shown: IntArray
@@ -81,7 +81,7 @@ class View:
         return bands
 
 
-def make_view(story: Story) -> View:
+def make_view(story: JournalTables) -> View:
     """Return the view of a story that has phases."""
     lengths, num = story.lengths(), len(story.phases)
     spans = np.unique(np.linspace(0, num, min(num, MAX_SPANS) + 1).astype(np.int64))
@@ -115,7 +115,7 @@ def _means(values: Array, spans: IntArray) -> Array:
     return np.divide(sums, num, out=np.full_like(sums, np.nan), where=num > 0)
 
 
-def _marks(story: Story) -> tuple[Mark, ...]:
+def _marks(story: JournalTables) -> tuple[Mark, ...]:
     pivots = {pivot["at_step"] for pivot in [*story.header["curriculum"]["pivots"], *story.pivots]}
     names: list[str] = story.names
     marks = []

@@ -8,19 +8,21 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
-from service.runs.archive import Past
+from service.runs.archive import RecordedRun
 from service.runs.engine import Engine
-from service.runs.registry import Runs
+from service.runs.registry import RunRegistry
 from service.web.auth import Identity, Scope
 from service.wire.schemas import ErrorBody
 
-EngineOf = Callable[..., Awaitable[Engine | Past]]  # as all that routes depend on: else each costs a hop to a thread
+EngineOf = Callable[
+    ..., Awaitable[Engine | RecordedRun]
+]  # as all that routes depend on: else each costs a hop to a thread
 RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
 
 
-def runs_of(request: Request) -> Runs:
+def runs_of(request: Request) -> RunRegistry:
     """Return the server's runs."""
-    runs: Runs = request.app.state.runs
+    runs: RunRegistry = request.app.state.runs
     return runs
 
 
@@ -34,16 +36,16 @@ async def named_engine(request: Request, run: RunName) -> Engine:
     return runs_of(request).engine(run)
 
 
-async def default_readable(request: Request) -> Engine | Past:
+async def default_readable(request: Request) -> Engine | RecordedRun:
     """Return the default run for those who only read: archived, it is a record."""
     name = runs_of(request).default
     return await default_engine(request) if name is None else await named_readable(request, name)
 
 
-async def named_readable(request: Request, run: RunName) -> Engine | Past:
+async def named_readable(request: Request, run: RunName) -> Engine | RecordedRun:
     """Return the run in the path for those who only read: archived, it is a record."""
     if runs_of(request).record(run).status == "archived":
-        past: Past = await run_in_threadpool(request.app.state.archive.past, run)
+        past: RecordedRun = await run_in_threadpool(request.app.state.archive.past, run)
         return past
     return await named_engine(request, run)
 

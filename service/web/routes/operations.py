@@ -9,8 +9,8 @@ from starlette.responses import Response, StreamingResponse
 from mixer.errors import MixerError
 from service.errors import NotReadyError, StallError
 from service.runs.engine import Engine
-from service.runs.registry import Runs
-from service.web.middleware import Guard, origin_of
+from service.runs.registry import RunRegistry
+from service.web.middleware import Gate, origin_of
 from service.web.routes.common import EngineOf, RunName, errors, identity_of, needs, runs_of
 from service.wire.schemas import ForkRequest, Run, RunRequest
 
@@ -32,7 +32,7 @@ def live(engine_of: EngineOf) -> APIRouter:
         last_event_id: Annotated[str | None, Header(max_length=20)] = None,
     ) -> StreamingResponse:
         after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else None
-        door: Guard = request.app.door
+        door: Gate = request.app.door
         stream = request.app.state.events.listen(
             engine.name, after=after, is_welcome=lambda: door.is_welcome(request.scope)
         )
@@ -140,7 +140,7 @@ def _problem_of(engine: Engine) -> MixerError | None:
     return None
 
 
-def _shown(runs: Runs, name: str) -> Run:
+def _shown(runs: RunRegistry, name: str) -> Run:
     record = runs.record(name)
     try:
         engine: Engine | None = runs.engine(name)
