@@ -100,8 +100,9 @@ class Table:
         if self._waiting:
             new, self._waiting = np.array(self._waiting, dtype=np.float64), []
             begin, self._size = self._size, self._size + len(new)
-            while len(self._rows) < self._size:
-                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            if len(self._rows) < self._size:  # it may have no row at all: one that was alone was taken away
+                room = max(2 * len(self._rows), self._size, 64) - len(self._rows)
+                self._rows = np.concatenate([self._rows, np.zeros((room, self._rows.shape[1]))])
             self._rows[begin : self._size] = np.where(np.isfinite(new), new, np.nan)
         return self._rows[: self._size]
 

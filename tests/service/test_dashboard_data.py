@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mixer.analysis.simulate import simulate
@@ -151,6 +151,7 @@ def test_nothing_decided_yet_is_told_as_nothing() -> None:
 ROWS = st.lists(st.none() | st.floats(), min_size=2, max_size=2) | st.floats()
 
 
+@example([("append", 1.0), ("pop", 1.0), ("append", 2.0)])  # a pivot undoes the only phase
 @given(st.lists(st.tuples(st.sampled_from(["append", "append", "append", "pop", "look", "end"]), ROWS), max_size=200))
 def test_a_table_has_the_rows_that_were_appended_whenever_somebody_looks(calls: list[tuple[str, Any]]) -> None:
     table, rows = Table(2), list[Any]()
