@@ -212,7 +212,7 @@ CALLS = [
     call("a pivot without a name", lambda: Pivot(floors={}), ConfigError, "name: required, but missing"),
     # States, steps, weights.
     call("a state of another run", state(fingerprint="1234"), StateMismatchError, "belongs to curriculum 1234, but this one"),
-    call("a state of another version", state(version=7), StateMismatchError, "has version 7, .* reads version 6; restore"),
+    call("a state of another version", state(version=7), StateMismatchError, "has version 7, .* reads version 1; restore"),
     call("a negative step", lambda: Walk(curriculum(3)).phase_at(-3), StepError, "step is -3; steps count from 0"),
     call("weights over 1", lambda: THREE.check([0.5, 0.4, 0.2]), WeightsError, r"weights sum to 1\.1, not 1"),
     call("weights over a cap", lambda: THREE.check([0.5, 0.2, 0.3]), WeightsError, r"chat is 0\.3, above its cap 0\.25"),

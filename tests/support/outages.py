@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mixer.sources import streams
+from mixer.sources import streams, text_stream
 from mixer.sources.faults import NetworkFault
 from mixer.sources.rows import StreamedRows
 
@@ -15,7 +15,7 @@ class Outage:
     """Stands before one source of a reader while ``is_down``; rows that were read already are there all the same."""
 
     def __init__(self, reader: Any, source: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
+        monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 2)
         stream = reader._sources[source]._ahead._seat.stream
         self._try_group = stream.try_group
         self.is_down = False
@@ -36,7 +36,7 @@ class PlannedOutage:
     """
 
     def __init__(self, places: dict[str, tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streams, "GROUP_DOCUMENTS", 2)
+        monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 2)
         self._places = dict(places)
         self._try_group, self._probe = streams.Stream.try_group, StreamedRows.probe
         monkeypatch.setattr(streams.Stream, "try_group", lambda stream: self._through(stream))
