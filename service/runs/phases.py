@@ -110,6 +110,11 @@ class PhaseIndex:
             region: dict[str, Any] = self._regions[max(at, 0)]["region"]
             return region
 
+    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
+        """Return the smallest and the largest weight that the region of a decided step lets each source reach."""
+        region = self.region_at(step)
+        return region["lower"], region["upper"]
+
     def since(self, step: int, limit: int) -> list[dict[str, Any]]:
         """Return up to ``limit`` records, that of the phase which covers ``step`` first."""
         records = self.records
