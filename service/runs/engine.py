@@ -22,7 +22,8 @@ from mixer.journal.words import alarm_in_words
 from mixer.losses import SourceLosses
 from mixer.sampling.phases import Phase
 from mixer.sources.base import Progress
-from mixer.walk.walk import Walk, silence
+from mixer.walk.silence import silence
+from mixer.walk.walk import Walk
 from service.dashboard import checkpoint as views
 from service.dashboard.columns import Watch
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError, lasts
