@@ -15,6 +15,9 @@ MAX_WAIT_S = 7 * 86_400.0  # threads of no system can wait for ever; a week is o
 MAX_OBSERVATIONS = 2**16  # each is sorted again whenever another one comes
 
 
+Epochs = Annotated[float, Field(ge=1e-6, le=MAX_FACTOR, strict=True)]  # strict: no "4" and no `true`
+
+
 class Frozen(BaseModel):
     """Settings that never change; unknown keys are errors."""
 
