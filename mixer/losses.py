@@ -74,6 +74,26 @@ class SourceLosses:
         tokens = counts * tokens_per_row
         return cls(rows=counts, tokens=tokens, loss_sums=losses * tokens, square_sums=losses**2 * counts, rank=rank)
 
+    def first(self, num_sources: int) -> SourceLosses:
+        """Return those of the first ``num_sources``: the sources of a probe, without its targets."""
+        if self.rows.size == num_sources:
+            return self
+        fields = ("rows", "tokens", "loss_sums", "square_sums")
+        return SourceLosses(**{name: getattr(self, name)[:num_sources] for name in fields}, rank=self.rank)
+
+    def goal(self, wanted: Array) -> float | None:
+        """Return the mean loss of a probe over its targets, or where it has none over the sources; None without rows.
+
+        Args:
+            wanted: weight of each of the K sources, where there are no targets, [K].
+        """
+        means, weights = self.means(), np.concatenate([wanted, np.ones(self.rows.size - wanted.size)])
+        if weights.size > wanted.size:
+            weights[: wanted.size] = 0.0
+        weights = np.where(self.tokens > 0, weights, 0.0)
+        total = float(weights.sum())
+        return float(weights @ np.where(weights > 0, means, 0.0)) / total if total > 0 else None
+
     def means(self) -> Array:
         """Return the mean loss per token of each source, nats, [K]; NaN where there is none."""
         means = np.full(self.tokens.size, np.nan)

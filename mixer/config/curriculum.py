@@ -29,6 +29,7 @@ from mixer.config.policy import (
     Epochs,
     Frozen,
     GuardConfig,
+    LinearConfig,
     PolicyConfig,
     ProportionalConfig,
     StaticConfig,
@@ -51,6 +52,8 @@ MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
+MAX_LINEAR_SOURCES = 256
+TABLES = ("targets", "weights", "reference", "graph")  # of a policy, by source
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
@@ -336,7 +339,9 @@ class Curriculum(Frozen):
         for pivot in self.pivots:
             tables = (("floors", pivot.floors), ("caps", pivot.caps), ("exclude", pivot.exclude))
             places += [(f"pivot {pivot.name}: {key}", table) for key, table in tables if table is not None]
-        places += [(f"policy: {key}", getattr(self.policy, key, None) or ()) for key in ("targets", "weights")]
+        places += [(f"policy: {key}", getattr(self.policy, key, None) or ()) for key in TABLES]
+        for teacher, taught in (getattr(self.policy, "graph", None) or {}).items():
+            places.append((f"policy: graph: {teacher}", taught))
         for place, names in places:
             for name in names:
                 if name not in declared:
@@ -383,6 +388,16 @@ class Curriculum(Frozen):
             yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
         elif targets and sum(values) <= 0:
             yield "policy: targets are all 0; at least one source must be wanted"
+        reference = getattr(policy, "reference", None)
+        if reference and (missing := [name for name in self.names if name not in reference]):
+            yield f"policy {policy.name} needs a reference loss of every source; missing: {', '.join(missing)}"
+        if any(value < 0 for row in (getattr(policy, "graph", None) or {}).values() for value in row.values()):
+            yield f"policy {policy.name}: what a source teaches another is not negative in graph"
+        if isinstance(policy, LinearConfig) and len(self.names) > MAX_LINEAR_SOURCES:
+            yield (
+                f"policy linear: {len(self.names)} sources; it keeps a number for every pair of them and takes at most "
+                f"{MAX_LINEAR_SOURCES}; choose water_filling or ucb, or join sources"
+            )
         if isinstance(policy, ProportionalConfig | UnimaxConfig):
             unknown = [source.name for source in self.sources if source.tokens is None]
             if unknown:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mixer.config.problems import suggestion
 
@@ -25,31 +33,59 @@ class Frozen(BaseModel):
 
 
 Target = Annotated[float, Field(le=1e12)]  # its sum with others, and its share of that, are exact enough
+Reference = Annotated[float, Field(ge=0, le=MAX_FACTOR)]  # a loss, nats
 
 
 class UcbConfig(Frozen):
     """The constrained bandit: an optimistic index per source, a step towards the best vertex of the region."""
 
     name: Literal["ucb"] = "ucb"
-    reward: str = Field("learnability", description="learnability, progress, loss, or package.module:function")
+    reward: str = Field(
+        "learnability",
+        description="learnability, learnability_heldout, progress, loss, excess, velocity, target_gain, "
+        "or package.module:function",
+    )
     eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
     width: float = Field(1.0, ge=0, le=MAX_FACTOR, description="c: standard errors (or UCB-V widths) of optimism")
     kappa: float = Field(1.5, ge=0, le=100, description="learnability: discount exponent in log time")
     tau_0: float = Field(100.0, ge=1e-6, le=MAX_STEPS, description="learnability: steps added to log time")
     repetition: float = Field(15.4, ge=1e-6, le=MAX_FACTOR, description="learnability: R* of Muennighoff et al. 2023")
     gamma: float = Field(0.999, gt=0, le=1, description="other rewards: discount per step")
-    targets: dict[str, Target] | None = Field(None, description="learnability: weight of each source in the goal")
+    targets: dict[str, Target] | None = Field(
+        None, description="learnability, target_gain: weight of each source in the goal"
+    )
+    reference: dict[str, Reference] | None = Field(
+        None, description="excess, velocity: losses of a reference model, nats"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_unless_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.reference is None:  # a setting that older journals do not know counts only where it is given
+            data.pop("reference", None)
+        return data
 
     @field_validator("reward")
     @classmethod
     def _known_reward(cls, reward: str) -> str:
-        known = ("learnability", "progress", "loss")
+        known = ("learnability", "learnability_heldout", "progress", "loss", "excess", "velocity", "target_gain")
         if reward not in known and ":" not in reward:
             raise ValueError(
                 f"unknown reward {reward!r}{suggestion(reward, known)}; "
                 f"known: {', '.join(known)}, or your own as package.module:function"
             )
         return reward
+
+    @model_validator(mode="after")
+    def _reference_where_it_is_used(self) -> Self:
+        is_used = self.reward in ("excess", "velocity")
+        if is_used and not self.reference:
+            raise ValueError(
+                f"reward {self.reward} needs reference: the loss of each source under a reference model, nats"
+            )
+        if self.reference is not None and not is_used:
+            raise ValueError(f"reference is for the rewards excess and velocity, not for {self.reward}; leave it out")
+        return self
 
 
 class WaterFillingConfig(Frozen):
@@ -89,6 +125,63 @@ class OdmConfig(Frozen):
     smoothing: float = Field(0.9, ge=0, lt=1, description="a: what an update keeps of the smoothed perplexity")
 
 
+class LinearConfig(Frozen):
+    """A linear bandit over the region: Thompson sampling on the fall of the loss that is wanted."""
+
+    name: Literal["linear"] = "linear"
+    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
+    width: float = Field(1.0, ge=0, le=MAX_FACTOR, description="spreads of a Thompson draw; 0: no draw")
+    ridge: float = Field(0.1, ge=1e-6, le=MAX_FACTOR, description="of the mean of the diagonal that it is added to")
+    kappa: float = Field(1.5, ge=0, le=100, description="discount exponent in log time")
+    tau_0: float = Field(100.0, ge=1e-6, le=MAX_STEPS, description="steps added to log time")
+    losses: Literal["train", "heldout"] = Field("train", description="heldout: the fall is of probes")
+    targets: dict[str, Target] | None = Field(None, description="weight of each source in the goal")
+
+
+class Exp3Config(Frozen):
+    """Online Data Mixing in its Exp3 form: exponential weights over importance-weighted losses."""
+
+    name: Literal["exp3"] = "exp3"
+
+
+class SoftmaxConfig(Frozen):
+    """Weights in proportion to ``exp(loss / temperature)``, as some trainers ship it."""
+
+    name: Literal["softmax"] = "softmax"
+    temperature: float = Field(1.0, ge=1e-6, le=MAX_FACTOR, description="nats; larger is more uniform")
+    smoothing: float = Field(0.9, ge=0, lt=1, description="what a phase keeps of the smoothed loss")
+
+
+class DoremiConfig(Frozen):
+    """DoReMi (Xie et al. 2023): exponentiated steps along the loss above a reference model's."""
+
+    name: Literal["doremi"] = "doremi"
+    reference: dict[str, Reference] = Field(description="losses of a reference model by source, nats")
+    eta: float = Field(1.0, gt=0, le=100, description="step of the logarithm of a weight, per nat and training step")
+    smoothing: float = Field(1e-3, ge=0, le=1, description="c: share of the uniform mixture in each update")
+
+
+class VelocituneConfig(Frozen):
+    """Velocitune (2025): more weight for sources that are slow on their way to a reference loss."""
+
+    name: Literal["velocitune"] = "velocitune"
+    reference: dict[str, Reference] = Field(description="losses to be reached by source, nats")
+    eta: float = Field(1.0, gt=0, le=100, description="step of the logarithm of a weight in a phase")
+    smoothing: float = Field(0.0, ge=0, le=1, description="share of the uniform mixture in each update; published: 0")
+
+
+class SkillItConfig(Frozen):
+    """Skill-It (Chen et al. 2023) with a given graph: more weight for what teaches sources of high loss."""
+
+    name: Literal["skill_it"] = "skill_it"
+    graph: dict[str, dict[str, Target]] = Field(
+        description="graph[i][j]: what source i teaches source j; 0 if left out"
+    )
+    eta: float = Field(0.1, gt=0, le=100)
+    window: int = Field(3, ge=1, le=1000, description="phases whose losses are summed")
+    losses: Literal["train", "heldout"] = Field("train", description="heldout, as published: needs probes")
+
+
 class AdoConfig(Frozen):
     """Adaptive Data Optimization (Jiang et al. 2025): the sources whose fitted scaling law falls fastest."""
 
@@ -126,10 +219,16 @@ class RandomConfig(Frozen):
 
 PolicyConfig = Annotated[
     UcbConfig
-    | WaterFillingConfig
     | AndreaConfig
     | OdmConfig
+    | Exp3Config
+    | LinearConfig
+    | SoftmaxConfig
+    | DoremiConfig
+    | VelocituneConfig
+    | SkillItConfig
     | AdoConfig
+    | WaterFillingConfig
     | StaticConfig
     | ProportionalConfig
     | UnimaxConfig

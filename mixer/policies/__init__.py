@@ -10,11 +10,17 @@ from __future__ import annotations
 from mixer.policies.ado import AdoPolicy
 from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Choice, Policy
+from mixer.policies.doremi import DoremiPolicy
+from mixer.policies.exp3 import Exp3Policy
 from mixer.policies.factory import make_policy
 from mixer.policies.fixed import FixedPolicy, epoch_capped
 from mixer.policies.learnability import Learnability
+from mixer.policies.linear import LinearPolicy
 from mixer.policies.odm import OdmPolicy
+from mixer.policies.skill_it import SkillItPolicy
+from mixer.policies.softmax import SoftmaxPolicy
 from mixer.policies.ucb import BoundedUcb
+from mixer.policies.velocitune import VelocitunePolicy
 from mixer.policies.water_filling import WaterFillingPolicy
 
 __all__ = [
@@ -22,10 +28,16 @@ __all__ = [
     "AndreaPolicy",
     "BoundedUcb",
     "Choice",
+    "DoremiPolicy",
+    "Exp3Policy",
     "FixedPolicy",
     "Learnability",
+    "LinearPolicy",
     "OdmPolicy",
     "Policy",
+    "SkillItPolicy",
+    "SoftmaxPolicy",
+    "VelocitunePolicy",
     "WaterFillingPolicy",
     "epoch_capped",
     "make_policy",

@@ -10,23 +10,35 @@ from mixer.config.curriculum import Curriculum
 from mixer.config.policy import (
     AdoConfig,
     AndreaConfig,
+    DoremiConfig,
+    Exp3Config,
+    LinearConfig,
     OdmConfig,
     ProportionalConfig,
     RandomConfig,
+    SkillItConfig,
+    SoftmaxConfig,
     StaticConfig,
     UcbConfig,
     UnimaxConfig,
+    VelocituneConfig,
     WaterFillingConfig,
 )
 from mixer.errors import InfeasibleRegionError
 from mixer.policies.ado import AdoPolicy
 from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Policy
+from mixer.policies.doremi import DoremiPolicy
+from mixer.policies.exp3 import Exp3Policy
 from mixer.policies.fixed import FixedPolicy, epoch_capped
 from mixer.policies.learnability import Learnability
+from mixer.policies.linear import LinearPolicy
 from mixer.policies.odm import OdmPolicy
 from mixer.policies.rewards import make_reward
+from mixer.policies.skill_it import SkillItPolicy
+from mixer.policies.softmax import SoftmaxPolicy
 from mixer.policies.ucb import BoundedUcb
+from mixer.policies.velocitune import VelocitunePolicy
 from mixer.policies.water_filling import WaterFillingPolicy
 from mixer.types import Array
 
@@ -36,19 +48,26 @@ def make_policy(curriculum: Curriculum) -> Policy:
     config, num_sources = curriculum.policy, len(curriculum.names)
     uniform = np.full(num_sources, 1.0 / num_sources)
     tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
+    wanted = getattr(config, "targets", None)
+    targets = _by_name(curriculum.names, wanted) if wanted else uniform
+    targets = targets / targets.sum()
     match config:
-        case UcbConfig(reward="learnability"):
-            targets = _by_name(curriculum.names, config.targets) if config.targets else uniform
-            return Learnability(config, targets=targets / targets.sum(), first_tokens=float(curriculum.batch_tokens))
+        case UcbConfig(reward="learnability" | "learnability_heldout"):
+            return Learnability(
+                config,
+                targets=targets,
+                first_tokens=float(curriculum.batch_tokens),
+                is_heldout=config.reward == "learnability_heldout",
+            )
         case UcbConfig():
             mean_steps = (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
-            rows_per_phase = curriculum.batch_rows * mean_steps
-            return BoundedUcb(config, reward=make_reward(config.reward), rows_per_phase=rows_per_phase)
+            reference = _by_name(curriculum.names, config.reference) if config.reference else None
+            reward = make_reward(config.reward, reference=reference, wanted=targets)
+            return BoundedUcb(config, reward=reward, rows_per_phase=curriculum.batch_rows * mean_steps)
         case WaterFillingConfig():
-            targets = _by_name(curriculum.names, config.targets) if config.targets else uniform
             return WaterFillingPolicy(
                 config,
-                targets=targets / targets.sum(),
+                targets=targets,
                 batch_tokens=float(curriculum.batch_tokens),
                 total_steps=curriculum.total_steps,
             )
@@ -56,6 +75,19 @@ def make_policy(curriculum: Curriculum) -> Policy:
             return AndreaPolicy(config)
         case OdmConfig():
             return OdmPolicy(config)
+        case LinearConfig():
+            return LinearPolicy(config, wanted=targets, seed=curriculum.seed)
+        case Exp3Config():
+            return Exp3Policy()
+        case SoftmaxConfig():
+            return SoftmaxPolicy(config)
+        case DoremiConfig():
+            return DoremiPolicy(config, reference=_by_name(curriculum.names, config.reference))
+        case VelocituneConfig():
+            return VelocitunePolicy(config, reference=_by_name(curriculum.names, config.reference))
+        case SkillItConfig():
+            rows = [_by_name(curriculum.names, config.graph.get(name, {})) for name in curriculum.names]
+            return SkillItPolicy(config, graph=np.stack(rows))
         case AdoConfig():
             prior = tokens / tokens.sum() if tokens.all() else uniform
             return AdoPolicy(config, prior=prior)

@@ -17,6 +17,8 @@ from mixer.errors import ConfigError
 from mixer.losses import SourceLosses
 from mixer.types import Array, State
 
+MAX_VELOCITY = 1e6  # of a source that began hardly above its reference: exponentials of it stay finite
+
 
 class Reward(Protocol):
     """Losses of one phase -> one number per source, any scale; a policy brings them to [0, 1]."""
@@ -60,6 +62,74 @@ class ProgressReward:
         return new, np.where(has_rows, new["slow"] - new["fast"], np.nan)
 
 
+class ExcessReward:
+    """The loss above that of a reference model (DoReMi, arXiv 2305.10429): the noise that nobody can learn is gone."""
+
+    def __init__(self, reference: Array) -> None:
+        self._reference = reference
+
+    def initial(self, num_sources: int) -> State:
+        """Return an empty memory."""
+        return {}
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return loss minus reference, [K]; a mean below the reference is worth less than 0, so noise is not paid."""
+        return state, losses.means() - self._reference
+
+
+class VelocityReward:
+    """What is left to learn, ``(l - l_ref) / (l_first - l_ref)`` (Velocitune, arXiv 2411.14318): slow ones catch up."""
+
+    def __init__(self, reference: Array) -> None:
+        self._reference = reference
+
+    def initial(self, num_sources: int) -> State:
+        """Return no first losses."""
+        return {"first": np.zeros(num_sources), "seen": np.zeros(num_sources)}
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return the share that is left, [K]; 0 for a source that began at its reference or below."""
+        means, has_rows = losses.means(), losses.tokens > 0
+        first = np.where((state["seen"] == 0) & has_rows, means, state["first"])
+        whole = first - self._reference
+        left = np.divide(means - self._reference, whole, out=np.zeros(means.size), where=has_rows & (whole > 0))
+        left = np.clip(left, -MAX_VELOCITY, MAX_VELOCITY)
+        return {"first": first, "seen": np.maximum(state["seen"], has_rows)}, np.where(has_rows, left, np.nan)
+
+
+class TargetGainReward:
+    """The fall of the held-out loss that is wanted, nats per row, shared by the sources whose rows it came from.
+
+    The target prediction gain of Graves et al. 2017 (arXiv 1704.03003), with probes in place of samples of the target:
+    between two probes the loss fell by so much, and each source is credited in proportion to its rows. It sees
+    what sources teach each other, and pays little attention to any one of them: expect to need long phases.
+    """
+
+    def __init__(self, wanted: Array) -> None:
+        self._wanted = wanted
+
+    def initial(self, num_sources: int) -> State:
+        """Return no probe; ``exposure`` are rows since the last one, ``credited`` those of the fall before it."""
+        vectors = {name: np.zeros(num_sources) for name in ("exposure", "credited")}
+        return {**vectors, "level": np.zeros(1), "is_known": np.zeros(1), "fall": np.zeros(1)}
+
+    def absorb_probe(self, state: State, losses: SourceLosses) -> State:
+        """Return the memory with the fall since the last probe; a probe with no rows learned from between waits."""
+        level, rows = losses.goal(self._wanted), float(state["exposure"].sum())
+        if level is None or (state["is_known"][0] and not rows):
+            return state
+        new = {**state, "level": np.array([level]), "is_known": np.ones(1), "exposure": np.zeros(self._wanted.size)}
+        if state["is_known"][0]:
+            new |= {"fall": (state["level"] - level) / rows, "credited": state["exposure"]}
+        return new
+
+    def update(self, state: State, losses: SourceLosses) -> tuple[State, Array]:
+        """Return the fall for every source it is credited to, [K]; NaN for others and until two probes came."""
+        rewards = np.where(state["credited"] > 0, state["fall"], np.nan)
+        exposure = state["exposure"] + losses.rows
+        return {**state, "exposure": exposure, "credited": np.zeros(exposure.size)}, rewards
+
+
 class CallableReward:
     """A user's ``package.module:function``; it gets SourceLosses and returns float64 [K]."""
 
@@ -98,8 +168,23 @@ def load_callable(path: str) -> Callable[[SourceLosses], Array]:
     return function  # type: ignore[no-any-return]
 
 
-def make_reward(name: str) -> Reward:
-    """Return the reward that the config names."""
-    if name == "loss":
-        return LossReward()
-    return ProgressReward() if name == "progress" else CallableReward(name)
+def make_reward(name: str, *, reference: Array | None = None, wanted: Array | None = None) -> Reward:
+    """Return the reward that the config names.
+
+    Args:
+        name: of the config.
+        reference: losses of a reference model, nats, [K]; for ``excess`` and ``velocity``.
+        wanted: weight of each source's held-out loss in the goal, [K]; for ``target_gain``.
+    """
+    match name:
+        case "loss":
+            return LossReward()
+        case "progress":
+            return ProgressReward()
+        case "excess" | "velocity":
+            assert reference is not None, "the config was checked"
+            return ExcessReward(reference) if name == "excess" else VelocityReward(reference)
+        case "target_gain":
+            assert wanted is not None, "the factory knows the sources"
+            return TargetGainReward(wanted)
+    return CallableReward(name)

@@ -86,7 +86,9 @@ class SlopePolicy(Policy):
 
     def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
         """Return the memory with one more held-out observation per source, if those are what is fitted."""
-        return self._with_losses(state, losses, state["tokens"]) if self._is_heldout else state
+        if not self._is_heldout:
+            return state
+        return self._with_losses(state, losses.first(state["tokens"].size), state["tokens"])
 
     def _with_losses(self, state: State, losses: SourceLosses, tokens: Array) -> State:
         """Return the memory with the mean losses as observations at ``tokens`` of each source."""

@@ -9,7 +9,7 @@ import numpy as np
 from mixer.config.policy import UcbConfig
 from mixer.losses import SourceLosses, add_losses
 from mixer.policies.base import PIVOT_MEMORY, Choice, Policy, best_vertex, scaled, silenced
-from mixer.policies.rewards import Reward
+from mixer.policies.rewards import Reward, TargetGainReward
 from mixer.region.region import Region
 from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, State
@@ -47,11 +47,12 @@ class BoundedUcb(Policy):
         if not steps:
             return new
         losses = add_losses(steps)
-        memory = {key.removeprefix("reward."): value for key, value in state.items() if key.startswith("reward.")}
+        memory = _memory(state)
+        rows = memory["credited"] if isinstance(self._reward, TargetGainReward) else losses.rows
         memory, rewards = self._reward.update(memory, losses)
         new |= {f"reward.{key}": rounded(value, SUM_BITS) for key, value in memory.items()}
         bounded = self._to_unit(new, rewards)
-        m = np.where(np.isnan(rewards), 0, losses.rows)
+        m = np.where(np.isnan(rewards), 0, rows)
         new["rows"] = new["rows"] + m
         new["sums"] = new["sums"] + m * bounded
         new["squares"] = new["squares"] + m * bounded**2
@@ -59,6 +60,13 @@ class BoundedUcb(Policy):
             new[key] = rounded(new[key], SUM_BITS)
         new["tokens"] = new["tokens"] + losses.tokens
         return new
+
+    def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
+        """Return the memory with a probe's held-out losses, if the reward is of those."""
+        if not isinstance(self._reward, TargetGainReward):
+            return state
+        memory = self._reward.absorb_probe(_memory(state), losses)
+        return {**state, **{f"reward.{key}": rounded(value, SUM_BITS) for key, value in memory.items()}}
 
     def _to_unit(self, new: State, rewards: Array) -> Array:
         """Add ``rewards`` to the ring in ``new`` and return them on its 20 % to 80 % scale, [K]; 0 for NaN."""
@@ -96,3 +104,8 @@ class BoundedUcb(Policy):
         parts = silenced(parts, alarmed)
         vertex = best_vertex(region, parts)
         return Choice(region.step(weights, vertex, self._config.eta), vertex, parts)
+
+
+def _memory(state: State) -> State:
+    """Return what the reward remembers."""
+    return {key.removeprefix("reward."): value for key, value in state.items() if key.startswith("reward.")}

@@ -38,7 +38,9 @@ def losses_of_rows(run: Curriculum, step: int, rows: IntArray) -> SourceLosses:
 
 def most_bytes(policy: Mapping[str, Any]) -> int:
     """Return what a state of its walk may have, with up to ``MAX_LAG`` and nothing that is late."""
-    return {"andrea": 60_000, "odm": 60_000, "ado": 160_000}.get(policy["name"], 20_000)  # steps apart; their curves
+    return {"andrea": 60_000, "odm": 60_000, "exp3": 60_000, "ado": 160_000}.get(
+        policy["name"], 20_000
+    )  # steps apart; their curves
 
 
 @given(
