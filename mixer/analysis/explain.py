@@ -16,7 +16,7 @@ from mixer.journal.words import alarm_in_words
 from mixer.types import Array
 
 TOLERANCE = 1e-9  # a weight this near to a bound stands at it
-PARTS = ("slope", "mean", "width", "repetition", "tokens", "index", "alarm")
+PARTS = ("slope", "mean", "width", "repetition", "gain", "tokens", "index", "alarm")
 UNTOLD = ("type", "at", "number", "chain", "decided_before")  # of an alarm line
 
 
@@ -167,6 +167,11 @@ def _why(answer: dict[str, Any]) -> str:
     if phase["kind"] == "fixed":
         return (
             f"The policy {policy['name']} never looks at losses: the weights are the point of the region it asks for."
+        )
+    if policy["name"] == "water_filling":
+        return (
+            f"The policy water_filling went {policy['eta']:g} of the way to the best allocation of the tokens left "
+            "(`index`), which follows from the fitted slopes and the tokens seen of each source."
         )
     if all(row["vertex"] is None for row in rows):
         return (

@@ -34,6 +34,7 @@ from mixer.config.policy import (
     StaticConfig,
     UcbConfig,
     UnimaxConfig,
+    WaterFillingConfig,
 )
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
@@ -335,9 +336,7 @@ class Curriculum(Frozen):
         for pivot in self.pivots:
             tables = (("floors", pivot.floors), ("caps", pivot.caps), ("exclude", pivot.exclude))
             places += [(f"pivot {pivot.name}: {key}", table) for key, table in tables if table is not None]
-        if isinstance(self.policy, UcbConfig | StaticConfig):
-            key = "targets" if isinstance(self.policy, UcbConfig) else "weights"
-            places.append((f"policy: {key}", getattr(self.policy, key) or ()))
+        places += [(f"policy: {key}", getattr(self.policy, key, None) or ()) for key in ("targets", "weights")]
         for place, names in places:
             for name in names:
                 if name not in declared:
@@ -372,8 +371,9 @@ class Curriculum(Frozen):
     def _policy_problems(self) -> Iterable[str]:
         policy = self.policy
         values: Sequence[float] = ()
-        if isinstance(policy, UcbConfig) and policy.targets:
-            values = list(policy.targets.values())
+        targets = getattr(policy, "targets", None)
+        if targets:
+            values = list(targets.values())
         elif isinstance(policy, StaticConfig) and policy.weights:
             values = list(policy.weights.values())
             total = sum(values)
@@ -381,7 +381,7 @@ class Curriculum(Frozen):
                 yield f"policy: weights sum to {total:.6g}, not 1; static weights are a point of the simplex"
         if any(not 0 <= value < float("inf") for value in values):
             yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
-        elif isinstance(policy, UcbConfig) and policy.targets and sum(values) <= 0:
+        elif targets and sum(values) <= 0:
             yield "policy: targets are all 0; at least one source must be wanted"
         if isinstance(policy, ProportionalConfig | UnimaxConfig):
             unknown = [source.name for source in self.sources if source.tokens is None]
@@ -469,13 +469,17 @@ class Curriculum(Frozen):
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 
-        ``total_steps`` is left out (unless UniMax or ``max_epochs`` plans with it), so that a run may be made longer;
-        so are places (the folder that the file lies in and ``prepared``) and what is done about faults of a network and
-        bad records.
-        Fields that are newer than the first release count only where they are set, so that older runs keep their
-        fingerprint.
+        ``total_steps`` is left out (unless the policy, ``max_epochs`` or ``eta_decay`` plans with it), so that a run may be
+        made longer; so are places (the folder that the file lies in and ``prepared``) and what is done about faults of a
+        network and bad records. Fields that are newer than the first release count only where they are set, so that
+        older runs keep their fingerprint.
         """
-        is_planned = isinstance(self.policy, UnimaxConfig) or self.has_epoch_limits
+        policy = self.policy
+        is_planned = (
+            isinstance(policy, UnimaxConfig)
+            or (isinstance(policy, WaterFillingConfig) and policy.horizon is None)
+            or self.has_epoch_limits
+        )
         left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
         data = self.model_dump(mode="json", exclude=left_out)
         if not self.holdout:

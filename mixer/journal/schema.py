@@ -76,9 +76,14 @@ class Parts(_Model):
     """What an index was made of; which of them there are depends on the policy."""
 
     slope: Numbers | None = Field(None, description="learnability: fitted fall of the loss, nats per e-fold of the source's tokens")  # fmt: skip  # noqa: E501
-    mean: Numbers | None = Field(None, description="other rewards: mean reward")
+    mean: Numbers | None = Field(
+        None, description="other rewards: mean reward; water_filling: the slope drawn towards that of all sources"
+    )
     width: Numbers | None = Field(None, description="the optimism added to it")
     repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip  # noqa: E501
+    gain: Numbers | None = Field(
+        None, description="water_filling: what an e-fold of the source's tokens is worth, nats"
+    )
     tokens: Numbers | None = Field(None, description="tokens of the source learned from so far")
     index: list[float | None] | None = Field(None, description="the score that the vertex is best for")
     alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip  # noqa: E501

@@ -110,6 +110,11 @@ class PhaseIndex:
             at = bisect.bisect_right(self._regions, step, key=lambda record: record["start"]) - 1
             return region_in_force(phase, self._regions[max(at, 0)]["region"])
 
+    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
+        """Return the smallest and the largest weight that the region of a decided step lets each source reach."""
+        region = self.region_at(step)
+        return region["lower"], region["upper"]
+
     def since(self, step: int, limit: int) -> list[dict[str, Any]]:
         """Return up to ``limit`` records, that of the phase which covers ``step`` first."""
         records = self.records
