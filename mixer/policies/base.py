@@ -75,6 +75,21 @@ class Policy(Protocol):
         """
         return state
 
+    def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
+        """Return the memory after learning the held-out losses of one probe; as it was, unless a policy uses them.
+
+        A decision calls it for each probe of steps below ``start - lag`` that was answered, in order of steps, and
+        then ``absorb``. What some ranks answer after that, the next decision passes on by itself.
+
+        Args:
+            state: memory before.
+            losses: of the held-out rows, [K + M], summed over ranks: the K sources in declared order, then the M
+                targets (``role: target``) in theirs. A source without held-out rows has 0 rows.
+            step: the first step of the phase whose mixture is trained on next: the model has learned from the steps
+                before it alone.
+        """
+        return state
+
     @abstractmethod
     def after_pivot(self, state: State) -> State:
         """Return the memory after a pivot: surviving statistics keep a quarter of their weight."""
