@@ -64,18 +64,6 @@ class Policy(Protocol):
         """
 
     def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
-        """Return the memory after held-out losses; unless a policy learns from them, as it was.
-
-        Called in the order of steps, before the ``absorb`` of the decision that may use them.
-
-        Args:
-            state: memory before.
-            losses: held-out losses of the K sources, summed over ranks; no rows where nothing was held out.
-            step: first step of a phase; the model had been trained on all steps before it.
-        """
-        return state
-
-    def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
         """Return the memory after learning the held-out losses of one probe; as it was, unless a policy uses them.
 
         A decision calls it for each probe of steps below ``start - lag`` that was answered, in order of steps, and
