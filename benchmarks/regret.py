@@ -79,6 +79,9 @@ ARMS: dict[str, Config] = {
     "water_filling, quiet": {"policy": "water_filling", "phases": QUIET},
     "andrea": {"policy": "andrea"},
     "odm": {"policy": "odm"},
+    "exp3": {"policy": "exp3"},
+    "softmax": {"policy": "softmax"},
+    "linear": {"policy": "linear", "phases": {"random_probability": 0.2}},
 }
 
 
