@@ -146,6 +146,8 @@ def _python(_folder: Path) -> dict[str, Callable[[], Texts]]:
         "packages": lambda: _files(packages, "*.py"),
         "headers": lambda: _files(packages, "*.h"),
         "stubs": lambda: _files(packages, "*.pyi"),
+        "cython": lambda: _files(packages, "*.p[yx][xd]"),
+        "c": lambda: _files(packages, "*.c"),
     }
 
 
