@@ -32,7 +32,7 @@ from service.web.memory import put_off_collections
 put_off_collections()
 start = time.perf_counter()
 engine = opened(Path(sys.argv[1]), sys.argv[2] or None)
-print(json.dumps([time.perf_counter() - start, engine.frontier, engine.walk.frontier]))
+print(json.dumps([time.perf_counter() - start, engine.decisions.frontier, engine.walk.frontier]))
 {end}
 """
 
@@ -66,10 +66,10 @@ def trained(engine: Engine, end: int) -> None:
     """Let a simulated trainer report every step up to one, as fast as the walk takes it."""
     curriculum = engine.curriculum
     learner = SyntheticLearner(NUM_SOURCES, seed=curriculum.seed, sequence_length=curriculum.sequence_length)
-    while engine.frontier < end:
-        start = engine.frontier
-        engine._builder.wanted = start
-        engine._builder._decide(start)  # which takes snapshots, too
+    while engine.decisions.frontier < end:
+        start = engine.decisions.frontier
+        engine.builder.wanted = start
+        engine.builder._decide(start)  # which takes snapshots, too
         phase = engine.walk.phase_at(start)
         counts, _ = phase_counts(phase, seed=curriculum.seed, method="systematic", batch_rows=curriculum.batch_rows)
         for step in range(start, phase.end):

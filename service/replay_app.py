@@ -59,7 +59,7 @@ def _runs(past: RecordedRun, named: Any) -> APIRouter:
         created_at=past.path.stat().st_mtime,
         total_steps=past.curriculum.total_steps,
         next_step=None,
-        frontier=past.frontier,
+        frontier=past.decisions.frontier,
     )
 
     @router.get("/runs", dependencies=[needs("read")], summary="The one run")
@@ -98,8 +98,8 @@ def _writes(past: RecordedRun) -> APIRouter:
 def _refusal(past: RecordedRun, what: str) -> Any:
     def refuse(request: Request) -> None:
         raise PastError(
-            f"{request.method} {request.url.path}: run {past.name} is a record of {past.frontier} steps; this server "
-            "answers what was decided, decides and delivers nothing, and takes nothing in"
+            f"{request.method} {request.url.path}: run {past.name} is a record of {past.decisions.frontier} steps; "
+            "this server answers what was decided, decides and delivers nothing, and takes nothing in"
         )
 
     refuse.__name__ = f"refuse_{what}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixer.config.curriculum import Curriculum
+from mixer.config.policy import UnimaxConfig
 from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
 from mixer.policies import make_policy
 from mixer.region.region import MAX_VERTEX_SOURCES
@@ -17,11 +18,15 @@ from mixer.sources.tokenizer_training import load_tokenizer
 
 @dataclass(frozen=True)
 class Report:
-    """What ``mixer check`` found: every problem, the regimes with their regions, and records that cannot be read."""
+    """What ``mixer check`` found: every problem, the regimes with their regions, and records that cannot be read.
+
+    ``notes`` say what stops no run and yet is not what its author may expect.
+    """
 
     problems: tuple[str, ...]
     regimes: tuple[dict[str, Any], ...]
     bad_records: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
@@ -53,7 +58,26 @@ def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
         found, more = bad_records(curriculum)
         problems = [*dict.fromkeys([*_without(problems, found), *more, *_too_many(curriculum, found)])]
         listed = [record for records in found.values() for record in records]
-    return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed))
+    return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed), tuple(_epoch_notes(curriculum)))
+
+
+def _epoch_notes(curriculum: Curriculum) -> Iterator[str]:
+    """Yield a sentence on what ``max_epochs`` allows of each source, and on those of which it cannot say yet."""
+    if curriculum.max_epochs is not None and isinstance(curriculum.policy, UnimaxConfig):
+        yield "max_epochs has no effect: policy unimax has its own"
+    limits = zip(curriculum.sources, curriculum.epoch_limits, strict=True)
+    for source, limit in ((source, limit) for source, limit in limits if limit is not None):
+        if source.tokens is None:
+            yield (
+                f"source {source.name}: max_epochs {limit:g} has no effect until it was read through once, as its "
+                "number of tokens is not known; give `tokens:`, or prepare its rows"
+            )
+        else:
+            share = limit * source.tokens / (curriculum.total_steps * curriculum.batch_tokens)
+            yield (
+                f"source {source.name}: max_epochs {limit:g} of {source.tokens:,} tokens allows {share:.4g} of the "
+                "run's tokens at most"
+            )
 
 
 def _without(problems: list[str], found: dict[str, list[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from mixer.journal.header import deciding_curriculum
 from mixer.journal.lookup import JournalIndex
+from mixer.journal.records import region_in_force
 from mixer.journal.words import alarm_in_words
 from mixer.types import Array
 
 TOLERANCE = 1e-9  # a weight this near to a bound stands at it
-PARTS = ("slope", "mean", "width", "repetition", "tokens", "index", "alarm")
+PARTS = ("slope", "mean", "width", "repetition", "gain", "tokens", "index", "alarm")
 UNTOLD = ("type", "at", "number", "chain", "decided_before")  # of an alarm line
 
 
@@ -45,10 +47,12 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
         },
         "before": None if before is None else {"index": before["index"], "kind": before["kind"]},
         "regime": _regime(phase, opening, curriculum, opening_alarms),
-        "sources": _sources(names, phase, opening["region"]),
+        "sources": _sources(curriculum, phase, region_in_force(phase, opening["region"])),
         "feedback": _feedback(phase, names),
         "alarms": [{key: value for key, value in alarm.items() if key not in UNTOLD} for alarm in alarms],
     }
+    if phase.get("epochs"):
+        answer["epochs"] = {key: phase["epochs"][key] for key in ("cap_factor", "epoch_factor")}
     answer["words"] = _words(answer)
     return answer
 
@@ -70,13 +74,13 @@ def _regime(
     }
 
 
-def _sources(names: list[str], phase: dict[str, Any], region: dict[str, Any]) -> list[dict[str, Any]]:
-    vertex, parts = phase["vertex"], phase["parts"]
+def _sources(curriculum: dict[str, Any], phase: dict[str, Any], region: dict[str, Any]) -> list[dict[str, Any]]:
+    vertex, parts, epochs = phase["vertex"], phase["parts"], phase.get("epochs")
     origin = phase["landed"] or phase["before"]
     rows = []
-    for i, name in enumerate(names):
+    for i, source in enumerate(curriculum["sources"]):
         row: dict[str, Any] = {
-            "source": name,
+            "source": source["name"],
             "weight": phase["weights"][i],
             "before": phase["before"][i],
             "change": phase["weights"][i] - phase["before"][i],
@@ -85,19 +89,24 @@ def _sources(names: list[str], phase: dict[str, Any], region: dict[str, Any]) ->
             "cap": region["caps"][i],
             "lower": region["lower"][i],
             "upper": region["upper"][i],
-            "binds": _bound(phase["weights"][i], region, i),
+            "binds": _bound(phase["weights"][i], region, i, epochs),
             "vertex": None if vertex is None else vertex[i],
-            "vertex_binds": None if vertex is None else _bound(vertex[i], region, i),
+            "vertex_binds": None if vertex is None else _bound(vertex[i], region, i, epochs),
         }
+        if epochs:
+            row["epoch_cap"], row["tokens_drawn"] = epochs["caps"][i], phase["drawn"][i] * curriculum["sequence_length"]
         rows.append(row | {part: parts[part][i] for part in PARTS if part in parts})
     return rows
 
 
-def _bound(value: float, region: dict[str, Any], i: int) -> str | None:
+def _bound(value: float, region: dict[str, Any], i: int, epochs: dict[str, Any] | None) -> str | None:
     """Say which bound a weight stands at: its own, or one that the other sources' bounds imply."""
+    epoch_cap = epochs["caps"][i] if epochs else None
     lower, upper = region["lower"][i], region["upper"][i]
     if region["caps"][i] == 0.0:
         return "excluded"
+    if epoch_cap is not None and epoch_cap < region["caps"][i] and value >= max(epoch_cap, lower) - TOLERANCE:
+        return "cap by epochs" if epoch_cap >= lower - TOLERANCE else "floor, above its cap by epochs"
     if upper - lower <= TOLERANCE:
         return "pinned"
     if value <= lower + TOLERANCE:
@@ -132,6 +141,8 @@ def _words(answer: dict[str, Any]) -> list[str]:
         words.append(f"A phase has to end at step {phase['boundary']}, where the next regime begins.")
     bound = [f"{row['source']} at {row['weight']:.4g} ({row['binds']})" for row in rows if row["binds"]]
     words.append(f"Bounds that hold the weights: {', '.join(bound)}." if bound else "No bound holds a weight.")
+    if "epochs" in answer:
+        words += _epochs(answer)
     moved = sorted(rows, key=lambda row: -abs(row["change"]))[:3]
     changes = ", ".join(f"{row['source']} {row['change']:+.4f}" for row in moved if abs(row["change"]) > TOLERANCE)
     start = "the uniform mixture, before the first phase" if answer["before"] is None else "the phase before"
@@ -157,6 +168,11 @@ def _why(answer: dict[str, Any]) -> str:
         return (
             f"The policy {policy['name']} never looks at losses: the weights are the point of the region it asks for."
         )
+    if policy["name"] == "water_filling":
+        return (
+            f"The policy water_filling went {policy['eta']:g} of the way to the best allocation of the tokens left "
+            "(`index`), which follows from the fitted slopes and the tokens seen of each source."
+        )
     if all(row["vertex"] is None for row in rows):
         return (
             f"The policy {policy['name']} set the weights itself (`index`); they are the nearest point of the region."
@@ -170,6 +186,27 @@ def _why(answer: dict[str, Any]) -> str:
         f"A bandit went {policy['eta']:g} of the way to the region's best vertex, which fills sources in order of "
         f"their index above the floors: {gains or 'the region is a point'}.{first}"
     )
+
+
+def _epochs(answer: dict[str, Any]) -> Iterator[str]:
+    limited = [row for row in answer["sources"] if row["epoch_cap"] is not None]
+    limited.sort(key=lambda row: row["epoch_cap"])
+    caps = ", ".join(
+        f"{row['source']} at most {row['epoch_cap']:.4g} ({row['tokens_drawn']:,} tokens drawn)" for row in limited[:3]
+    )
+    more = f", and {len(limited) - 3} more" if len(limited) > 3 else ""
+    yield f"max_epochs leaves, for the rest of the run: {caps}{more}."
+    factors = answer["epochs"]
+    if factors["epoch_factor"] > 1:
+        yield (
+            f"The tokens that max_epochs allows were too few for this phase: all limits were raised together, by a "
+            f"factor of {factors['epoch_factor']:.4g}."
+        )
+    elif factors["cap_factor"] > 1:
+        yield (
+            f"Spread over the rest of the run these caps left no weights, so all were raised together, by a factor of "
+            f"{factors['cap_factor']:.4g}; no source passes max_epochs by it."
+        )
 
 
 def _density(log_volume: float) -> str:

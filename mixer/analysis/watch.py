@@ -22,6 +22,7 @@ from rich.text import Text
 from mixer.errors import JournalError
 from mixer.journal.lookup import NUM_OPENINGS, JournalIndex
 from mixer.journal.phases import PhaseLines
+from mixer.journal.records import region_in_force
 from mixer.journal.words import alarm_in_words
 
 BAR_CELLS = 36
@@ -204,7 +205,9 @@ def frame(follower: Follower) -> RenderableType:
     ]
     foot = Text(f"regimes: {regimes}" + (f"; to come: {', '.join(coming[:MAX_REGIMES])}" if coming else ""), "dim")
     alarms = [Text(f"alarm: {alarm_in_words(alarm)}", "bold red") for alarm in sight.alarms]
-    return Panel(Group(head, _table(sight, phase, sight.region), *alarms, foot), title=str(follower.path))
+    return Panel(
+        Group(head, _table(sight, phase, region_in_force(phase, sight.region)), *alarms, foot), title=str(follower.path)
+    )
 
 
 def _table(sight: RunView, phase: dict[str, Any], region: dict[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,11 +36,13 @@ def check(
 
     report = check_curriculum(Curriculum.from_yaml(config), reads_all=reads_all)
     if as_json:
-        print_json({"problems": report.problems, "regimes": report.regimes, "bad_records": report.bad_records})
+        print_json(asdict(report))
     else:
         out = results()
         for regime in report.regimes:
             out.print(_regime_table(regime))
+        for note in report.notes:
+            out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         for record in report.bad_records:
             out.print(f"bad record: {record}", markup=False, highlight=False, soft_wrap=True)
         for problem in report.problems:

@@ -10,7 +10,7 @@ import typer
 from mixer.cli.output import AsJson, print_json, print_table, results
 
 WalkPath = Annotated[Path, typer.Argument(metavar="WALK", help="A journal.", exists=True, dir_okay=False)]
-PolicyName = Literal["ucb", "andrea", "odm", "ado", "unimax", "proportional", "static", "random"]
+PolicyName = Literal["ucb", "water_filling", "andrea", "odm", "ado", "unimax", "proportional", "static", "random"]
 SHOWN = 40  # rows of a long table; --json has all
 
 

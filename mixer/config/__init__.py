@@ -25,6 +25,7 @@ from mixer.config.policy import (
     StaticConfig,
     UcbConfig,
     UnimaxConfig,
+    WaterFillingConfig,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "TokenizerConfig",
     "UcbConfig",
     "UnimaxConfig",
+    "WaterFillingConfig",
     "check_folder",
     "shipped_config",
 ]

@@ -21,10 +21,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mixer.config.conditions import Condition
+from mixer.config.epochs import epoch_problems
 from mixer.config.policy import (
     MAX_COUNT,
     MAX_STEPS,
     MAX_WAIT_S,
+    Epochs,
     Frozen,
     GuardConfig,
     PolicyConfig,
@@ -32,6 +34,7 @@ from mixer.config.policy import (
     StaticConfig,
     UcbConfig,
     UnimaxConfig,
+    WaterFillingConfig,
 )
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
@@ -91,6 +94,9 @@ class SourceConfig(Frozen):
         100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
     )
     tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
+    max_epochs: Epochs | Literal["inherit"] | None = Field(
+        "inherit", description="as often as it may be read; `null`: no limit; by default that of the run"
+    )
 
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
@@ -207,6 +213,9 @@ class Curriculum(Frozen):
     floors: dict[str, Weight] = Field({}, description="smallest weight by source")
     caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
+    max_epochs: Epochs | None = Field(
+        None, description="as often as each source with a known number of tokens may be read; `null`: no limit"
+    )
     curriculum_warmup_steps: int = Field(0, ge=0, le=MAX_STEPS)
     curriculum_warmup_sources: tuple[str, ...] = ()
     pivots: tuple[ScheduledPivot, ...] = ()
@@ -302,6 +311,8 @@ class Curriculum(Frozen):
             except ConfigError as error:
                 problems += error.problems
         problems += self._policy_problems()
+        if not problems:
+            problems += epoch_problems(self)
         num_tokens = self.batch_rows * (self.sequence_length + 1)
         if num_tokens > MAX_BATCH_TOKENS:
             problems.append(
@@ -325,9 +336,7 @@ class Curriculum(Frozen):
         for pivot in self.pivots:
             tables = (("floors", pivot.floors), ("caps", pivot.caps), ("exclude", pivot.exclude))
             places += [(f"pivot {pivot.name}: {key}", table) for key, table in tables if table is not None]
-        if isinstance(self.policy, UcbConfig | StaticConfig):
-            key = "targets" if isinstance(self.policy, UcbConfig) else "weights"
-            places.append((f"policy: {key}", getattr(self.policy, key) or ()))
+        places += [(f"policy: {key}", getattr(self.policy, key, None) or ()) for key in ("targets", "weights")]
         for place, names in places:
             for name in names:
                 if name not in declared:
@@ -362,8 +371,9 @@ class Curriculum(Frozen):
     def _policy_problems(self) -> Iterable[str]:
         policy = self.policy
         values: Sequence[float] = ()
-        if isinstance(policy, UcbConfig) and policy.targets:
-            values = list(policy.targets.values())
+        targets = getattr(policy, "targets", None)
+        if targets:
+            values = list(targets.values())
         elif isinstance(policy, StaticConfig) and policy.weights:
             values = list(policy.weights.values())
             total = sum(values)
@@ -371,17 +381,37 @@ class Curriculum(Frozen):
                 yield f"policy: weights sum to {total:.6g}, not 1; static weights are a point of the simplex"
         if any(not 0 <= value < float("inf") for value in values):
             yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
-        elif isinstance(policy, UcbConfig) and policy.targets and sum(values) <= 0:
+        elif targets and sum(values) <= 0:
             yield "policy: targets are all 0; at least one source must be wanted"
         if isinstance(policy, ProportionalConfig | UnimaxConfig):
             unknown = [source.name for source in self.sources if source.tokens is None]
             if unknown:
                 yield f"policy {policy.name} needs `tokens:` of every source; missing: {', '.join(unknown)}"
+        if isinstance(policy, UnimaxConfig):
+            for source in self.sources:
+                if source.max_epochs != "inherit":
+                    yield (
+                        f"source {source.name}: max_epochs has no effect under policy unimax, which has its own; "
+                        "remove it, or choose another policy"
+                    )
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The sources' names in declared order, K of them."""
         return tuple(source.name for source in self.sources)
+
+    @cached_property
+    def epoch_limits(self) -> tuple[float | None, ...]:
+        """As often as each source may be read, [K]; None without a limit. UniMax has its own, and these are off."""
+        if isinstance(self.policy, UnimaxConfig):
+            return (None,) * len(self.sources)
+        own = [source.max_epochs for source in self.sources]
+        return tuple(self.max_epochs if limit == "inherit" else limit for limit in own)
+
+    @property
+    def has_epoch_limits(self) -> bool:
+        """Whether some source may be read only so often."""
+        return any(limit is not None for limit in self.epoch_limits)
 
     @property
     def batch_tokens(self) -> int:
@@ -439,19 +469,28 @@ class Curriculum(Frozen):
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 
-        ``total_steps`` is left out (unless UniMax plans with it), so that a run may be made longer; so are places (the
-        folder that the file lies in and ``prepared``) and what is done about faults of a network and bad records.
-        Fields that are newer than the first release count only where they are set, so that older runs keep their
-        fingerprint.
+        ``total_steps`` is left out (unless the policy or ``max_epochs`` plans with it), so that a run may be made
+        longer; so are places (the folder that the file lies in and ``prepared``) and what is done about faults of a
+        network and bad records. Fields that are newer than the first release count only where they are set, so that
+        older runs keep their fingerprint.
         """
-        is_planned = isinstance(self.policy, UnimaxConfig)
+        policy = self.policy
+        is_planned = (
+            self.has_epoch_limits
+            or isinstance(policy, UnimaxConfig)
+            or (isinstance(policy, WaterFillingConfig) and policy.horizon is None)
+        )
         left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
         data = self.model_dump(mode="json", exclude=left_out)
         if not self.holdout:
             del data["holdout"]
         if self.guard in (None, GuardConfig()):
             del data["guard"]
+        if not self.has_epoch_limits:
+            del data["max_epochs"]
         for source in data["sources"]:
+            if not self.has_epoch_limits or source["max_epochs"] == "inherit":
+                del source["max_epochs"]
             for key in ("on_failure", "on_bad_record", "max_bad_records"):
                 del source[key]
             for key in ("token_ids", "rows"):

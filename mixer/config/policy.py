@@ -15,6 +15,9 @@ MAX_WAIT_S = 7 * 86_400.0  # threads of no system can wait for ever; a week is o
 MAX_OBSERVATIONS = 2**16  # each is sorted again whenever another one comes
 
 
+Epochs = Annotated[float, Field(ge=1e-6, le=MAX_FACTOR, strict=True)]  # strict: no "4" and no `true`
+
+
 class Frozen(BaseModel):
     """Settings that never change; unknown keys are errors."""
 
@@ -47,6 +50,27 @@ class UcbConfig(Frozen):
                 f"known: {', '.join(known)}, or your own as package.module:function"
             )
         return reward
+
+
+class WaterFillingConfig(Frozen):
+    """The best allocation of the tokens that are left, if losses fall with the logarithm of a source's tokens."""
+
+    name: Literal["water_filling"] = "water_filling"
+    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta (the best allocation)")
+    width: float = Field(0.0, ge=0, le=MAX_FACTOR, description="c: standard errors of optimism added to a slope")
+    power: float = Field(1.0, ge=0, le=10, description="alpha: of the slopes; 1 is the law's optimum, 0 level tokens")
+    prior: float = Field(3.0, ge=0, le=MAX_FACTOR, description="observations that the mean slope of all sources counts")
+    horizon: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="steps to allocate at a time; default: the rest of the run"
+    )
+    least_horizon: float = Field(
+        0.5, ge=0, le=MAX_FACTOR, description="the horizon is at least this share of the tokens seen"
+    )
+    losses: Literal["train", "heldout"] = Field("train", description="heldout: slopes of held-out losses (probes)")
+    kappa: float = Field(1.5, ge=0, le=100, description="discount exponent of the slopes in log time")
+    tau_0: float = Field(100.0, ge=1e-6, le=MAX_STEPS, description="steps added to log time")
+    repetition: float = Field(15.4, ge=1e-6, le=MAX_FACTOR, description="R* of Muennighoff et al. 2023")
+    targets: dict[str, Target] | None = Field(None, description="weight of each source in the goal")
 
 
 class AndreaConfig(Frozen):
@@ -101,7 +125,15 @@ class RandomConfig(Frozen):
 
 
 PolicyConfig = Annotated[
-    UcbConfig | AndreaConfig | OdmConfig | AdoConfig | StaticConfig | ProportionalConfig | UnimaxConfig | RandomConfig,
+    UcbConfig
+    | WaterFillingConfig
+    | AndreaConfig
+    | OdmConfig
+    | AdoConfig
+    | StaticConfig
+    | ProportionalConfig
+    | UnimaxConfig
+    | RandomConfig,
     Field(discriminator="name"),
 ]
 

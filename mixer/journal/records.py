@@ -60,3 +60,9 @@ def record_to_losses(record: Mapping[str, Any], num_sources: int) -> SourceLosse
     counts[:, places] = np.array([record["rows"], record["tokens"]], dtype=np.int64)
     sums[:, places] = np.array([record["loss_sums"], record["square_sums"]], dtype=np.float64)
     return SourceLosses(rows=counts[0], tokens=counts[1], loss_sums=sums[0], square_sums=sums[1], rank=record["rank"])
+
+
+def region_in_force(phase: Mapping[str, Any], region: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the region of a phase's regime with the tight bounds that its caps by epochs leave, if it has any."""
+    found = phase.get("epochs")
+    return {**region, **({"lower": found["lower"], "upper": found["upper"]} if found else {})}

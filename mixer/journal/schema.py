@@ -76,9 +76,14 @@ class Parts(_Model):
     """What an index was made of; which of them there are depends on the policy."""
 
     slope: Numbers | None = Field(None, description="learnability: fitted fall of the loss, nats per e-fold of the source's tokens")  # fmt: skip  # noqa: E501
-    mean: Numbers | None = Field(None, description="other rewards: mean reward")
+    mean: Numbers | None = Field(
+        None, description="other rewards: mean reward; water_filling: the slope drawn towards that of all sources"
+    )
     width: Numbers | None = Field(None, description="the optimism added to it")
     repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip  # noqa: E501
+    gain: Numbers | None = Field(
+        None, description="water_filling: what an e-fold of the source's tokens is worth, nats"
+    )
     tokens: Numbers | None = Field(None, description="tokens of the source learned from so far")
     index: list[float | None] | None = Field(None, description="the score that the vertex is best for")
     alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip  # noqa: E501
@@ -92,6 +97,23 @@ class RegionPart(_Model):
     caps: Numbers = Field(description="as declared, 0 for excluded sources")
     lower: Numbers = Field(description="the smallest weight that is really reached")
     upper: Numbers = Field(description="the largest weight that is really reached")
+
+
+class EpochsPart(_Model):
+    """The caps by epochs of one phase, one number per source each, and what they were raised by."""
+
+    caps: list[float | None] = Field(
+        description="the largest weight that the tokens left of the source allow; `null` without a limit"
+    )
+    lower: Numbers = Field(description="the smallest weight that is really reached under them")
+    upper: Numbers = Field(description="the largest weight that is really reached under them")
+    cap_factor: float = Field(
+        ge=1, description="what the caps were multiplied by, so that weights within them can sum to 1; 1 if they could"
+    )
+    epoch_factor: float = Field(
+        ge=1,
+        description="what the limits were multiplied by, as too few tokens were left; 1 if enough were",
+    )
 
 
 class _Losses(_Model):
@@ -142,7 +164,7 @@ class PhaseLine(_Numbered):
     before: Numbers = Field(description="the mixture of the phase before; uniform before the first")
     landed: Numbers | None = Field(
         description="in the first phase of a regime or after a fork, the point of the new region nearest to `before`; "
-        "else `null`: the step begins at `before`"
+        "else `null`: the step begins at `before`; also where caps by epochs moved it"
     )
     distance: float | None = Field(
         description="in the first phase of a regime or after a fork, the Euclidean distance from `before` to `landed`; "
@@ -155,6 +177,11 @@ class PhaseLine(_Numbered):
     region: RegionPart | None = Field(
         description="in the first phase of a regime or after a fork, its region, in the table below; else `null`: the "
         "one before holds"
+    )
+    epochs: EpochsPart | None = Field(
+        None,
+        description="the caps by epochs that it was decided under, in the table below; left out without `max_epochs`, "
+        "and while no source with a limit has a known number of tokens",
     )
     log_volume: float = Field(
         description="natural logarithm of the region's volume in its free coordinates: a random phase has density "

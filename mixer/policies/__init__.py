@@ -15,6 +15,7 @@ from mixer.policies.fixed import FixedPolicy, epoch_capped
 from mixer.policies.learnability import Learnability
 from mixer.policies.odm import OdmPolicy
 from mixer.policies.ucb import BoundedUcb
+from mixer.policies.water_filling import WaterFillingPolicy
 
 __all__ = [
     "AdoPolicy",
@@ -25,6 +26,7 @@ __all__ = [
     "Learnability",
     "OdmPolicy",
     "Policy",
+    "WaterFillingPolicy",
     "epoch_capped",
     "make_policy",
 ]

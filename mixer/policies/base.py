@@ -63,6 +63,18 @@ class Policy(Protocol):
             until: first step of the phase to decide now.
         """
 
+    def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
+        """Return the memory after held-out losses; unless a policy learns from them, as it was.
+
+        Called in the order of steps, before the ``absorb`` of the decision that may use them.
+
+        Args:
+            state: memory before.
+            losses: held-out losses of the K sources, summed over ranks; no rows where nothing was held out.
+            step: first step of a phase; the model had been trained on all steps before it.
+        """
+        return state
+
     @abstractmethod
     def after_pivot(self, state: State) -> State:
         """Return the memory after a pivot: surviving statistics keep a quarter of their weight."""

@@ -16,6 +16,7 @@ from mixer.config.policy import (
     StaticConfig,
     UcbConfig,
     UnimaxConfig,
+    WaterFillingConfig,
 )
 from mixer.errors import InfeasibleRegionError
 from mixer.policies.ado import AdoPolicy
@@ -26,6 +27,7 @@ from mixer.policies.learnability import Learnability
 from mixer.policies.odm import OdmPolicy
 from mixer.policies.rewards import make_reward
 from mixer.policies.ucb import BoundedUcb
+from mixer.policies.water_filling import WaterFillingPolicy
 from mixer.types import Array
 
 
@@ -42,6 +44,14 @@ def make_policy(curriculum: Curriculum) -> Policy:
             mean_steps = (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
             rows_per_phase = curriculum.batch_rows * mean_steps
             return BoundedUcb(config, reward=make_reward(config.reward), rows_per_phase=rows_per_phase)
+        case WaterFillingConfig():
+            targets = _by_name(curriculum.names, config.targets) if config.targets else uniform
+            return WaterFillingPolicy(
+                config,
+                targets=targets / targets.sum(),
+                batch_tokens=float(curriculum.batch_tokens),
+                total_steps=curriculum.total_steps,
+            )
         case AndreaConfig():
             return AndreaPolicy(config)
         case OdmConfig():

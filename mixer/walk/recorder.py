@@ -19,9 +19,12 @@ from mixer.journal.records import losses_to_record, phase_to_record
 from mixer.journal.scan import Position
 from mixer.losses import add_losses
 from mixer.policies import Choice
+from mixer.region.epochs import EpochCaps
 from mixer.region.regimes import Regime
+from mixer.region.region import Region
 from mixer.sampling.phases import Phase
 from mixer.types import Array, IntArray
+from mixer.walk.epochs import epochs_record
 from mixer.walk.reports import ReportSum
 from mixer.walk.state import STATE_VERSION, check_state
 
@@ -159,8 +162,11 @@ def decision_record(
     regime: Regime,
     choice: Choice,
     *,
+    region: Region,
     before: Array,
     landed: Array | None,
+    is_new_regime: bool,
+    limited: EpochCaps | None,
     boundary: int | None,
     probability_random: float,
     counts: IntArray,
@@ -172,8 +178,11 @@ def decision_record(
         phase: what was decided.
         regime: where.
         choice: what the policy said, or the random point.
+        region: of the regime, under the caps by epochs if there are any.
         before: the weights till then, [K].
-        landed: the nearest point of a new region, [K]; None if the region is the one of the phase before.
+        landed: the nearest point of a new region, [K]; None if the walk went on from ``before``.
+        is_new_regime: whether the line says what the regime's region is.
+        limited: the caps by epochs.
         boundary: the first step of the next regime.
         probability_random: with which the phase was to be random.
         counts: rows by step and source, [length, K].
@@ -189,8 +198,9 @@ def decision_record(
         "distance": None if landed is None else float(np.linalg.norm(landed - before)),
         "vertex": choice.vertex,
         "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
-        "region": None if landed is None else region_record(regime),
-        "log_volume": regime.region.log_volume(),
+        "region": region_record(regime) if is_new_regime else None,
+        **({} if limited is None else {"epochs": epochs_record(limited)}),
+        "log_volume": region.log_volume(),
         "counts": counts.sum(axis=0),
         "feedback": feedback_summary(used, phase.start),
     }

@@ -32,18 +32,21 @@ from mixer.journal.file import Journal
 from mixer.journal.records import losses_to_record
 from mixer.losses import SourceLosses, check_losses
 from mixer.policies import Choice, Policy, make_policy
+from mixer.region.epochs import EpochCaps
 from mixer.region.regimes import OUT_OF_REACH, Regime
 from mixer.region.region import Region
 from mixer.sampling.phases import Kind, Phase
 from mixer.sampling.randomness import passing_generator
 from mixer.types import Array, State
 from mixer.walk.decided import DecidedPhases
+from mixer.walk.epochs import EpochLimits
 from mixer.walk.guard import GUARD_IS_OFF, Guard, GuardOutcome, warn
 from mixer.walk.inbox import Inbox
 from mixer.walk.limits import Limits
 from mixer.walk.recorder import Recorder, decision_record
 from mixer.walk.reports import ReportSum
 from mixer.walk.schedule import PlannedStarts, Schedule
+from mixer.walk.silence import silence
 from mixer.walk.state import STATE_VERSION, check_state, to_arrays, to_lists
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -71,6 +74,7 @@ class _Decision:
     policy_state: State
     used: list[ReportSum]
     seen: GuardOutcome
+    limited: EpochCaps | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +141,7 @@ class Walk:
         )
         self._skipped: dict[tuple[str, str], None] = {}  # records that were left out, in order
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
+        self._epochs = EpochLimits(curriculum)
         self._starts = PlannedStarts()
         self._before: _Before | None = None  # of the newest phase, unless that was undone
         self._recording = Recorder(journal, curriculum, sources or {})
@@ -453,6 +458,8 @@ class Walk:
         self._phases.keep(decision.phase)
         for alarm in seen.alarms:
             self._on_alarm(alarm)
+        if decision.limited:
+            self._epochs.warn(decision.limited, decision.phase.start, self._unique_tokens)
         if self._on_silence and not self._inbox.had:
             told = silence(self.curriculum, decision.phase.kind, decision.phase.start)
             if told is not None:
@@ -468,65 +475,56 @@ class Walk:
             seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
         regime = seen.plan.regime_at(start)
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
-        before = self._phases.weights
-        is_inside = start == self.forked_at and _is_inside(before, regime.region)  # then a fork begins where it was
-        landed = regime.region.project(before) if is_new_regime and not is_inside else before
+        length = seen.plan.length_at(start, index)
+        region, before, known = regime.region, self._phases.weights, self._unique_tokens
+        limited = self._epochs.at(region, self._phases, length=length, unique_tokens=known)
+        if limited is None:
+            is_moved = is_new_regime and not (start == self.forked_at and _is_inside(before, region))
+        else:
+            region = limited.region
+            is_moved = not region.contains(before)
+        landed = region.project(before) if is_moved else before  # a fork begins where it was
 
         steps = [reports.losses for reports in used]
         learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
         if seen.plan.pivots_at(start):
             learned = self._policy.after_pivot(learned)
 
-        kind, choice = self._choose(index, regime, landed, learned, seen.state)
-        length = seen.plan.length_at(start, index)
+        kind, choice = self._choose(index, region, landed, learned, seen.state)
         phase = self._phases.following(length=length, kind=kind, regime=regime.name, weights=choice.weights)
         if self._recording.is_on:
             line = decision_record(
                 phase,
                 regime,
                 choice,
+                region=region,
                 before=before,
-                landed=landed if is_new_regime else None,
+                landed=landed if is_new_regime or is_moved else None,
+                is_new_regime=is_new_regime,
+                limited=limited,
                 boundary=seen.plan.boundary_after(start),
                 probability_random=self._probability_random(index),
                 counts=self._phases.counts(phase)[0],
                 used=used,
             )
             seen.lines.append(line)
-        return _Decision(phase, learned, used, seen)
+        return _Decision(phase, learned, used, seen, limited)
 
     def _choose(
-        self, index: int, regime: Regime, landed: Array, learned: State, guard_state: State
+        self, index: int, region: Region, landed: Array, learned: State, guard_state: State
     ) -> tuple[Kind, Choice]:
         chance = self._probability_random(index)
         if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
-            point = regime.region.sample(passing_generator(self.curriculum.seed, "phase.point", index))
+            point = region.sample(passing_generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         alarmed = self._guard.in_alarm(guard_state) if self._guard else None
-        return self._policy.kind, self._policy.choose(learned, regime.region, landed, self._unique_tokens, alarmed)
+        return self._policy.kind, self._policy.choose(learned, region, landed, self._unique_tokens, alarmed)
 
     def _probability_random(self, index: int) -> float:
         """Return the probability with which a phase is random under this policy."""
         sure = {"always": 1.0, "never": 0.0}
         teleports = self._policy.teleports
         return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
-
-
-def silence(curriculum: Curriculum, kind: str, start: int) -> str | None:
-    """Return what is wrong with a phase that was decided before any losses were reported; None if nothing is.
-
-    Args:
-        curriculum: the run.
-        kind: of the phase; ``bandit`` if the policy, which looks at losses, chose its weights.
-        start: its first step.
-    """
-    if kind != "bandit" or start <= curriculum.feedback_lag:
-        return None
-    return (
-        f"policy {curriculum.policy.name} decided the phase from step {start} without a single report of losses, "
-        "so it has learned nothing: call dataset.report(batch, token_losses) after each step, set feedback_lag to the "
-        "batches that are fetched ahead, or choose a policy that needs no losses (static, proportional, unimax, random)"
-    )
 
 
 def _is_inside(weights: Array, region: Region) -> bool:

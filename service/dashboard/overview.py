@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mixer.journal.records import region_in_force
 from service.dashboard.columns import WalkColumns
 
 MAX_LISTED = 200  # regimes, alarms and ranks
@@ -89,6 +90,7 @@ def _ranks(chronicle: WalkColumns) -> list[dict[str, int]]:
 
 def _sources(chronicle: WalkColumns, query: str, limit: int) -> list[dict[str, Any]]:
     region = chronicle.regime_at(max(chronicle.end - 1, 0)).region
+    bounds = region_in_force(chronicle.newest, {"lower": region.lower, "upper": region.upper})
     drawn = chronicle.drawn()
     now = np.asarray(chronicle.newest.get("weights", np.zeros(len(chronicle.names))))
     columns = {
@@ -97,8 +99,7 @@ def _sources(chronicle: WalkColumns, query: str, limit: int) -> list[dict[str, A
         "proportion": drawn / max(drawn.sum(), 1.0),
         "rows": drawn,
         "tokens": chronicle.tokens,
-        "lower": region.lower,
-        "upper": region.upper,
+        **bounds,
         "loss": chronicle.losses_now(),
         "index": chronicle.now("index"),
         "width": chronicle.now("width"),

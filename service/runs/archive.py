@@ -40,24 +40,18 @@ class RecordedRun:
         self.path, self.name, self._raw_lines = path, name, raw_lines
         header, lines = history(path)
         self.curriculum = curricula_of(path, header)[-1]
-        self.names = self.curriculum.names
         self.parent: dict[str, Any] | None = None
         if header["parent"] is not None:
             self.parent = {key: header["parent"][key] for key in ("fingerprint", "step")}
         self.watch = Watch(is_live=False)
         self.watch.add(header, is_new=False)
-        self._decisions = PhaseIndex(self.names, header["curriculum"])
+        self.decisions = PhaseIndex(self.curriculum.names, header["curriculum"])
         for line in lines:
             self.watch.add(line, is_new=False)
             if line["type"] == "phase":
-                self._decisions.add({key: value for key, value in line.items() if key != "number"})
+                self.decisions.add({key: value for key, value in line.items() if key != "number"})
             elif line["type"] == "pivot":
-                self._decisions.cut(line)
-
-    @property
-    def frontier(self) -> int:
-        """The first step that the record does not cover."""
-        return self._decisions.frontier
+                self.decisions.cut(line)
 
     @property
     def tokenizer(self) -> NoReturn:
@@ -67,20 +61,12 @@ class RecordedRun:
     async def phase(self, step: int, _wait_s: float, *, may_decide: bool) -> Phase:  # as an engine
         """Return the phase that covered a step; raise RunEndedError past the end of the record."""
         try:
-            return self._decisions.at(step)
+            return self.decisions.at(step)
         except UndecidedError:
             raise RunEndedError(
-                f"step {step} was asked for, but the record of run {self.name} ends before step {self.frontier}"
+                f"step {step} was asked for, but the record of run {self.name} ends before step "
+                f"{self.decisions.frontier}"
             ) from None
-
-    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
-        """Return the smallest and the largest weight that the region of a step let each source reach."""
-        region = self._decisions.region_at(step)
-        return region["lower"], region["upper"]
-
-    def phases_from(self, step: int, limit: int) -> list[dict[str, Any]]:
-        """Return the records of up to ``limit`` phases, that which covers ``step`` first."""
-        return self._decisions.since(step, limit)
 
     def journal_lines(self) -> Iterator[bytes]:
         """Yield the journal as it is stored."""

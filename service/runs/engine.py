@@ -22,7 +22,8 @@ from mixer.journal.words import alarm_in_words
 from mixer.losses import SourceLosses
 from mixer.sampling.phases import Phase
 from mixer.sources.base import Progress
-from mixer.walk.walk import Walk, silence
+from mixer.walk.silence import silence
+from mixer.walk.walk import Walk
 from service.dashboard import checkpoint as views
 from service.dashboard.columns import Watch
 from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError, lasts
@@ -88,7 +89,7 @@ class Engine:
             unreported_steps=max(1, settings.retain_steps // 2),  # so that a trainer may go back by as much
         )
         self._settings, self._on_event = settings, on_event
-        self._decisions = PhaseIndex(curriculum.names, curriculum.model_dump(mode="json"))
+        self.decisions = PhaseIndex(curriculum.names, curriculum.model_dump(mode="json"))
         self.watch = Watch()  # what a page is told
         sharing = sharing or Sharing()
         rows = ReaderFactory(
@@ -105,6 +106,7 @@ class Engine:
         writer = lines.writer if isinstance(lines, TableLines) else store.take_over(name)
         self.journal = RunJournal(lines, self._on_line)
         self.walk = self._recover(store)
+        self.served = StepLeases(store, name, writer=writer, decided=self.decisions.frontier)
         self._parts = RunContext(
             name=name,
             curriculum=curriculum,
@@ -113,17 +115,17 @@ class Engine:
             writer=writer,
             journal=self.journal,
             walk=self.walk,
-            decisions=self._decisions,
+            decisions=self.decisions,
             patience=self.patience,
             rows=rows,
-            served=StepLeases(store, name, writer=writer, decided=self._decisions.frontier),
+            served=self.served,
             window=BatchCache(window_bytes(curriculum, settings, is_prepared=rows.is_prepared)),
             watch=self.watch,
             on_event=on_event,
         )
         self.counters, self._bell = self._parts.counters, self._parts.bell
-        self._builder = Builder(self._parts)
-        self._back = Rebuilder(self._parts, lambda: self._builder.oldest)
+        self.builder = Builder(self._parts)
+        self._back = Rebuilder(self._parts, lambda: self.builder.oldest)
         self._is_draining = False
         self._given = GivenBatches()
         self._reports = Reports(self._parts, self._given, self._built)
@@ -137,7 +139,7 @@ class Engine:
             except StateMismatchError as error:
                 log.warning("run %s: the view of its journal is passed over: %s", self.name, error)
         recovered = recover(self.curriculum, self.journal, walk)
-        since = self.phases[-2:][0]["start"] if self.phases else 0  # a pivot may undo the newest
+        since = self.decisions.records[-2:][0]["start"] if self.decisions.records else 0  # a pivot may undo the newest
         self.patience.resume(recovered.reported, since=since - self.curriculum.feedback_lag)
         return recovered
 
@@ -153,12 +155,12 @@ class Engine:
 
     def start(self) -> None:
         """Begin to decide and build."""
-        self._builder.start()
+        self.builder.start()
 
     def drain(self) -> None:
         """Build no more, and let nobody wait: what is there is handed out, and the rest is to be asked for again."""
         self._is_draining = True
-        self._builder.halt()
+        self.builder.halt()
         self._bell.ring()
 
     def stop(self, *, within_s: float | None = None) -> None:
@@ -168,14 +170,9 @@ class Engine:
             within_s: how long to wait for a batch that is being read; then no snapshot is taken. None: for ever.
         """
         self.drain()
-        self._builder.stop(within_s=within_s)
+        self.builder.stop(within_s=within_s)
         self._parts.rows.stop_sharing()
         self.journal.close()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The sources, in declared order."""
-        return self.curriculum.names
 
     @property
     def parent(self) -> dict[str, Any] | None:
@@ -190,49 +187,14 @@ class Engine:
         return self._parts.rows.tokenizer
 
     @property
-    def frontier(self) -> int:
-        """The first step that no phase covers yet."""
-        return self._decisions.frontier
-
-    @property
-    def phases(self) -> list[dict[str, Any]]:
-        """Phase lines of the journal, all of them, cut where pivots cut them; not to be changed."""
-        return self._decisions.records
-
-    @property
-    def problem(self) -> MixerError | None:
-        """Why the run cannot go on just now."""
-        return self._builder.problem
-
-    @property
-    def lease_problem(self) -> Exception | None:
-        """Why no more steps can be handed out than those leased, if so."""
-        return self._parts.served.problem
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether an admin has stopped deciding and handing out."""
-        return self._builder.is_paused
-
-    @property
     def is_ready(self) -> bool:
         """Whether the first batch is built, or was before, and nothing keeps the run from going on."""
-        return self.problem is None and (self._builder.next > 0 or self._builder.end is not None)
-
-    @property
-    def end(self) -> int:
-        """The first step that the run does not have, as far as is known."""
-        return self._builder.run_end
-
-    @property
-    def next_step(self) -> int:
-        """The next step to be built."""
-        return self._builder.next
+        return self.builder.problem is None and (self.builder.next > 0 or self.builder.end is not None)
 
     @property
     def queue_depth(self) -> int:
         """Batches that are built and lie ahead of the newest step asked for."""
-        return max(0, self._builder.next - 1 - self._builder.wanted)
+        return max(0, self.builder.next - 1 - self.builder.wanted)
 
     @property
     def bytes_held(self) -> int:
@@ -241,8 +203,8 @@ class Engine:
 
     def set_paused(self, *, is_paused: bool) -> None:
         """Stop, or go on, deciding and handing out; reports are still taken."""
-        self._builder.is_paused = is_paused
-        self._builder.wake()
+        self.builder.is_paused = is_paused
+        self.builder.wake()
         self._bell.ring()
 
     # What trainers ask.
@@ -271,10 +233,10 @@ class Engine:
         """
         built = self._built(steps[0])
         encoded = None if built is None else built.held(rank, world_size)
-        if encoded is None or self.is_paused:
+        if encoded is None or self.builder.is_paused:
             return None
         taken = encoded.among(steps, room)
-        taken = taken[: self._parts.served.claim_first(taken)]
+        taken = taken[: self.served.claim_first(taken)]
         if not taken or self._built(steps[0]) is not built:  # what was there before a claim a pivot may have made void
             return None
         self._note_asked(taken, rank, world_size)
@@ -283,18 +245,18 @@ class Engine:
 
     def note_range(self, steps: range) -> None:
         """Note that all of these steps are asked for, those after the first as they come."""
-        self._builder.ask(steps[-1])
+        self.builder.ask(steps[-1])
 
     def is_coming(self, step: int) -> bool:
         """Whether a step is not built yet, but will be in a moment."""
-        return self._builder.next <= step < self._builder.run_end and self._builder.is_coming(step)
+        return self.builder.next <= step < self.builder.run_end and self.builder.is_coming(step)
 
     async def moment(self, step: int, most_s: float) -> None:
         """Wait until a step is built, or something else has changed that may matter to it, ``most_s`` at most."""
         ticket = self._bell.ticket(step)
         late = ticket.get_loop().call_later(most_s, resolve, ticket)
         try:
-            if step >= self._builder.next:
+            if step >= self.builder.next:
                 await ticket
         finally:
             late.cancel()
@@ -313,7 +275,7 @@ class Engine:
         """
         self.check_ranks(rank, world_size)
         self._note_asked(range(step, step + 1), rank, world_size)
-        await self._until(lambda: step < self._builder.next, step, wait_s, claims=True)
+        await self._until(lambda: step < self.builder.next, step, wait_s, claims=True)
         built = self._parts.window.get(step)
         if built is None:
             built = await asyncio.to_thread(self._back.read, step)
@@ -332,21 +294,16 @@ class Engine:
 
         That is a trainer, which draws by these weights: then no pivot changes this step any more.
         """
-        if may_decide and step >= self._decisions.frontier:
-            self._builder.want(step)
-        await self._until(lambda: step < self._decisions.frontier, step, wait_s if may_decide else 0, claims=may_decide)
+        if may_decide and step >= self.decisions.frontier:
+            self.builder.want(step)
+        await self._until(lambda: step < self.decisions.frontier, step, wait_s if may_decide else 0, claims=may_decide)
         try:
-            found = self._decisions.at(step)
+            found = self.decisions.at(step)
         except UndecidedError:  # cut away meanwhile
             raise self._not_yet(step) from None
         if may_decide:
             self._given.note_weights(found.start)
         return found
-
-    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
-        """Return the smallest and the largest weight that the region of a decided step lets each source reach."""
-        region = self._decisions.region_at(step)
-        return region["lower"], region["upper"]
 
     def note_served(self, num_batches: int, num_bytes: int, world_size: int) -> None:
         """Count batches that are handed out."""
@@ -357,7 +314,7 @@ class Engine:
 
     def note_alone(self, step: int) -> None:
         """Note that a batch was asked for alone, which takes headers: those of the next ones are better made ahead."""
-        self._builder.headers_before = step + 2 * self._settings.ahead_steps
+        self.builder.headers_before = step + 2 * self._settings.ahead_steps
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return what each source has given to the batches before ``step``.
@@ -365,7 +322,7 @@ class Engine:
         Raises:
             NotReadyError, StepError: a step that is not decided yet, or whose phase is no longer held.
         """
-        reader, decisions = self._builder.reader, self._decisions
+        reader, decisions = self.builder.reader, self.decisions
         if reader is None or not 0 < decisions.frontier >= step:
             raise self._not_yet(step)
         if self._parts.rows.is_prepared:
@@ -376,10 +333,6 @@ class Engine:
             name: replace(source, rows=num_rows, tokens=num_rows * row_length)
             for (name, source), num_rows in zip(reader.progress(step).items(), rows, strict=True)
         }
-
-    def phases_from(self, step: int, limit: int) -> list[dict[str, Any]]:
-        """Return the records of up to ``limit`` phases, that which covers ``step`` first."""
-        return self._decisions.since(step, limit)
 
     def journal_lines(self) -> Iterator[bytes]:
         """Yield the journal as it stands, in pieces of whole lines."""
@@ -405,11 +358,11 @@ class Engine:
             is_new = self._reports.take(step, losses, world_size)
         except RepeatedRowsError:
             self.patience.reported(step, losses.rank)  # there is no more to wait for
-            self._builder.wake()
+            self.builder.wake()
             raise
         self.counters.reports += 1
         self.counters.repeated_reports += not is_new
-        self._builder.wake()
+        self.builder.wake()
         return is_new
 
     def differs(self, step: int, losses: SourceLosses) -> bool | None:
@@ -428,16 +381,16 @@ class Engine:
         if known is not None and any((r.name, r.start) == (pivot.name, known["at_step"]) for r in self.walk.regimes):
             return int(known["at_step"])  # asked for again: the answer was lost
         if at == "now":
-            return self._builder.cut(pivot)
+            return self.builder.cut(pivot)
         step = self.walk.pivot(pivot, at_step=None if at == "next" else at)
-        self._builder.wake()
+        self.builder.wake()
         return step
 
     def _note_asked(self, steps: range, rank: int, world_size: int) -> None:
         self.patience.asked(steps[0], world_size)
         self.counters.last_asked[rank] = (steps[-1], time.monotonic())
-        if steps[-1] > self._builder.wanted:
-            self._builder.want(steps[-1])
+        if steps[-1] > self.builder.wanted:
+            self.builder.want(steps[-1])
 
     async def _until(self, is_there: Callable[[], bool], step: int, wait_s: float, *, claims: bool) -> None:
         """Wait until a step is there and, if it is to be handed out, no pivot can change it any more."""
@@ -446,29 +399,29 @@ class Engine:
         deadline = time.monotonic() + min(wait_s, self._settings.max_wait_s)
         while True:
             # one beyond reach is to be wanted again whenever others have come nearer
-            ticket = self._bell.ticket(step if step <= self._builder.wanted else -1)
+            ticket = self._bell.ticket(step if step <= self.builder.wanted else -1)
             try:
-                if step >= self.end:
-                    end = self._builder.end
+                if step >= self.builder.run_end:
+                    end = self.builder.end
                     if end is None or await self._claim(end):  # it ends there for every rank
                         raise self._ended(step)
-                elif is_there() and not self.is_paused and (not claims or await self._claim(step)):
+                elif is_there() and not self.builder.is_paused and (not claims or await self._claim(step)):
                     return
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_draining or (self.problem is not None and lasts(self.problem)):
+                if left <= 0 or self._is_draining or (self.builder.problem is not None and lasts(self.builder.problem)):
                     raise self._not_yet(step)
                 late = ticket.get_loop().call_later(left, resolve, ticket)
                 try:
                     await ticket
                 finally:
                     late.cancel()
-                self._builder.want(step)
+                self.builder.want(step)
             finally:
                 self._bell.forget(ticket)
 
     async def _claim(self, step: int) -> bool:
         """Claim a step; False while a pivot is cutting."""
-        served = self._parts.served
+        served = self.served
         while not served.claim(step):
             if served.is_leased(step):
                 return served.claim(step)  # it may have been leased just now
@@ -476,16 +429,18 @@ class Engine:
         return True
 
     def _ended(self, step: int) -> RunEndedError:
-        why = "its sources have no more rows" if self._builder.end is not None else "that is its total_steps"
-        return RunEndedError(f"step {step} was asked for, but run {self.name} ends before step {self.end}: {why}")
+        why = "its sources have no more rows" if self.builder.end is not None else "that is its total_steps"
+        return RunEndedError(
+            f"step {step} was asked for, but run {self.name} ends before step {self.builder.run_end}: {why}"
+        )
 
     def _not_yet(self, step: int) -> MixerError:
-        if self.is_paused:
+        if self.builder.is_paused:
             return RunStateError(f"run {self.name} is paused", retry_after_s=1)
-        if self.problem is not None:
-            return StallError(f"run {self.name} cannot go on: {self.problem}", cause=self.problem)
-        frontier, reach = self._decisions.frontier, self.patience.reach
-        why = f"step {step} is not there yet: steps below {self.next_step} are built and below {frontier} decided"
+        if self.builder.problem is not None:
+            return StallError(f"run {self.name} cannot go on: {self.builder.problem}", cause=self.builder.problem)
+        frontier, reach = self.decisions.frontier, self.patience.reach
+        why = f"step {step} is not there yet: steps below {self.builder.next} are built and below {frontier} decided"
         if frontier > reach and self.walk.looks_at_losses:
             why += (
                 f"; the newest report is of step {self.patience.newest_report}, and no phase that rests on losses is "
@@ -497,7 +452,7 @@ class Engine:
         self.watch.add(record, is_new=is_new, number=number)
         kind = record["type"]
         if kind == "phase":
-            self._decisions.add(record)
+            self.decisions.add(record)
             self.patience.decided(record["start"])
             if is_new and not self._is_silence_told and not self.patience.last_reports():
                 told = silence(self.curriculum, record["kind"], record["start"])
@@ -507,8 +462,8 @@ class Engine:
         elif kind == "pivot":
             self.pivots.append(record)
             if record["at_step"] < record["decided_before"]:
-                self._decisions.cut(record)
-                self.patience.cut(self.phases[-1]["start"] if self.phases else 0)
+                self.decisions.cut(record)
+                self.patience.cut(self.decisions.records[-1]["start"] if self.decisions.records else 0)
         elif kind == "alarm":
             self.alarms.append(record)
             if is_new:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixer.journal.phases import PhaseLines
-from mixer.journal.records import record_to_phase
+from mixer.journal.records import record_to_phase, region_in_force
 from mixer.sampling.phases import Phase
 
 KEPT = 4  # phases that a reader's view holds: readers tell them apart by identity
@@ -104,11 +104,16 @@ class PhaseIndex:
         return records[index]
 
     def region_at(self, step: int) -> dict[str, Any]:
-        """Return the region of the phase that covers a step, as the journal has it."""
+        """Return the region of the phase that covers a step, as the journal has it, under its caps by epochs."""
+        phase = self._record(step)
         with self._lock:
             at = bisect.bisect_right(self._regions, step, key=lambda record: record["start"]) - 1
-            region: dict[str, Any] = self._regions[max(at, 0)]["region"]
-            return region
+            return region_in_force(phase, self._regions[max(at, 0)]["region"])
+
+    def bounds_at(self, step: int) -> tuple[list[float], list[float]]:
+        """Return the smallest and the largest weight that the region of a decided step lets each source reach."""
+        region = self.region_at(step)
+        return region["lower"], region["upper"]
 
     def since(self, step: int, limit: int) -> list[dict[str, Any]]:
         """Return up to ``limit`` records, that of the phase which covers ``step`` first."""

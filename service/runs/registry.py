@@ -160,7 +160,7 @@ class RunRegistry:
         data = {key: value for key, value in data.items() if value is not None}
         curriculum = self._curriculum(data, known, base_dir=known.base_dir)
         if at_step is None:
-            at_step = engine.frontier if engine is not None else 0
+            at_step = engine.decisions.frontier if engine is not None else 0
         with self._new(name):
             try:
                 lines = fork_lines(self._store, parent, name, at_step, curriculum, self._settings.folder)

@@ -46,7 +46,7 @@ async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, w
     while num < len(steps) and left > 0:
         rest = steps[num:]
         taken = engine.at_hand(rest, rank, world_size, left)
-        if taken is None and num and engine.next_step <= rest[0]:
+        if taken is None and num and engine.builder.next <= rest[0]:
             left_s = until_s - time.monotonic()
             if left_s <= 0 or not engine.is_coming(rest[0]):
                 break

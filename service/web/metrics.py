@@ -75,11 +75,14 @@ class _Standing:
         gauges: dict[str, tuple[str, Callable[[Engine], float]]] = {
             "queue_depth": ("Batches ahead of the newest step asked for.", lambda e: e.queue_depth),
             "bytes_held": ("Bytes of batches in memory.", lambda e: e.bytes_held),
-            "next_step": ("Next step to be built.", lambda e: e.next_step),
+            "next_step": ("Next step to be built.", lambda e: e.builder.next),
             "frontier": ("First step that no phase covers.", lambda e: e.walk.frontier),
-            "phase": ("Index of the newest phase.", lambda e: e.phases[-1]["index"] if e.phases else -1),
-            "alarm": ("1 while the run cannot go on.", lambda e: e.problem is not None),
-            "paused": ("1 while an admin has paused the run.", lambda e: e.is_paused),
+            "phase": (
+                "Index of the newest phase.",
+                lambda e: e.decisions.records[-1]["index"] if e.decisions.records else -1,
+            ),
+            "alarm": ("1 while the run cannot go on.", lambda e: e.builder.problem is not None),
+            "paused": ("1 while an admin has paused the run.", lambda e: e.builder.is_paused),
         }
         for name, (what, value) in gauges.items():
             gauge = GaugeMetricFamily(f"mixer_{name}", what, labels=["run"])
@@ -90,8 +93,8 @@ class _Standing:
         weights = GaugeMetricFamily("mixer_weight", "Weight in the newest phase.", labels=["run", "source"])
         lag = GaugeMetricFamily("mixer_feedback_lag_steps", "Asked less reported.", labels=["run", "rank"])
         for engine in engines:
-            if engine.phases:
-                for source, weight in zip(engine.walk.names, engine.phases[-1]["weights"], strict=True):
+            if engine.decisions.records:
+                for source, weight in zip(engine.walk.names, engine.decisions.records[-1]["weights"], strict=True):
                     weights.add_metric([engine.name, source], weight)
             reported = engine.patience.last_reports()
             for rank, (step, _) in list(engine.counters.last_asked.items()):

@@ -486,7 +486,8 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
     for i, policy in enumerate(POLICIES):
         path = tmp_path / f"{i}.jsonl"
         with Journal.create(path) as journal:
-            walk = Walk(curriculum(3, policy=policy, phases={"initial_random": 1}), journal=journal)
+            run = curriculum(3, policy=policy, phases={"initial_random": 1}, max_epochs=100)
+            walk = Walk(run, journal=journal)
             state = walk.state_dict()
             drive(walk, 120, late=ragged)
             walk.pivot(Pivot(name="live", floors={"source-0": 0.5}))
@@ -496,8 +497,8 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
         for record in read_journal(path):
             found.setdefault(record["type"], set()).update(set(record) - {"type", "number"})
             if record["type"] == "phase":
-                for name in ("parts", "region", "feedback"):
-                    found.setdefault(f"phase.{name}", set()).update(record[name] or {})
+                for name in ("parts", "region", "feedback", "epochs"):
+                    found.setdefault(f"phase.{name}", set()).update(record.get(name) or {})
     run = curriculum(3)
     with Journal.create(tmp_path / "parent.jsonl") as journal:
         drive(Walk(run, journal=journal), 60)

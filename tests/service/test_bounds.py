@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
         {"name": "b", "data_files": "b.jsonl", "tokens": 9},
     ],
 }
-POLICIES = ("ucb", "andrea", "odm", "ado", "static", "proportional", "unimax", "random")
+POLICIES = ("ucb", "water_filling", "andrea", "odm", "ado", "static", "proportional", "unimax", "random")
 HUGE: tuple[Any, ...] = (
     10**9,
     2**31,

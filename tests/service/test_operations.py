@@ -114,7 +114,7 @@ def test_the_dashboard_of_grafana_asks_for_metrics_and_labels_that_there_are(tmp
         metrics = Metrics(lambda: [engine])
         metrics.request("/weights", "GET", 200, 0.1)
         engine.report(0, losses_of(rows_of(engine, 0, 0, 1), 0))
-        engine.alarms.append({"source": engine.names[0], "detector": "cliff"})
+        engine.alarms.append({"source": engine.curriculum.names[0], "detector": "cliff"})
         text = metrics.text().decode()
     labels: dict[str, set[str]] = {}
     for name, given in re.findall(r"^(mixer_\w+)(?:\{(.*)\})? ", text, re.MULTILINE):

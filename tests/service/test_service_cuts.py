@@ -61,19 +61,25 @@ def test_it_begins_at_the_first_step_that_no_rank_was_given(run: Curriculum, tmp
     with running(run, tmp_path / "b") as engine:
         given = train(engine, range(20))
         cut = 21
-        while not engine.phases[-1]["start"] < cut < engine.frontier:  # so that something is left to be cut
+        while (
+            not engine.decisions.records[-1]["start"] < cut < engine.decisions.frontier
+        ):  # so that something is left to be cut
             given |= train(engine, range(cut - 1, cut))
             cut += 1
         given[cut - 1, 0] = bytes(body(engine, cut - 1, 0).data)  # rank 0 is a step ahead of rank 1
-        frontier = engine.frontier
+        frontier = engine.decisions.frontier
         assert engine.pivot(WITHOUT, "now") == cut < frontier
-        assert engine.phases[-1]["start"] + engine.phases[-1]["length"] == engine.frontier == cut
+        assert (
+            engine.decisions.records[-1]["start"] + engine.decisions.records[-1]["length"]
+            == engine.decisions.frontier
+            == cut
+        )
         engine.report(cut - 1, losses_of(rows_of(body(engine, cut - 1, 0)), 0))
         given[cut - 1, 1] = bytes(body(engine, cut - 1, 1).data)
         engine.report(cut - 1, losses_of(rows_of(body(engine, cut - 1, 1)), 1))
         assert given == {key: expected[key] for key in given}
         after = train(engine, range(cut, STEPS))
-        assert engine.phases_from(cut, 1)[0]["regime"] == "without-s2"
+        assert engine.decisions.since(cut, 1)[0]["regime"] == "without-s2"
         assert not any(2 in rows_of(body(engine, step, rank)).source_ids for step, rank in after)
         assert engine.patience.absent == []
         assert_each_row_once(engine, STEPS)
@@ -127,11 +133,11 @@ def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_pat
     with running(curriculum_of(folder, "streamed"), tmp_path, ahead_steps=1) as engine:
         step = 16
         train(engine, range(step))
-        while engine.frontier < step + 4:  # so that steps of the phase are left to be read
+        while engine.decisions.frontier < step + 4:  # so that steps of the phase are left to be read
             train(engine, range(step, step + 1))
             step += 1
-        wait_until(lambda: engine.next_step == step + 1)
-        reader = engine._builder.reader
+        wait_until(lambda: engine.builder.next == step + 1)
+        reader = engine.builder.reader
         assert reader is not None
         is_reading, may_go_on, read = threading.Event(), threading.Event(), reader.read
 
@@ -142,7 +148,7 @@ def test_nobody_waits_for_a_batch_of_the_phase_that_is_cut(folder: Path, tmp_pat
             return batch
 
         reader.read = slow  # type: ignore[method-assign]
-        engine._builder.want(step)
+        engine.builder.want(step)
         assert is_reading.wait(100)
         assert engine.pivot(WITHOUT, "now") == step  # while a batch of the phase is being read
         may_go_on.set()
@@ -159,7 +165,7 @@ def test_a_source_out_of_reach_is_pivoted_out_and_back_in_and_no_row_is_lost(
     curriculum = Curriculum.from_yaml(write_run(folder, sources=sources, retries={"attempts": 1}, total_steps=120))
     with running(curriculum, tmp_path, feedback_wait_s=0.0, retain_steps=200) as engine:
         train(engine, range(10))
-        network = Outage(engine._builder.reader, 2, monkeypatch)
+        network = Outage(engine.builder.reader, 2, monkeypatch)
         network.is_down = True
         train(engine, range(10, 80))
         network.is_down = False
@@ -171,7 +177,7 @@ def test_a_source_out_of_reach_is_pivoted_out_and_back_in_and_no_row_is_lost(
         assert not any(drawn[out["at_step"] : back["at_step"]])
         assert any(drawn[back["at_step"] :])
         assert_each_row_once(engine, 120)
-        assert engine._builder.problem is None
+        assert engine.builder.problem is None
     assert audit(journal(tmp_path)).difference is None
 
 
@@ -187,17 +193,17 @@ def test_what_was_learned_before_an_undone_decision_is_not_waited_for_again(fold
         train(engine, range(12))
         step = 12
         while True:  # until a phase is decided of which nobody was given a step
-            engine._builder.want(step)
-            wait_until(lambda: engine.frontier > step)  # noqa: B023  # it is called at once
-            if engine.phases[-1]["start"] == step:
+            engine.builder.want(step)
+            wait_until(lambda: engine.decisions.frontier > step)  # noqa: B023  # it is called at once
+            if engine.decisions.records[-1]["start"] == step:
                 break
             train(engine, range(step, step + 1))
             step += 1
-        index, begin = engine.phases[-1]["index"], time.monotonic()
-        assert engine.pivot(WITHOUT, "now") == step == engine.frontier
+        index, begin = engine.decisions.records[-1]["index"], time.monotonic()
+        assert engine.pivot(WITHOUT, "now") == step == engine.decisions.frontier
         train(engine, range(step, step + 10))
         assert time.monotonic() - begin < 200  # it was not waited for
-        (again,) = [record for record in engine.phases if record["index"] == index]
+        (again,) = [record for record in engine.decisions.records if record["index"] == index]
         assert (again["start"], again["regime"]) == (step, "without-s2")
         assert engine.patience.absent == []
 
@@ -246,7 +252,7 @@ def test_a_trainer_that_asked_for_weights_keeps_them(folder: Path, tmp_path: Pat
         asyncio.run(engine.phase(phase.end - 1, 30, may_decide=False))  # somebody only looks
         step = engine.pivot(WITHOUT, "now")
         assert step == min(11, phase.end)
-        assert engine._decisions.at(10).weights.tolist() == phase.weights.tolist()
+        assert engine.decisions.at(10).weights.tolist() == phase.weights.tolist()
 
 
 @pytest.mark.slow
@@ -331,7 +337,7 @@ def test_a_database_that_is_down_stops_delivery_at_the_end_of_the_lease_alone(fo
             body(engine, step)
         with pytest.raises(StoreError):
             asyncio.run(engine.body(lease, 0, 2, 60))
-        assert engine.problem is None
+        assert engine.builder.problem is None
         store.save = save  # type: ignore[method-assign]
         assert rows_of(body(engine, lease)).step == lease
 
@@ -356,7 +362,7 @@ def test_what_was_looked_at_before_a_cut_and_claimed_after_it_is_not_handed_out(
         assert found is None or rows_of(found).phase == rows_of(body(engine, 2, 0, 1)).phase
         given = body(engine, 2, 0, 1)
         assert found is None or bytes(found.data) == bytes(given.data)
-        assert (rows_of(given).source_ids != engine.names.index("s2")).all()
+        assert (rows_of(given).source_ids != engine.curriculum.names.index("s2")).all()
 
 
 def test_as_many_ranks_as_a_batch_has_rows_are_given_theirs_and_report_them(folder: Path, tmp_path: Path) -> None:
@@ -373,10 +379,10 @@ def test_the_depth_of_the_queue_is_how_many_batches_are_built_beyond_the_newest_
 ) -> None:
     with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=0.0) as engine:
         body(engine, 1, 0, 1)
-        wait_until(lambda: engine.next_step >= 4)
+        wait_until(lambda: engine.builder.next >= 4)
         before = -1
-        while before != engine.next_step:  # until nothing was built meanwhile
-            before = engine.next_step
+        while before != engine.builder.next:  # until nothing was built meanwhile
+            before = engine.builder.next
             ahead = [step for step in range(2, 70) if engine._built(step) is not None]
             depth = engine.queue_depth
         assert depth == len(ahead) >= 2

@@ -111,7 +111,7 @@ def decide(runs: RunRegistry, step: int) -> list[int]:
     """Have steps decided, and return where phases begin."""
     for s in range(step + 1):
         asyncio.run(runs.engine("run").phase(s, 30, may_decide=True))
-    return [record["start"] for record in runs.engine("run").phases]
+    return [record["start"] for record in runs.engine("run").decisions.records]
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_a_fork_begins_where_a_phase_of_its_parent_does_under_a_name_of_its_own(
     with pytest.raises(RunStateError, match="there is a run fork already"):
         runs.fork("run", "fork", starts[1], {})
     runs.fork("fork", "grandchild", None, {"policy": {"name": "random"}})
-    assert runs.engine("grandchild").frontier == runs.engine("fork").frontier == starts[1]
+    assert runs.engine("grandchild").decisions.frontier == runs.engine("fork").decisions.frontier == starts[1]
     runs.set_status("fork", "archived")
     runs.fork("fork", "of-an-archived-run", starts[1], {})
-    assert [phase["start"] for phase in runs.engine("of-an-archived-run").phases] == starts[:1]
+    assert [phase["start"] for phase in runs.engine("of-an-archived-run").decisions.records] == starts[:1]
 
 
 @pytest.mark.parametrize("is_after", [False, True])
@@ -176,12 +176,12 @@ def test_a_kill_while_a_fork_is_made_leaves_a_fork_or_none(
     again.open_all(_curriculum_of(runs.record("run")), "run")
     try:
         if is_after:
-            assert again.engine("fork").frontier == starts[1]
+            assert again.engine("fork").decisions.frontier == starts[1]
         else:
             assert again.names() == ["run"]
             assert (runs._settings.folder / "fork" / UNFINISHED).exists()
             again.create("fork", again.record("run").curriculum)  # another run of that name is no fork
-            assert again.engine("fork").frontier == 0
+            assert again.engine("fork").decisions.frontier == 0
     finally:
         again.close()
 
@@ -247,7 +247,7 @@ def test_forks_and_cuts_are_the_same_where_the_journal_lies_in_postgresql(folder
             runs.open_all(curriculum, "run")
             parent = runs.engine("run")
             rows = [body(parent, step, 0, 1).data for step in range(20)]
-            begin = parent.phases[1]["start"]
+            begin = parent.decisions.records[1]["start"]
             if "fork" not in runs.names():
                 runs.fork("run", "fork", begin, {"policy": {"name": "static", "weights": {"s0": 0.5, "s2": 0.5}}})
                 cut = parent.pivot(Pivot(name="without-s3", exclude=("s3",)), "now")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,7 +213,7 @@ class Held:
         encoded = encode(built, 0, 1)
         return (encoded, encoded.among(steps, room)) if steps[0] < 10 else None
 
-    next_step = 10
+    builder = SimpleNamespace(next=10)
     num_served = 0
 
     def is_coming(self, _step: int) -> bool:
@@ -345,15 +346,15 @@ def test_a_range_that_is_asked_for_has_phases_decided_that_rest_on_no_losses(
     curriculum = Curriculum.from_yaml(write_run(tmp_path, policy=chosen))
     with running(curriculum, tmp_path / "runs", ahead_steps=16) as engine:
         body(engine, 0)
-        first = engine.frontier
+        first = engine.decisions.frontier
         engine.note_range(range(1, 17))
-        assert engine.is_coming(first) == is_decided or engine.next_step > first
+        assert engine.is_coming(first) == is_decided or engine.builder.next > first
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and (engine.frontier == first) == is_decided:
+        while time.monotonic() < deadline and (engine.decisions.frontier == first) == is_decided:
             time.sleep(0.01)
-            if not is_decided and engine.next_step == first:  # all that is decided is built
+            if not is_decided and engine.builder.next == first:  # all that is decided is built
                 break
-        assert (engine.frontier > first) == is_decided
+        assert (engine.decisions.frontier > first) == is_decided
 
 
 @pytest.mark.parametrize(

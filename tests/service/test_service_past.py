@@ -143,8 +143,8 @@ def test_a_fork_and_a_run_that_was_restored_are_told_as_they_stand_at_the_end(tm
         drive(walk, begin + 60, since=begin + 20)
     past, replay = RecordedRun(tmp_path / "fork.jsonl", "fork"), Replay(tmp_path / "fork.jsonl")
     assert past.parent == {"fingerprint": run.fingerprint, "step": begin}
-    assert past.frontier == replay.frontier
-    assert [r["start"] for r in past.phases_from(0, 1000)] == [phase.start for phase in replay.phases]
+    assert past.decisions.frontier == replay.frontier
+    assert [r["start"] for r in past.decisions.since(0, 1000)] == [phase.start for phase in replay.phases]
 
 
 @pytest.mark.parametrize("text", [b"", b"nonsense\n", b'{"type":"phase"}\n'])

@@ -225,13 +225,13 @@ def test_whoever_asks_far_ahead_leaves_the_steps_that_a_trainer_needs(folder: Pa
     with running(run, tmp_path / "runs", retain_steps=60, feedback_wait_s=0.0) as engine:
         train(engine, range(30), world_size=1)
         ask_ahead(engine, run.total_steps)
-        assert engine.frontier <= 29 + 30 + run.phases.max_steps + 1
+        assert engine.decisions.frontier <= 29 + 30 + run.phases.max_steps + 1
         with pytest.raises(
             NotReadyError, match=r"the newest report is of step 29, and no phase .* report the steps in"
         ):
-            asyncio.run(engine.body(engine.frontier + 1, 0, 1, 0.0))
+            asyncio.run(engine.body(engine.decisions.frontier + 1, 0, 1, 0.0))
         train(engine, range(30, 200), world_size=1)  # and goes on as far as it likes
-        assert engine.frontier > 200
+        assert engine.decisions.frontier > 200
 
 
 def test_a_run_that_nobody_reports_and_one_that_needs_no_losses_go_on(folder: Path, tmp_path: Path) -> None:

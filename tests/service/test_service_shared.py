@@ -71,7 +71,7 @@ def delivered(config: Path, folder: Path) -> Iterator[tuple[str, int, bytes]]:
             for name in ("run", "other") if start % 20 else ("other", "run"):
                 for step in range(start, start + 10):
                     yield name, step, bytes(body(runs.engine(name), step, 0, 1).data)
-        begin = runs.engine("run").phases[1]["start"]
+        begin = runs.engine("run").decisions.records[1]["start"]
         runs.fork("run", "fork", begin, {"policy": {"name": "static", "weights": {"s0": 0.5, "s2": 0.5}}})
         for step in range(begin, begin + 20):
             yield "fork", step, bytes(body(runs.engine("fork"), step, 0, 1).data)

@@ -119,7 +119,7 @@ def test_an_engine_that_lost_its_run_stops_and_leaves_what_the_newer_one_wrote(
         step = newer.pivot(Pivot(name="without-s2", exclude=("s2",)), "now")
         given = train(newer, range(step, step + 20))
         deadline = time.monotonic() + 100
-        while not isinstance(older.problem, JournalError):
+        while not isinstance(older.builder.problem, JournalError):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         with pytest.raises(JournalError, match="another server"):

@@ -59,7 +59,9 @@ def shown(engine: Engine) -> Any:
     chronicle = engine.watch.chronicle()
     state = engine.walk.state_dict()
     reported = engine.patience.last_reports()
-    phases = [{key: value for key, value in phase.items() if key != "at"} for phase in engine.phases]  # no clock
+    phases = [
+        {key: value for key, value in phase.items() if key != "at"} for phase in engine.decisions.records
+    ]  # no clock
     return heard, chronicle.entries, chronicle.weight_steps.tolist(), phases, state["phases"], reported
 
 
@@ -96,7 +98,7 @@ def test_a_start_after_a_stop_reads_no_report(
     told = told_again(monkeypatch)
     with running(run, tmp_path, database=database) as engine:
         assert "feedback" not in told
-        assert told.count("phase") == len(engine.phases)
+        assert told.count("phase") == len(engine.decisions.records)
         assert shown(engine) == before
         assert engine.watch.chronicle().num_lines == engine.journal.position.line
         assert engine.pivots[0]["name"] == "later"

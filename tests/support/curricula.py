@@ -31,6 +31,7 @@ POLICIES: tuple[Mapping[str, Any], ...] = (
     {"name": "ucb", "reward": "progress", "eta": 1.0},
     {"name": "ucb", "reward": "loss", "gamma": 0.9},
     {"name": "ucb", "reward": PEOPLE_REWARD},
+    {"name": "water_filling"},
     {"name": "andrea"},
     {"name": "odm"},
     {"name": "ado", "first_fit_step": 20, "refit_steps": 15},

@@ -61,10 +61,10 @@ class Killable(Engine):
     def bury(self) -> None:
         """Let go of what the operating system would let go of."""
         self.is_dead = True
-        self._builder._is_stopping = True
-        self._builder.wake()
-        if self._builder._thread.is_alive():
-            self._builder._thread.join()
+        self.builder._is_stopping = True
+        self.builder.wake()
+        if self.builder._thread.is_alive():
+            self.builder._thread.join()
         self.journal.close()
         self._parts.store.close()
 
@@ -124,5 +124,5 @@ def assert_each_row_once(engine: Killable, num_steps: int) -> None:
     batches = [rows_of(body(engine, step, 0, 1)) for step in range(num_steps)]
     ids = np.concatenate([batch.source_ids for batch in batches])
     numbers = np.concatenate([batch.row_numbers for batch in batches])
-    for source in range(len(engine.names)):
+    for source in range(len(engine.curriculum.names)):
         assert sorted(numbers[ids == source].tolist()) == list(range(int((ids == source).sum())))

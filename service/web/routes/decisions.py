@@ -53,9 +53,9 @@ def _add_weights(router: APIRouter, engine_of: EngineOf) -> None:
         wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a decision that is due")] = 10,
     ) -> Weights:
         may_decide = step is not None and identity_of(request).scope != "read"
-        asked = max(engine.frontier - 1, 0) if step is None else step
+        asked = max(engine.decisions.frontier - 1, 0) if step is None else step
         phase = await engine.phase(asked, wait_s, may_decide=may_decide)
-        lower, upper = engine.bounds_at(phase.start)
+        lower, upper = engine.decisions.bounds_at(phase.start)
         return Weights(
             run=engine.name,
             step=asked,
@@ -90,9 +90,9 @@ def _add_record(router: APIRouter, engine_of: EngineOf) -> None:
         from_step: Annotated[Step, Query(alias="from", description="the phase that covers this step comes first")] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Phases:
-        records = engine.phases_from(from_step, limit)
+        records = engine.decisions.since(from_step, limit)
         end = records[-1]["start"] + records[-1]["length"] if records else from_step
-        return Phases(run=engine.name, names=engine.names, phases=records, next_step=end)
+        return Phases(run=engine.name, names=engine.curriculum.names, phases=records, next_step=end)
 
     @router.get(
         "/walk",
@@ -108,7 +108,7 @@ def _add_record(router: APIRouter, engine_of: EngineOf) -> None:
     async def config(request: Request, engine: Run) -> dict[str, Any]:
         return {
             "run": engine.name,
-            "names": list(engine.names),
+            "names": list(engine.curriculum.names),
             "fingerprint": engine.curriculum.fingerprint,
             "parent": engine.parent,
             "curriculum": engine.curriculum.model_dump(mode="json"),

@@ -132,10 +132,10 @@ class _StartingError(NotReadyError):
 
 def _problem_of(engine: Engine) -> MixerError | None:
     """Return why batches of a run cannot be handed out; None if they can, or an admin has paused it."""
-    problem = engine.problem or engine.lease_problem
+    problem = engine.builder.problem or engine.served.problem
     if problem is not None:
         return StallError(f"run {engine.name} cannot go on: {problem}")  # probes want 503
-    if not engine.is_ready and not engine.is_paused:
+    if not engine.is_ready and not engine.builder.is_paused:
         return _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
     return None
 
@@ -153,7 +153,7 @@ def _shown(runs: RunRegistry, name: str) -> Run:
         fingerprint=record.fingerprint,
         created_at=record.created_at,
         total_steps=engine.curriculum.total_steps if engine else record.curriculum["total_steps"],
-        next_step=engine.next_step if engine else None,
+        next_step=engine.builder.next if engine else None,
         frontier=engine.walk.frontier if engine else None,
     )
 
