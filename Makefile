@@ -33,6 +33,7 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.region
 	$(BIN)/python -m benchmarks.decision
+	$(BIN)/python -m benchmarks.regret
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.streams

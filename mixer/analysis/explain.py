@@ -44,6 +44,10 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
             "probability_random": phase["probability_random"],
             "boundary": phase["boundary"],
             "log_volume": phase["log_volume"],
+            "eta": phase.get("eta"),
+            "is_excursion": phase["kind"] == "random"
+            and curriculum["policy"]["name"] != "random"
+            and curriculum["phases"].get("after_random") == "return",
         },
         "before": None if before is None else {"index": before["index"], "kind": before["kind"]},
         "regime": _regime(phase, opening, curriculum, opening_alarms),
@@ -137,6 +141,10 @@ def _words(answer: dict[str, Any]) -> list[str]:
         f"Regime {regime['name']} began at step {regime['start']}; its bounds come from {regime['origin']}"
         + (f", and the walk was moved {regime['moved']:.4f} into them." if (regime["moved"] or 0.0) > 1e-6 else "."),
     ]
+    if phase["eta"] is not None:
+        words.append(f"Steps shrink towards the end: eta {answer['policy']['eta']:g} is {phase['eta']:.4g} by now.")
+    if phase["is_excursion"]:
+        words.append("It is an excursion: the walk goes on from where it was before.")
     if phase["boundary"] is not None:
         words.append(f"A phase has to end at step {phase['boundary']}, where the next regime begins.")
     bound = [f"{row['source']} at {row['weight']:.4g} ({row['binds']})" for row in rows if row["binds"]]
@@ -145,7 +153,7 @@ def _words(answer: dict[str, Any]) -> list[str]:
         words += _epochs(answer)
     moved = sorted(rows, key=lambda row: -abs(row["change"]))[:3]
     changes = ", ".join(f"{row['source']} {row['change']:+.4f}" for row in moved if abs(row["change"]) > TOLERANCE)
-    start = "the uniform mixture, before the first phase" if answer["before"] is None else "the phase before"
+    start = "the uniform mixture, before the first phase" if answer["before"] is None else "where the walk stood"
     words.append(f"Largest changes from {start}: {changes}." if changes else "No weight changed.")
     words.append(_news(answer))
     held = [row["source"] for row in rows if row.get("alarm")]
@@ -168,9 +176,10 @@ def _why(answer: dict[str, Any]) -> str:
         return (
             f"The policy {policy['name']} never looks at losses: the weights are the point of the region it asks for."
         )
+    eta = policy["eta"] if phase["eta"] is None and "eta" in policy else phase["eta"]
     if policy["name"] == "water_filling":
         return (
-            f"The policy water_filling went {policy['eta']:g} of the way to the best allocation of the tokens left "
+            f"The policy water_filling went {eta:.4g} of the way to the best allocation of the tokens left "
             "(`index`), which follows from the fitted slopes and the tokens seen of each source."
         )
     if all(row["vertex"] is None for row in rows):
@@ -183,7 +192,7 @@ def _why(answer: dict[str, Any]) -> str:
     gains = ", ".join(f"{row['source']} to {row['vertex']:.4g} ({row['vertex_binds'] or 'the rest'})" for row in full)
     first = f" Not enough is known of {', '.join(untried)} yet: those come first." if untried else ""
     return (
-        f"A bandit went {policy['eta']:g} of the way to the region's best vertex, which fills sources in order of "
+        f"A bandit went {eta:.4g} of the way to the region's best vertex, which fills sources in order of "
         f"their index above the floors: {gains or 'the region is a point'}.{first}"
     )
 

@@ -49,6 +49,17 @@ MAX_VOCAB = 2**31  # token ids are kept in 32 bits, and frameworks read those as
 MAX_LAG = 2**16  # steps; each report looks at the phases that are planned within it
 MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that its phase may have
 
+ANDREA_PHASES = {"min_steps": 7, "max_steps": 42, "random_probability": 0.1} | {
+    "random_decay": None,
+    "after_random": "stay",
+}
+NEWER = (  # fields with defaults that runs of earlier releases behave by
+    ("phases", "random_decay", None),
+    ("phases", "after_random", "stay"),
+    ("policy", "eta_decay", "none"),
+    ("policy", "eta_decay_over", "run"),
+)
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
@@ -152,11 +163,21 @@ class PhasesConfig(Frozen):
     initial_random: int | None = Field(
         None, ge=0, le=MAX_STEPS, description="random phases to begin with; default: min(sources, 16)"
     )
+    random_decay: float | None = Field(
+        None, gt=0, le=MAX_STEPS, description="phases tau: the chance falls as (1 + j / tau)^(-1/3); `null`: it stays"
+    )
+    after_random: Literal["stay", "return"] = Field(
+        "stay", description="where the walk goes on from: the random point, or where it was before (an excursion)"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_steps > self.max_steps:
             raise ValueError(f"phases: min_steps {self.min_steps} is above max_steps {self.max_steps}")
+        if self.random_decay is not None and self.random_probability == 0:
+            raise ValueError("phases: random_decay has no effect, as random_probability is 0; remove one of the two")
+        if self.after_random == "return" and self.random_probability == 0 and self.initial_random == 0:
+            raise ValueError("phases: after_random: return has no effect, as no phase is random; remove it")
         return self
 
 
@@ -280,7 +301,10 @@ class Curriculum(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _shorthands(cls, data: Any) -> Any:
-        """``policy: ucb`` means ``policy: {name: ucb}``; so do ``tokenizer: FILE``, ``guard: alarm`` and ``off``."""
+        """Write out ``phases: andrea`` and ``policy: ucb``, which means ``policy: {name: ucb}``.
+
+        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``.
+        """
         if isinstance(data, Mapping):
             data = dict(data)
             version = data.get("version", CONFIG_VERSION)
@@ -289,6 +313,9 @@ class Curriculum(Frozen):
                     f"version {shown(version)}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
                     "install the release that wrote the file, or change the file and its version"
                 )
+            if data.get("phases") == "andrea":  # as published: whatever the defaults are
+                num_sources = len(data["sources"]) if isinstance(data.get("sources"), Sequence) else 16
+                data["phases"] = {**ANDREA_PHASES, "initial_random": min(num_sources, 16)}
             if data.get("guard") in ("off", False):  # YAML 1.1 reads `off` as false, 1.2 as a word
                 data["guard"] = None
             for key, field in (("policy", "name"), ("tokenizer", "file"), ("guard", "action")):
@@ -450,6 +477,7 @@ class Curriculum(Frozen):
             max_steps=phases.max_steps,
             random_probability=phases.random_probability,
             initial_random=initial,
+            random_decay=phases.random_decay,
         )
 
     @cached_property
@@ -469,16 +497,17 @@ class Curriculum(Frozen):
     def fingerprint(self) -> str:
         """Digest of all that shapes the run, hex [32].
 
-        ``total_steps`` is left out (unless the policy or ``max_epochs`` plans with it), so that a run may be made
-        longer; so are places (the folder that the file lies in and ``prepared``) and what is done about faults of a
-        network and bad records. Fields that are newer than the first release count only where they are set, so that
-        older runs keep their fingerprint.
+        ``total_steps`` is left out (unless the policy, ``max_epochs`` or ``eta_decay`` plans with it), so that a run
+        may be made longer; so are places (the folder that the file lies in and ``prepared``) and what is done about
+        faults of a network and bad records. Fields that are newer than the first release count only where they are set,
+        so that older runs keep their fingerprint.
         """
         policy = self.policy
         is_planned = (
             self.has_epoch_limits
             or isinstance(policy, UnimaxConfig)
             or (isinstance(policy, WaterFillingConfig) and policy.horizon is None)
+            or getattr(policy, "eta_decay", "none") != "none"
         )
         left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
         data = self.model_dump(mode="json", exclude=left_out)
@@ -488,6 +517,9 @@ class Curriculum(Frozen):
             del data["guard"]
         if not self.has_epoch_limits:
             del data["max_epochs"]
+        for part, key, default in NEWER:
+            if data[part].get(key) == default:
+                data[part].pop(key, None)
         for source in data["sources"]:
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":
                 del source["max_epochs"]

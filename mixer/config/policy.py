@@ -33,6 +33,8 @@ class UcbConfig(Frozen):
     name: Literal["ucb"] = "ucb"
     reward: str = Field("learnability", description="learnability, progress, loss, or package.module:function")
     eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
+    eta_decay: Literal["none", "linear", "cosine"] = Field("none", description="how eta falls to 0 towards the end")
+    eta_decay_over: Literal["run", "regime"] = Field("run", description="eta_decay: towards the end of which")
     width: float = Field(1.0, ge=0, le=MAX_FACTOR, description="c: standard errors (or UCB-V widths) of optimism")
     kappa: float = Field(1.5, ge=0, le=100, description="learnability: discount exponent in log time")
     tau_0: float = Field(100.0, ge=1e-6, le=MAX_STEPS, description="learnability: steps added to log time")
@@ -57,6 +59,8 @@ class WaterFillingConfig(Frozen):
 
     name: Literal["water_filling"] = "water_filling"
     eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta (the best allocation)")
+    eta_decay: Literal["none", "linear", "cosine"] = Field("none", description="how eta falls to 0 towards the end")
+    eta_decay_over: Literal["run", "regime"] = Field("run", description="eta_decay: towards the end of which")
     width: float = Field(0.0, ge=0, le=MAX_FACTOR, description="c: standard errors of optimism added to a slope")
     power: float = Field(1.0, ge=0, le=10, description="alpha: of the slopes; 1 is the law's optimum, 0 level tokens")
     prior: float = Field(3.0, ge=0, le=MAX_FACTOR, description="observations that the mean slope of all sources counts")
@@ -78,6 +82,8 @@ class AndreaConfig(Frozen):
 
     name: Literal["andrea"] = "andrea"
     eta: float = Field(0.3, gt=0, le=1)
+    eta_decay: Literal["none", "linear", "cosine"] = Field("none", description="how eta falls to 0 towards the end")
+    eta_decay_over: Literal["run", "regime"] = Field("run", description="eta_decay: towards the end of which")
     exploration: float = Field(2.0**0.5, ge=0, le=MAX_FACTOR, description="C of UCB1; ANDREA's value is not published")
     ema: float = Field(0.1, gt=0, le=1)
 

@@ -161,7 +161,10 @@ class PhaseLine(_Numbered):
     )
     regime: str = Field(description="the planned span of the run that it lies in")
     weights: Numbers = Field(description="the mixture in force, summing to 1")
-    before: Numbers = Field(description="the mixture of the phase before; uniform before the first")
+    before: Numbers = Field(
+        description="the mixture of the phase before, or, with `after_random: return`, of the one before the "
+        "random phases; uniform before the first"
+    )
     landed: Numbers | None = Field(
         description="in the first phase of a regime or after a fork, the point of the new region nearest to `before`; "
         "else `null`: the step begins at `before`; also where caps by epochs moved it"
@@ -182,6 +185,9 @@ class PhaseLine(_Numbered):
         None,
         description="the caps by epochs that it was decided under, in the table below; left out without `max_epochs`, "
         "and while no source with a limit has a known number of tokens",
+    )
+    eta: float | None = Field(
+        None, description="how far the step went towards its aim; of a bandit's step with `eta_decay`, else left out"
     )
     log_volume: float = Field(
         description="natural logarithm of the region's volume in its free coordinates: a random phase has density "

@@ -64,14 +64,17 @@ class Policy(Protocol):
         """
 
     def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
-        """Return the memory after held-out losses; unless a policy learns from them, as it was.
+        """Return the memory after learning the held-out losses of one probe; as it was, unless a policy uses them.
 
-        Called in the order of steps, before the ``absorb`` of the decision that may use them.
+        A decision calls it for each probe of steps below ``start - lag`` that was answered, in order of steps, and
+        then ``absorb``. What some ranks answer after that, the next decision passes on by itself.
 
         Args:
             state: memory before.
-            losses: held-out losses of the K sources, summed over ranks; no rows where nothing was held out.
-            step: first step of a phase; the model had been trained on all steps before it.
+            losses: of the held-out rows, [K + M], summed over ranks: the K sources in declared order, then the M
+                targets (``role: target``) in theirs. A source without held-out rows has 0 rows.
+            step: the first step of the phase whose mixture is trained on next: the model has learned from the steps
+                before it alone.
         """
         return state
 

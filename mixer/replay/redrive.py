@@ -77,6 +77,10 @@ class _Together(Policy):
         states = enumerate(self._policies)
         return self._joined([p.absorb(_part(state, i), steps, since=since, until=until) for i, p in states])
 
+    def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
+        states = enumerate(self._policies)
+        return self._joined([p.absorb_probe(_part(state, i), losses, step=step) for i, p in states])
+
     def after_pivot(self, state: State) -> State:
         return self._joined([policy.after_pivot(_part(state, i)) for i, policy in enumerate(self._policies)])
 

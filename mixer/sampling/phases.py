@@ -69,15 +69,25 @@ class PhaseLaw:
     max_steps: int = 42
     random_probability: float = 0.1
     initial_random: int = 0
+    random_decay: float | None = None  # phases
 
     def is_random(self, index: int) -> bool:
         """Return whether phase ``index`` teleports."""
         kind_draw, _ = _draws(self.seed, index)
-        return index < self.initial_random or bool(kind_draw < self.random_probability)
+        return index < self.initial_random or bool(kind_draw < self.probability_random(index))
 
     def probability_random(self, index: int) -> float:
-        """Return the probability with which phase ``index`` is random: 1 for the first ones."""
-        return 1.0 if index < self.initial_random else self.random_probability
+        """Return the probability with which phase ``index`` is random: 1 for the first ones.
+
+        With a decay tau, the j-th phase after those has ``random_probability * (1 + j / tau)^(-1/3)``: epsilon-greedy
+        with epsilon ~ t^(-1/3) has regret of order T^(2/3) (Slivkins, Introduction to Multi-Armed Bandits, 2019,
+        theorem 1.6).
+        """
+        later = index - self.initial_random
+        if later < 0:
+            return 1.0
+        decay = 1.0 if self.random_decay is None else (1.0 + later / self.random_decay) ** (-1 / 3)
+        return self.random_probability * decay
 
     def length(self, index: int, remaining: int | None = None) -> int:
         """Return the length of phase ``index``, uniform over the lengths that reach the boundary in whole phases.

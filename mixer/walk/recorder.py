@@ -167,6 +167,7 @@ def decision_record(
     landed: Array | None,
     is_new_regime: bool,
     limited: EpochCaps | None,
+    eta: float | None,
     boundary: int | None,
     probability_random: float,
     counts: IntArray,
@@ -183,6 +184,7 @@ def decision_record(
         landed: the nearest point of a new region, [K]; None if the walk went on from ``before``.
         is_new_regime: whether the line says what the regime's region is.
         limited: the caps by epochs.
+        eta: in force, where it decays.
         boundary: the first step of the next regime.
         probability_random: with which the phase was to be random.
         counts: rows by step and source, [length, K].
@@ -200,6 +202,7 @@ def decision_record(
         "parts": choice.parts,  # an index of +inf, too few observations, is written as null: JSON has no infinity
         "region": region_record(regime) if is_new_regime else None,
         **({} if limited is None else {"epochs": epochs_record(limited)}),
+        **({} if eta is None else {"eta": eta}),
         "log_volume": region.log_volume(),
         "counts": counts.sum(axis=0),
         "feedback": feedback_summary(used, phase.start),

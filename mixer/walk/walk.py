@@ -15,7 +15,7 @@ import logging
 import operator
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -32,19 +32,19 @@ from mixer.journal.file import Journal
 from mixer.journal.records import losses_to_record
 from mixer.losses import SourceLosses, check_losses
 from mixer.policies import Choice, Policy, make_policy
-from mixer.region.epochs import EpochCaps
 from mixer.region.regimes import OUT_OF_REACH, Regime
 from mixer.region.region import Region
 from mixer.sampling.phases import Kind, Phase
 from mixer.sampling.randomness import passing_generator
 from mixer.types import Array, State
 from mixer.walk.decided import DecidedPhases
+from mixer.walk.decision import Before, Decision, home_of, home_record
 from mixer.walk.epochs import EpochLimits
+from mixer.walk.eta_decay import eta_in_force
 from mixer.walk.guard import GUARD_IS_OFF, Guard, GuardOutcome, warn
 from mixer.walk.inbox import Inbox
 from mixer.walk.limits import Limits
 from mixer.walk.recorder import Recorder, decision_record
-from mixer.walk.reports import ReportSum
 from mixer.walk.schedule import PlannedStarts, Schedule
 from mixer.walk.silence import silence
 from mixer.walk.state import STATE_VERSION, check_state, to_arrays, to_lists
@@ -64,26 +64,6 @@ def _one_at_a_time(method: Method) -> Method:
             return method(self, *args, **kwargs)
 
     return cast(Method, locked)
-
-
-@dataclass(frozen=True, eq=False)
-class _Decision:
-    """All that a decision changes, worked out before any of it is kept."""
-
-    phase: Phase
-    policy_state: State
-    used: list[ReportSum]
-    seen: GuardOutcome
-    limited: EpochCaps | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Before:
-    """What the newest decision found, so that a pivot can undo it: what was learned till then, the reports it used."""
-
-    policy_state: State
-    guard_state: State
-    used: list[ReportSum]
 
 
 class Walk:
@@ -129,7 +109,7 @@ class Walk:
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
         self._on_alarm = on_alarm or warn
         self._on_silence: Callable[[str], None] | None = on_silence or log.warning
-        self._begun: _Decision | None = None  # one that the journal has some lines of
+        self._begun: Decision | None = None  # one that the journal has some lines of
         self._limits = Limits.of(curriculum)
         self._inbox = Inbox(
             len(self.names),
@@ -142,8 +122,10 @@ class Walk:
         self._skipped: dict[tuple[str, str], None] = {}  # records that were left out, in order
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._epochs = EpochLimits(curriculum)
+        self._returns = curriculum.phases.after_random == "return" and self._policy.teleports == "by chance"
+        self._home: Array | None = None  # in an excursion, where the walk goes on from
         self._starts = PlannedStarts()
-        self._before: _Before | None = None  # of the newest phase, unless that was undone
+        self._before: Before | None = None  # of the newest phase, unless that was undone
         self._recording = Recorder(journal, curriculum, sources or {})
         if self._recording.header is not None:
             self._follow_guard(self._recording.header["curriculum"].get("guard"), "journal")
@@ -331,6 +313,7 @@ class Walk:
             assert self._before is not None, "checked before"
             self._policy_state, self._guard_state = self._before.policy_state, self._before.guard_state
             self._inbox.put_back(self._before.used)
+            self._home = self._before.home
             self._before = None
 
     @_one_at_a_time
@@ -381,12 +364,8 @@ class Walk:
             "policy": to_lists(self._policy_state),
             "guard": to_lists(self._guard_state) if self._guard else None,
             "inbox": self._inbox.state_dict(),
-            "before": before
-            and {
-                "policy": to_lists(before.policy_state),
-                "guard": to_lists(before.guard_state),
-                "used": [reports.to_record() for reports in before.used],
-            },
+            "before": before and before.to_record(),
+            **home_record(self._home),
             "unique_tokens": self._unique_tokens.tolist(),
             "skipped": [[*skipped] for skipped in self._skipped],
             "live_pivots": [pivot.model_dump(mode="json") for pivot in self._plan.live_pivots],
@@ -421,11 +400,8 @@ class Walk:
         self._guard_state = to_arrays(state["guard"]) if self._guard else {}
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
-        self._before = before and _Before(
-            to_arrays(before["policy"]),
-            to_arrays(before["guard"]),
-            [ReportSum.of(record, len(self.names)) for record in before["used"]],
-        )
+        self._before = before and Before.of(before, len(self.names))
+        self._home = home_of(state)
         self._begun = None
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
         self._skipped = dict.fromkeys(state["skipped"])
@@ -452,7 +428,8 @@ class Walk:
             self._begun = decision
         self._begun = None
         self._inbox.drop(decision.used)
-        self._before = _Before(self._policy_state, self._guard_state, decision.used)
+        self._before = Before(self._policy_state, self._guard_state, decision.used, self._home)
+        self._home = decision.home
         self._policy_state, self._guard_state = decision.policy_state, seen.state
         self._plan = seen.plan
         self._phases.keep(decision.phase)
@@ -466,7 +443,7 @@ class Walk:
                 self._on_silence(told)
                 self._on_silence = None
 
-    def _next_decision(self) -> _Decision:
+    def _next_decision(self) -> Decision:
         newest = self._phases.newest
         start, index, since = self.frontier, self._phases.next_index, newest.start if newest else 0
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
@@ -476,7 +453,8 @@ class Walk:
         regime = seen.plan.regime_at(start)
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
         length = seen.plan.length_at(start, index)
-        region, before, known = regime.region, self._phases.weights, self._unique_tokens
+        region, known = regime.region, self._unique_tokens
+        before = self._phases.weights if self._home is None else self._home
         limited = self._epochs.at(region, self._phases, length=length, unique_tokens=known)
         if limited is None:
             is_moved = is_new_regime and not (start == self.forked_at and _is_inside(before, region))
@@ -491,6 +469,9 @@ class Walk:
             learned = self._policy.after_pivot(learned)
 
         kind, choice = self._choose(index, region, landed, learned, seen.state)
+        eta = eta_in_force(self.curriculum, seen.plan, start) if kind == "bandit" else None
+        if eta is not None:
+            choice = replace(choice, weights=region.step(landed, choice.weights, eta[1]))
         phase = self._phases.following(length=length, kind=kind, regime=regime.name, weights=choice.weights)
         if self._recording.is_on:
             line = decision_record(
@@ -502,13 +483,15 @@ class Walk:
                 landed=landed if is_new_regime or is_moved else None,
                 is_new_regime=is_new_regime,
                 limited=limited,
+                eta=eta and eta[0],
                 boundary=seen.plan.boundary_after(start),
                 probability_random=self._probability_random(index),
                 counts=self._phases.counts(phase)[0],
                 used=used,
             )
             seen.lines.append(line)
-        return _Decision(phase, learned, used, seen, limited)
+        home = landed if self._returns and kind == "random" else None
+        return Decision(phase, learned, used, seen, limited, home)
 
     def _choose(
         self, index: int, region: Region, landed: Array, learned: State, guard_state: State
