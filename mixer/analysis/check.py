@@ -63,7 +63,7 @@ def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
 
 def _epoch_notes(curriculum: Curriculum) -> Iterator[str]:
     """Yield a sentence on what ``max_epochs`` allows of each source, and on those of which it cannot say yet."""
-    if curriculum.max_epochs is not None and isinstance(curriculum.policy, UnimaxConfig):
+    if curriculum.max_epochs not in (None, "auto") and isinstance(curriculum.policy, UnimaxConfig):
         yield "max_epochs has no effect: policy unimax has its own"
     limits = zip(curriculum.sources, curriculum.epoch_limits, strict=True)
     for source, limit in ((source, limit) for source, limit in limits if limit is not None):

@@ -48,6 +48,7 @@ MAX_SEQUENCE = 2**24  # tokens; a row is packed, kept and sent whole
 MAX_BATCH_TOKENS = 2**30  # of the rows of a batch, which is built in memory: 4 GiB at four bytes a token
 MAX_VOCAB = 2**31  # token ids are kept in 32 bits, and frameworks read those as signed
 MAX_LAG = 2**16  # steps; each report looks at the phases that are planned within it
+AUTO_EPOCHS = 4.0  # tokens read that often are worth nearly what new ones are: Muennighoff et al., arXiv 2305.16264
 MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that its phase may have
 
 ANDREA_PHASES = {"min_steps": 7, "max_steps": 42, "random_probability": 0.1} | {
@@ -237,8 +238,10 @@ class Curriculum(Frozen):
     floors: dict[str, Weight] = Field({}, description="smallest weight by source")
     caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
-    max_epochs: Epochs | None = Field(
-        None, description="as often as each source with a known number of tokens may be read; `null`: no limit"
+    max_epochs: Epochs | Literal["auto"] | None = Field(
+        "auto",
+        description="as often as each source with a known number of tokens may be read; `null`: no limit; `auto`: "
+        "under policy water_filling 4, more where the run cannot be filled otherwise, and no limit under another",
     )
     curriculum_warmup_steps: int = Field(0, ge=0, le=MAX_STEPS)
     curriculum_warmup_sources: tuple[str, ...] = ()
@@ -447,8 +450,11 @@ class Curriculum(Frozen):
         """As often as each source may be read, [K]; None without a limit. UniMax has its own, and these are off."""
         if isinstance(self.policy, UnimaxConfig):
             return (None,) * len(self.sources)
+        common = self.max_epochs
+        if common == "auto":
+            common = AUTO_EPOCHS if isinstance(self.policy, WaterFillingConfig) else None
         own = [source.max_epochs for source in self.sources]
-        return tuple(self.max_epochs if limit == "inherit" else limit for limit in own)
+        return tuple(common if limit == "inherit" else limit for limit in own)
 
     @property
     def has_epoch_limits(self) -> bool:

@@ -35,7 +35,8 @@ def epoch_problems(curriculum: Curriculum) -> Iterator[str]:
 
     Every stretch of regimes that follow each other must be filled by what the sources may give in it: at most
     their limit less what bounds make them give elsewhere, at least what floors make them give there. That is a cut of
-    the flow from sources to regimes (Gale 1957). Sources of unknown size may give anything.
+    the flow from sources to regimes (Gale 1957). Sources of unknown size may give anything, and so may those that
+    only ``max_epochs: auto`` limits: it gives way where the run needs more.
     """
     if not curriculum.has_epoch_limits:
         return
@@ -47,6 +48,8 @@ def epoch_problems(curriculum: Curriculum) -> Iterator[str]:
     most = np.array([regime.region.upper * n for regime, n in zip(regimes, tokens, strict=True)])
     floors = np.array([regime.region.floors * n for regime, n in zip(regimes, tokens, strict=True)])
     allowed = allowed_tokens(curriculum, declared_tokens(curriculum))
+    if curriculum.max_epochs == "auto":
+        allowed[[source.max_epochs == "inherit" for source in curriculum.sources]] = np.inf
     spans = [(first, last) for first in range(len(regimes)) for last in range(first + 1, len(regimes) + 1)]
     for first, last in sorted(spans, key=lambda span: span[1] - span[0]):  # the shortest says most
         here = slice(first, last)

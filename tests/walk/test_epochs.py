@@ -276,3 +276,28 @@ def test_a_live_pivot_that_leaves_too_little_text_is_kept_and_told_of(caplog: py
         drive(walk, 300, since=100)
     assert walk.phase_at(step).weights[0] == 1.0
     assert any("max_epochs cannot be kept" in record.getMessage() for record in caplog.records)
+
+
+def test_auto_is_four_epochs_under_water_filling_and_no_limit_under_another_policy() -> None:
+    limits = {
+        policy: limited_run([100, 1000], max_epochs="auto", policy=policy).epoch_limits
+        for policy in ("water_filling", "ucb", "static", "unimax")
+    }
+    assert limits == {"water_filling": (4.0, 4.0), "ucb": (None, None), "static": (None, None), "unimax": (None, None)}
+
+
+def test_a_run_that_four_epochs_cannot_fill_is_refused_if_they_were_asked_for_and_under_auto_reads_all_alike() -> None:
+    tokens, fields = [100, 200, 400], {"total_steps": 300, "policy": "water_filling"}
+    with pytest.raises(ConfigError, match="max_epochs: steps 0 to 299 need"):
+        limited_run(tokens, **fields, max_epochs=4)
+    run = limited_run(tokens, **fields, max_epochs="auto")
+    walk = Walk(run)
+    drive(walk, run.total_steps)
+    epochs = rows_drawn(walk) * run.sequence_length / np.array(tokens)
+    needed = run.total_steps * run.batch_tokens / sum(tokens)
+    assert needed > 4
+    assert np.abs(epochs - needed).max() < 0.1 * needed
+
+
+def test_auto_leaves_the_fingerprint_of_a_run_without_limits_as_it_was() -> None:
+    assert curriculum(2, max_epochs="auto").fingerprint == curriculum(2, max_epochs=None).fingerprint
