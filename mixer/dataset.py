@@ -275,18 +275,23 @@ class MixtureDataset(IterableDataset[Batch]):
             desk.delivered(step)
         return was_new
 
-    def probe_batch(self) -> Batch | None:
+    def probe_batch(self, batch: Mapping[str, Any] | None = None) -> Batch | None:
         """Return this rank's held-out rows of the probe that is due, or None if none is.
 
         Ask with each batch, before it is trained on. A probe is due at the first step of each phase, or each n-th
         (``probes`` of the curriculum), and is given once. Run the model forward on it, without gradients, and give the
         losses to ``report_probe``; a probe that is never answered changes nothing. It is a batch like any other, but
         that ``source_ids`` go on with the targets, and always has the same rows. All ranks ask alike.
+
+        Args:
+            batch: in hand; by default the newest that this process knows of.
         """
         desk = self._main
         if self._probing is None:
             return None
         until = desk.step if desk.has_workers or self._row else self._step - 1
+        if batch is not None:
+            until = int(torch.as_tensor(batch["step"]).max())
         return self._probing.due(desk.walk, until)
 
     def report_probe(

@@ -6,10 +6,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from andrea.model import Andrea, ModelConfig
+from andrea.train import Trainer, TrainingConfig
+from andrea.train import train as train_model
+from mixer.analysis.explain import explain
+from mixer.analysis.export import export_tables
 from mixer.config.curriculum import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.errors import ConfigError, FeedbackError, InvalidLossError, ProbeNotOfferedError, TopologyError
@@ -61,7 +67,7 @@ def train(dataset: MixtureDataset, until: int, *, batches: Any = None, answers: 
     """Train up to a step; return the probes."""
     probes = []
     for batch in dataset if batches is None else batches:
-        probe = dataset.probe_batch()
+        probe = dataset.probe_batch(batch if batch["step"] % 2 else None)
         assert dataset.probe_batch() is None  # once
         if probe is not None:
             probes.append(probe)
@@ -114,6 +120,14 @@ def test_answers_reach_the_policy_and_the_journal_and_are_replayed(folder: Path,
         assert line["loss_sums"] == pytest.approx(expected.tolist(), abs=1e-3)
         assert (line["rows"], line["tokens"]) == ([3] * 4, [3 * T] * 4)
     assert audit(tmp_path / "run.jsonl").difference is None
+    (_, _, table) = export_tables(tmp_path / "run.jsonl", tmp_path / "tables", "parquet")
+    rows = pq.read_table(table).to_pylist()
+    assert [(row["step"], row["source"]) for row in rows] == [
+        (probe["step"], name) for probe in probes for name in ("s0", "s1", "s2", "goal")
+    ]
+    answer = explain(tmp_path / "run.jsonl", probes[1]["step"])
+    assert answer["probes"]["mean_losses"]["goal"] == pytest.approx(rows[3]["mean_loss"])
+    assert any("Held-out losses, the newest measured at step 0: s0 " in line for line in answer["words"])
     again = MixtureDataset(run, walk=Replay(tmp_path / "run.jsonl"))
     repeated = []
     for _ in again:
@@ -133,6 +147,17 @@ def test_a_trainer_that_answers_or_not_decides_as_one_without_probes(folder: Pat
         train(dataset, 60, answers=answers)
         found.append(weights_of(dataset, 60))
     assert found[0] == found[1] == found[2]
+
+
+def test_the_reference_trainer_answers_every_probe(folder: Path, tmp_path: Path) -> None:
+    run = a_curriculum(folder, total_steps=20)
+    dataset = MixtureDataset(run, journal=tmp_path / "run.jsonl")
+    model = Andrea(ModelConfig(vocab_size=300, width=16, num_heads=2, num_layers=1, context=T))
+    trainer = Trainer(model, TrainingConfig(warmup_steps=2), 20)
+    train_model(dataset, trainer, vocab_size=300)
+    lines = [record for record in read_journal(tmp_path / "run.jsonl") if record["type"] == "probe"]
+    assert [line["step"] for line in lines] == [s for s in range(20) if dataset.walk.phase_at(s).start == s]
+    assert all(0 < loss < 10 * 3 * T for line in lines for loss in line["loss_sums"])
 
 
 def test_losses_of_a_probe_come_in_every_shape_that_report_takes(folder: Path) -> None:

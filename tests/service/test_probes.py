@@ -100,7 +100,11 @@ def test_ranks_share_a_probe_and_what_is_no_answer_is_refused(config: Path, tmp_
             ({"step": 0, "rank": 0, "sources": {"nobody": report}}, 422, "feedback"),
             ({"step": 0, "rank": 0, "sources": {"s0": {**report, "loss_sum": 1e9}}}, 422, "invalid-loss"),
             ({"step": 1, "rank": 0, "sources": {"s0": report}}, 404, "probe-not-offered"),
-            ({"step": 0, "rank": 0, "world_size": 2, "sources": {"goal": {**report, "rows": 1, "tokens": 16}}}, 200, None),
+            (
+                {"step": 0, "rank": 0, "world_size": 2, "sources": {"goal": {**report, "rows": 1, "tokens": 16}}},
+                200,
+                None,
+            ),
         ]:
             taken = post(f"{server.url}/feedback/probes", json=body)
             assert taken.status_code == status, taken.text
