@@ -166,6 +166,13 @@ class Trainer:
         self._schedule.step()
         return token_losses.detach()
 
+    def losses(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the losses of a batch without learning from it, float32 [B, T] nats, on the model's device."""
+        input_ids, labels = (batch[name].to(self._device, non_blocking=True) for name in ("input_ids", "labels"))
+        precise = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        with torch.no_grad(), precise:
+            return self.model.token_losses(input_ids, labels)
+
     def state_dict(self) -> dict[str, Any]:
         """All that shapes the next step, as plain data and tensors; a copy, which later steps leave alone."""
         return copy.deepcopy(
@@ -273,6 +280,7 @@ def train(
         if batch is None:
             break
         _check_same_step(batch["step"], trainer.num_steps)
+        _answer_probe(dataset, trainer)
         token_losses = trainer.step(batch)
         trained_s = time.perf_counter()
         dataset.report(batch, token_losses)
@@ -281,6 +289,13 @@ def train(
         if on_step is not None:
             on_step(batch["step"], last_loss, batch)
     return TrainingReport(num_steps, time.perf_counter() - started_s, waiting_s, last_loss, reporting_s)
+
+
+def _answer_probe(dataset: Any, trainer: Trainer) -> None:
+    """Measure the held-out losses that are due; data sets of other kinds offer none."""
+    probe = dataset.probe_batch() if hasattr(dataset, "probe_batch") else None
+    if probe is not None:
+        dataset.report_probe(probe, trainer.losses(probe))
 
 
 def _check_same_step(dataset_step: int, trainer_step: int) -> None:

@@ -25,16 +25,18 @@ from mixer.delivery.coordinator import STATE_VERSION, Coordinator, Decider, Posi
 from mixer.delivery.feedback import LossAccumulator
 from mixer.delivery.mesh import MeshRanks, Role
 from mixer.delivery.pickled import PickledBatch
+from mixer.delivery.probing import Probing
 from mixer.delivery.ranks import Claim, Ranks, default_ranks
 from mixer.delivery.suspension import Suspension, may_suspend, refused
 from mixer.delivery.tensors import Batch, single_rows, tensors_of
 from mixer.delivery.workers import Address, PhaseServer, RemotePhases
-from mixer.errors import ConfigError, InvalidLossError, StateMismatchError, TopologyError
+from mixer.errors import ConfigError, InvalidLossError, ProbeNotOfferedError, StateMismatchError, TopologyError
 from mixer.journal.file import Journal
 from mixer.losses import SourceLosses, check_shapes
 from mixer.sampling.phases import Phase
 from mixer.sources.base import EndOfSource, Progress
 from mixer.sources.packing import WIDE
+from mixer.walk.probes import NO_PROBES
 from mixer.walk.state import check_state
 from mixer.walk.walk import Walk
 
@@ -127,6 +129,8 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step = self._row = 0  # of the next batch, or row of it, that this process composes
         self._before: dict[str, Any] = {}  # the reader's state before the batch of ``_step``, when yielding rows
         self._reports = self._new_reports()
+        rows = self._rows.probe_rows()
+        self._probing = None if rows is None else Probing(curriculum, rows, self._ranks, self._token_dtype)
         self._reader: BatchReader = self._open_reader(0, 1)  # first: the journal says what is read
         self._desk: Coordinator | None = Coordinator(
             walk or Walk(curriculum, journal=_opened(journal), sources=self._rows.known()), self._rows
@@ -271,6 +275,54 @@ class MixtureDataset(IterableDataset[Batch]):
             desk.delivered(step)
         return was_new
 
+    def probe_batch(self, batch: Mapping[str, Any] | None = None) -> Batch | None:
+        """Return this rank's held-out rows of the probe that is due, or None if none is.
+
+        Ask with each batch, before it is trained on. A probe is due at the first step of each phase, or each n-th
+        (``probes`` of the curriculum), and is given once. Run the model forward on it, without gradients, and give the
+        losses to ``report_probe``; a probe that is never answered changes nothing. It is a batch like any other, but
+        that ``source_ids`` go on with the targets, and always has the same rows. All ranks ask alike.
+
+        Args:
+            batch: in hand; by default the newest that this process knows of.
+        """
+        desk = self._main
+        if self._probing is None:
+            return None
+        until = desk.step if desk.has_workers or self._row else self._step - 1
+        if batch is not None:
+            until = int(torch.as_tensor(batch["step"]).max())
+        return self._probing.due(desk.walk, until)
+
+    def report_probe(
+        self,
+        probe: Mapping[str, Any],
+        token_losses: Tensor | None,
+        mask: Tensor | None = None,
+        *,
+        num_tokens: Tensor | None = None,
+    ) -> bool:
+        """Tell the walk the held-out losses of a probe; return whether it took in one that it did not know.
+
+        Args:
+            probe: what ``probe_batch`` gave, or a part of it.
+            token_losses: as in ``report``; every rank calls.
+            mask: tokens that count, likewise.
+            num_tokens: tokens that count in each row, int [b].
+
+        Raises:
+            ProbeNotOfferedError: the step offers no probe, or did long ago.
+            FeedbackError, InvalidLossError, RankMismatchError: as ``report``.
+        """
+        desk, names = self._main, self.curriculum.probed_names
+        if self._probing is None:
+            raise ProbeNotOfferedError(NO_PROBES.format(probe.get("step")))
+        was_new = False
+        for step, losses in self._probing.add(probe, token_losses, mask, num_tokens):
+            total = self._ranks.total(losses, functools.partial(self._claim, step, desk), len(names))
+            was_new = desk.walk.report_probe(step, total) or was_new
+        return was_new
+
     def _claim(self, step: int, desk: Coordinator) -> Claim:
         return Claim.of(step, desk.phase_at(step), self._rows.fingerprint, num_readers=desk.num_readers)
 
@@ -310,6 +362,8 @@ class MixtureDataset(IterableDataset[Batch]):
         self._step, self._row = self._desk.step, self._desk.row
         self._before = readers[0] if len(readers) == 1 else {}
         self._reports.clear()
+        if self._probing is not None:
+            self._probing.clear()
         self._is_placed = self._rows.is_prepared or len(readers) == 1
         if self._is_placed:
             self._reader.load_state_dict(readers[0] if readers else {})
@@ -442,6 +496,7 @@ class MixtureDataset(IterableDataset[Batch]):
             "_answering": None,
             "_ranks": None,
             "_reports": None,
+            "_probing": None,
             "_suspension": None,
         }
         own = {"_address": address, "_beginning": beginning, "_num_iterations": 0, "_is_placed": False}

@@ -78,6 +78,12 @@ class FutureFeedbackError(FeedbackError):
     code = "future-feedback"
 
 
+class ProbeNotOfferedError(FeedbackError):
+    """Held-out rows or losses of a step that offers no probe, or whose probe is too old to be answered."""
+
+    code = "probe-not-offered"
+
+
 class StepError(MixerError):
     """A step that does not exist, or is no longer held."""
 

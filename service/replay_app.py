@@ -19,7 +19,19 @@ from service.web.routes.decisions import record
 from service.web.routes.watching import watching
 from service.wire.schemas import Run
 
-PRESENT = ("batches", "batches/{step}", "feedback", "events", "status", "progress", "pivots", "fork", "metrics")
+PRESENT = (
+    "batches",
+    "batches/{step}",
+    "feedback",
+    "probes/{step}",
+    "feedback/probes",
+    "events",
+    "status",
+    "progress",
+    "pivots",
+    "fork",
+    "metrics",
+)
 __all__ = ["RecordedRun", "create_past_app"]
 
 METHODS = ["POST", "PUT", "PATCH", "DELETE"]

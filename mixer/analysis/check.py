@@ -8,6 +8,7 @@ from typing import Any
 
 from mixer.config.curriculum import Curriculum
 from mixer.config.policy import UnimaxConfig
+from mixer.config.probes import probe_notes
 from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
 from mixer.policies import make_policy
 from mixer.region.region import MAX_VERTEX_SOURCES
@@ -58,7 +59,8 @@ def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
         found, more = bad_records(curriculum)
         problems = [*dict.fromkeys([*_without(problems, found), *more, *_too_many(curriculum, found)])]
         listed = [record for records in found.values() for record in records]
-    return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed), tuple(_epoch_notes(curriculum)))
+    notes = (*_epoch_notes(curriculum), *probe_notes(curriculum))
+    return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed), notes)
 
 
 def _epoch_notes(curriculum: Curriculum) -> Iterator[str]:

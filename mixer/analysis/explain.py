@@ -52,9 +52,12 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
         "before": None if before is None else {"index": before["index"], "kind": before["kind"]},
         "regime": _regime(phase, opening, curriculum, opening_alarms),
         "sources": _sources(curriculum, phase, region_in_force(phase, opening["region"])),
-        "feedback": _feedback(phase, names),
+        "feedback": _losses(phase["feedback"], names),
         "alarms": [{key: value for key, value in alarm.items() if key not in UNTOLD} for alarm in alarms],
     }
+    if phase.get("probes"):
+        targets = [target["name"] for target in curriculum.get("targets", ())]
+        answer["probes"] = _losses(phase["probes"], [*names, *targets])
     if phase.get("epochs"):
         answer["epochs"] = {key: phase["epochs"][key] for key in ("cap_factor", "epoch_factor")}
     answer["words"] = _words(answer)
@@ -120,8 +123,8 @@ def _bound(value: float, region: dict[str, Any], i: int, epochs: dict[str, Any] 
     return None
 
 
-def _feedback(phase: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
-    found = phase["feedback"]
+def _losses(found: dict[str, Any] | None, names: list[str]) -> dict[str, Any] | None:
+    """Return what a decision learned from of reports, or of probes, with the mean loss of each name."""
     if found is None:
         return None
     losses = {
@@ -156,6 +159,10 @@ def _words(answer: dict[str, Any]) -> list[str]:
     start = "the uniform mixture, before the first phase" if answer["before"] is None else "where the walk stood"
     words.append(f"Largest changes from {start}: {changes}." if changes else "No weight changed.")
     words.append(_news(answer))
+    if "probes" in answer:
+        measured = answer["probes"]
+        means = ", ".join(f"{name} {loss:.4g}" for name, loss in measured["mean_losses"].items())
+        words.append(f"Held-out losses, the newest measured at step {measured['last_step']}: {means}.")
     held = [row["source"] for row in rows if row.get("alarm")]
     if held:
         words.append(f"In alarm, their index counting as 0: {', '.join(held)}.")

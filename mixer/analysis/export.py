@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from mixer.analysis.explain import PARTS
+from mixer.journal.header import read_header
 from mixer.journal.lookup import history
 from mixer.journal.phases import PhaseLines
 from mixer.journal.tables import read_tables
@@ -45,7 +46,7 @@ FEEDBACK = pa.schema(
 
 
 def export_tables(journal: str | Path, folder: str | Path, kind: str) -> list[Path]:
-    """Write ``phases`` and ``feedback`` as ``parquet`` or ``csv`` into a folder and return the files.
+    """Write ``phases``, ``feedback`` and, of a run with probes, ``probes`` as ``parquet`` or ``csv``; return the files.
 
     Files appear whole or not at all. CSV has every digit of a float64; an index of +inf (a source with too few
     observations) is empty.
@@ -53,6 +54,8 @@ def export_tables(journal: str | Path, folder: str | Path, kind: str) -> list[Pa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"phases": PHASES, "feedback": FEEDBACK}
+    if read_header(journal)["curriculum"].get("probes"):
+        tables["probes"] = FEEDBACK
     finals = {name: folder / f"{name}.{kind}" for name in tables}
     partials = {name: folder / f".{name}.{kind}.partial" for name in tables}
     open_writer = pyarrow.parquet.ParquetWriter if kind == "parquet" else pyarrow.csv.CSVWriter
@@ -78,10 +81,13 @@ def _rows(journal: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (table, row) in the order of the journal."""
     header, records = history(journal)
     names = [source["name"] for source in header["curriculum"]["sources"]]
+    probed = [*names, *(target["name"] for target in header["curriculum"].get("targets", ()))]
     waiting = PhaseLines(header["curriculum"], keep=1)  # the newest phase: a pivot may still cut it
     for record in records:
         if record["type"] == "feedback":
             yield from (("feedback", row) for row in _feedback_rows(record, names))
+        elif record["type"] == "probe":
+            yield from (("probes", row) for row in _feedback_rows(record, probed))
         elif record["type"] == "phase":
             yield from (("phases", row) for phase in waiting.records for row in _phase_rows(phase, names))
             waiting.add(record)

@@ -63,7 +63,7 @@ def _prepare(
     from mixer.sources.prepared.prepare import default_jobs, prepare  # loads the tokenizers' library
 
     names = None if sources is None else [name.strip() for name in sources.split(",")]
-    bars = _Bars({source.name: source.tokens for source in curriculum.sources}, is_quiet=as_json)
+    bars = _Bars({source.name: source.tokens for source in curriculum.read_sources}, is_quiet=as_json)
     with bars.progress:
         outcome = prepare(curriculum, out, jobs=jobs or default_jobs(), sources=names, force=force, report=bars.show)
     rows = [] if outcome.manifest is None else _rows(outcome.manifest)

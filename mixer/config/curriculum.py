@@ -37,6 +37,7 @@ from mixer.config.policy import (
     UnimaxConfig,
     WaterFillingConfig,
 )
+from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.region.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
@@ -86,6 +87,9 @@ class SourceConfig(Frozen):
     """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
 
     name: Name
+    role: Literal["source", "target"] = Field(
+        "source", description="target: never drawn, its held-out loss is only measured, by probes"
+    )
     path: str | None = Field(None, description="data set id on the Hugging Face hub, or a `datasets` builder name")
     config_name: str | None = Field(None, description="configuration of the data set (the hub calls it a subset)")
     split: str = "train"
@@ -235,6 +239,10 @@ class Curriculum(Frozen):
         None, description="folder that `mixer prepare` made, relative to the config file"
     )
     holdout: float = Field(0.0, ge=0, le=0.5, description="share of each source's documents that is never trained on")
+    probes: ProbesConfig | None = Field(None, description="offer held-out rows to measure losses on")
+    targets: tuple[SourceConfig, ...] = Field(
+        (), description="the sources with `role: target`, which may stand among `sources`"
+    )
     floors: dict[str, Weight] = Field({}, description="smallest weight by source")
     caps: dict[str, Weight] = Field({}, description="largest weight by source")
     exclude: tuple[str, ...] = ()
@@ -330,6 +338,19 @@ class Curriculum(Frozen):
         return data
 
     @model_validator(mode="after")
+    def _targets_apart(self) -> Self:
+        """Leave the sources that are drawn in ``sources``, K of them; those with ``role: target`` are ``targets``."""
+        drawn = tuple(source for source in self.sources if source.role == "source")
+        moved = tuple(source for source in self.sources if source.role == "target")
+        wrong = [source.name for source in self.targets if source.role == "source"]
+        if wrong:
+            raise ConfigError([f"targets: {name} needs `role: target`, or a place among `sources`" for name in wrong])
+        if not drawn:
+            raise ConfigError(["sources: each has `role: target`, so that nothing can be drawn; give one without"])
+        self.__dict__.update(sources=drawn, targets=(*self.targets, *moved))  # frozen from here on
+        return self
+
+    @model_validator(mode="after")
     def _whole(self) -> Self:
         problems = [*self._name_problems()]
         is_named = not problems  # a region needs known names
@@ -344,6 +365,7 @@ class Curriculum(Frozen):
             except ConfigError as error:
                 problems += error.problems
         problems += self._policy_problems()
+        problems += probe_problems(self)
         if not problems:
             problems += epoch_problems(self)
         num_tokens = self.batch_rows * (self.sequence_length + 1)
@@ -357,7 +379,7 @@ class Curriculum(Frozen):
         return self
 
     def _name_problems(self) -> Iterable[str]:
-        declared = Counter(self.names)
+        declared = Counter(self.probed_names)
         for name in sorted(name for name, times in declared.items() if times > 1):
             yield f"source {name} is declared {declared[name]} times; give each source its own name"
         places: list[tuple[str, Iterable[str]]] = [
@@ -372,10 +394,11 @@ class Curriculum(Frozen):
         places += [(f"policy: {key}", getattr(self.policy, key, None) or ()) for key in TABLES]
         for teacher, taught in (getattr(self.policy, "graph", None) or {}).items():
             places.append((f"policy: graph: {teacher}", taught))
+        yield from drawn_target_problems(self, places)
         for place, names in places:
             for name in names:
                 if name not in declared:
-                    yield f"{place}: unknown source {name!r}{suggestion(name, self.names)}"
+                    yield f"{place}: unknown source {name!r}{suggestion(name, self.probed_names)}"
         warmup = self.curriculum_warmup_sources
         for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
             yield f"curriculum_warmup_sources: {name} is listed twice"
@@ -444,6 +467,16 @@ class Curriculum(Frozen):
     def names(self) -> tuple[str, ...]:
         """The sources' names in declared order, K of them."""
         return tuple(source.name for source in self.sources)
+
+    @cached_property
+    def probed_names(self) -> tuple[str, ...]:
+        """The names of what probes measure: the K sources, then the M targets, each in declared order."""
+        return (*self.names, *(target.name for target in self.targets))
+
+    @property
+    def read_sources(self) -> tuple[SourceConfig, ...]:
+        """All that is read: the K sources, then the M targets."""
+        return (*self.sources, *self.targets)
 
     @cached_property
     def epoch_limits(self) -> tuple[float | None, ...]:
@@ -536,15 +569,18 @@ class Curriculum(Frozen):
             del data["holdout"]
         if self.guard in (None, GuardConfig()):
             del data["guard"]
+        for key in ("probes", "targets"):
+            if not data[key]:
+                del data[key]
         if not self.has_epoch_limits:
             del data["max_epochs"]
         for part, key, default in NEWER:
             if data[part].get(key) == default:
                 data[part].pop(key, None)
-        for source in data["sources"]:
+        for source in (*data["sources"], *data.get("targets", ())):
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":
                 del source["max_epochs"]
-            for key in ("on_failure", "on_bad_record", "max_bad_records"):
+            for key in ("role", "on_failure", "on_bad_record", "max_bad_records"):
                 del source[key]
             for key in ("token_ids", "rows"):
                 if source[key] is None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.delivery.batch import BatchReader, Planner, PreparedReader
+from mixer.delivery.probes import ProbeRows
 from mixer.errors import StateMismatchError, TopologyError
 from mixer.losses import SourceLosses
 from mixer.region.regimes import Regime
@@ -70,6 +71,15 @@ class Decider(Protocol):
 
     def report(self, step: int, losses: SourceLosses) -> bool:
         """Take in the losses of a step; False if they are known."""
+
+    def report_probe(self, step: int, losses: SourceLosses) -> bool:
+        """Take in the held-out losses of the probe of a step; False if they are known."""
+
+    def probe_step(self, until: int) -> int | None:
+        """Return the newest step up to ``until`` that offers a probe."""
+
+    def has_probe(self, step: int, rank: int) -> bool:
+        """Return whether a rank has answered the probe of a step."""
 
     def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
         """Redraw the region, and return from which step on."""
@@ -131,7 +141,9 @@ class ReaderFactory:
 
             self._prepared = prepared or Prepared.open(curriculum.resolve(curriculum.prepared))
             self._prepared.check_against(curriculum, tokenizer.fingerprint if tokenizer is not None else None)
-            self._known = {name: f"rows {rows.fingerprint}" for name, rows in self._prepared.sources.items()}
+            targets = {target.name: self._prepared.held_out(target.name) for target in curriculum.targets}
+            read = {**self._prepared.sources, **targets}
+            self._known = {name: f"rows {rows.fingerprint}" for name, rows in read.items()}
 
     @property
     def is_prepared(self) -> bool:
@@ -165,6 +177,17 @@ class ReaderFactory:
         """Return the digest of these rows under the curriculum of that fingerprint."""
         rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
         return f"{curriculum} with {rows}"
+
+    def probe_rows(self) -> ProbeRows | None:
+        """Return this rank's part of the held-out rows of each probe; None if the curriculum asks for none.
+
+        Raises:
+            ConfigError: sources whose held-out rows cannot be read, or that have none.
+            TopologyError: fewer rows than ranks.
+        """
+        if self.curriculum.probes is None:
+            return None
+        return ProbeRows(self.curriculum, self._prepared, rank=self.rank, world_size=self.world_size)
 
     def stop_sharing(self) -> None:
         """Let other runs of this process keep nothing for this one."""

@@ -75,6 +75,11 @@ class LossAccumulator:
                 "source, [b]: do not collate whole batches (DataLoader(dataset, batch_size=None))"
             )
         sources = sources.reshape(-1)
+        if sources.numel() and not 0 <= int(sources.min()) <= int(sources.max()) < len(self.names):
+            raise FeedbackError(
+                f"source_ids are from {int(sources.min())} to {int(sources.max())}, but these are losses of "
+                f"{len(self.names)} sources; report what was given out as it was"
+            )
         sums, tokens, has_losses = self._sums(batch.get("labels"), losses, mask, num_tokens, len(sources))
         steps = steps.expand(len(sources))
         whole = []

@@ -200,6 +200,19 @@ class PhaseLine(_Numbered):
         description="what was learned from between the decision before and this one, in the table below; `null` if "
         "nothing had come"
     )
+    probes: Learned | None = Field(
+        None,
+        description="the held-out losses learned from, in the same form, of `probe` lines; left out if there are none. "
+        "Positions from the number of sources on are those of the targets",
+    )
+
+
+class ProbeLine(_Losses, _Numbered):
+    """What one rank measured on the held-out rows of a probe."""
+
+    type: Literal["probe"]
+    step: Count = Field(description="the first step of a phase; the model had been trained on those before it")
+    rank: Count = Field(description="who reports")
 
 
 class FeedbackLine(_Losses, _Numbered):
@@ -286,6 +299,7 @@ MODELS: dict[str, type[_Numbered]] = {
     "header": Header,
     "phase": PhaseLine,
     "feedback": FeedbackLine,
+    "probe": ProbeLine,
     "pivot": PivotLine,
     "alarm": AlarmLine,
     "unique_tokens": UniqueTokensLine,
@@ -325,7 +339,7 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
             f"{line.path}: line {line.number}, {place}: {first['msg']}, got {first['input']!r:.80}; "
             "the line was not written by this release"
         ) from error
-    if kind == "feedback":
+    if kind in ("feedback", "probe"):
         sources = record["sources"]
         is_whole = all(len(record[name]) == len(sources) for name in _ARRAYS)
         if not is_whole or sorted(set(sources)) != sources:
@@ -345,12 +359,13 @@ def check_record(line: Line, record: dict[str, Any], *, num_sources: int | None 
 
 
 def journal_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a line: one of nine forms, told apart by ``type``, each closed by its digest."""
+    """Return the JSON Schema of a line: one of ten forms, told apart by ``type``, each closed by its digest."""
     union = TypeAdapter(
         Annotated[
             Header
             | PhaseLine
             | FeedbackLine
+            | ProbeLine
             | PivotLine
             | AlarmLine
             | UniqueTokensLine

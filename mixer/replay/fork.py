@@ -20,7 +20,17 @@ from mixer.journal.phases import PhaseLines
 from mixer.journal.scan import Line
 from mixer.replay.redrive import Redrive
 
-SHARED_FIELDS = ("seed", "batch_rows", "sequence_length", "tokenizer", "vocab_size", "sources", "holdout", "draws")
+SHARED_FIELDS = (
+    "seed",
+    "batch_rows",
+    "sequence_length",
+    "tokenizer",
+    "vocab_size",
+    "sources",
+    "targets",
+    "holdout",
+    "draws",
+)
 
 
 def fork(

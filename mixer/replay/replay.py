@@ -26,6 +26,7 @@ from mixer.losses import SourceLosses, check_losses
 from mixer.region.regimes import Regime, regime_at
 from mixer.sampling.phases import Phase
 from mixer.walk.limits import Limits
+from mixer.walk.probes import ProbeInbox, offers_probe
 from mixer.walk.schedule import planned_regimes
 from mixer.walk.state import STATE_VERSION as WALK_STATE_VERSION
 
@@ -163,6 +164,31 @@ class Replay:
 
     def note_skipped(self, name: str, record: str) -> None:
         """Do nothing: the record says already which records were left out."""
+
+    def probe_step(self, until: int) -> int | None:
+        """Return the newest step up to ``until`` that offered a probe; None if none did."""
+        first = bisect.bisect_right(self._starts, until)
+        offering = (
+            phase for phase in reversed(self.phases[:first]) if offers_probe(self.curriculum, phase, phase.start)
+        )
+        return next((phase.start for phase in offering), None)
+
+    def has_probe(self, step: int, rank: int) -> bool:
+        """Return False: a replay keeps no answers, so that each probe may be answered again."""
+        return False
+
+    def report_probe(self, step: int, losses: SourceLosses) -> bool:
+        """Check the held-out losses of a trainer; the record stays as it is, so the answer is False.
+
+        Raises:
+            FeedbackError, InvalidLossError, StepError: an answer that no walk would take.
+        """
+        check_losses(losses, self.curriculum.probed_names, step=step)
+        probes = ProbeInbox(self.curriculum)
+        probes.offer(self.phase_at(step))
+        probes.has(step, losses.rank)
+        probes.check(step, losses)
+        return False
 
     def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> NoReturn:
         """Refuse: the past cannot be redrawn."""

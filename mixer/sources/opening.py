@@ -80,7 +80,7 @@ def check_sources(curriculum: Curriculum, streams: Mapping[str, IterableDataset]
     """Return a sentence for every source that would not start, in declared order; needs no tokenizer."""
     streams = _known_streams(curriculum, streams)
     problems: list[str] = []
-    for source in curriculum.sources:
+    for source in curriculum.read_sources:
         try:
             _opened(curriculum, streams, source, vocab_size=curriculum.vocab_size, holdout=curriculum.holdout).check()
         except ConfigError as error:
@@ -102,7 +102,7 @@ def bad_records(
     streams = _known_streams(curriculum, streams)
     found: dict[str, list[str]] = {}
     problems: list[str] = []
-    for source in curriculum.sources:
+    for source in curriculum.read_sources:
         bad: list[str] = []
         try:
             stream = _opened(curriculum, streams, source, vocab_size=curriculum.vocab_size)
@@ -142,6 +142,6 @@ def _known_streams(
     curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None
 ) -> Mapping[str, IterableDataset]:
     for name in streams or {}:
-        if name not in curriculum.names:
-            raise UnknownSourceError(f"streams: unknown source {name!r}{suggestion(name, curriculum.names)}")
+        if name not in curriculum.probed_names:
+            raise UnknownSourceError(f"streams: unknown source {name!r}{suggestion(name, curriculum.probed_names)}")
     return streams or {}

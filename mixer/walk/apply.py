@@ -28,6 +28,9 @@ def apply(walk: Walk, record: Mapping[str, Any]) -> bool:
             walk.phase_at(walk.frontier)
         case "feedback":
             walk.report(record["step"], record_to_losses(dict(record), len(walk.names)), is_recorded=True)
+        case "probe":
+            losses = record_to_losses(dict(record), len(walk.curriculum.probed_names))
+            walk.report_probe(record["step"], losses, is_recorded=True)
         case "pivot":
             pivot = Pivot(**{key: record[key] for key in ("name", "floors", "caps", "exclude")})
             walk.pivot(pivot, at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])

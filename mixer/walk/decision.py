@@ -24,6 +24,7 @@ class Decision:
         phase: what is decided.
         policy_state: what the policy has learned.
         used: the reports it learned from.
+        probes: the held-out losses it learned from.
         seen: what the guard found.
         limited: the caps by epochs, if there are any.
         home: where the walk goes on from after an excursion, [K]; None if it goes on from the phase's weights.
@@ -32,6 +33,7 @@ class Decision:
     phase: Phase
     policy_state: State
     used: list[ReportSum]
+    probes: list[ReportSum]
     seen: GuardOutcome
     limited: EpochCaps | None
     home: Array | None
@@ -39,11 +41,12 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """What the newest decision found: what was learned till then, the reports it used, where the walk stood."""
+    """What the newest decision found: what was learned till then, the losses it used, where the walk stood."""
 
     policy_state: State
     guard_state: State
     used: list[ReportSum]
+    probes: list[ReportSum]
     home: Array | None
 
     def to_record(self) -> dict[str, Any]:
@@ -52,14 +55,16 @@ class Before:
             "policy": to_lists(self.policy_state),
             "guard": to_lists(self.guard_state),
             "used": [reports.to_record() for reports in self.used],
+            **({"probes": [probe.to_record() for probe in self.probes]} if self.probes else {}),
             **home_record(self.home),
         }
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], num_sources: int) -> Self:
-        """Return what ``to_record`` was given."""
+    def of(cls, record: Mapping[str, Any], num_sources: int, num_probed: int) -> Self:
+        """Return what ``to_record`` was given, of K sources and K + M that are probed."""
         used = [ReportSum.of(report, num_sources) for report in record["used"]]
-        return cls(to_arrays(record["policy"]), to_arrays(record["guard"]), used, home_of(record))
+        probes = [ReportSum.of(probe, num_probed) for probe in record.get("probes", ())]
+        return cls(to_arrays(record["policy"]), to_arrays(record["guard"]), used, probes, home_of(record))
 
 
 def home_record(home: Array | None) -> dict[str, Any]:

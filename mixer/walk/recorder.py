@@ -172,6 +172,7 @@ def decision_record(
     probability_random: float,
     counts: IntArray,
     used: list[ReportSum],
+    probes: list[ReportSum],
 ) -> dict[str, Any]:
     """Return the line of a decision.
 
@@ -189,6 +190,7 @@ def decision_record(
         probability_random: with which the phase was to be random.
         counts: rows by step and source, [length, K].
         used: the reports that it was decided on.
+        probes: the held-out losses that it was decided on.
     """
     return {
         "type": "phase",
@@ -206,4 +208,5 @@ def decision_record(
         "log_volume": region.log_volume(),
         "counts": counts.sum(axis=0),
         "feedback": feedback_summary(used, phase.start),
+        **({"probes": feedback_summary(probes, phase.start)} if probes else {}),
     }

@@ -44,6 +44,7 @@ from mixer.walk.eta_decay import eta_in_force
 from mixer.walk.guard import GUARD_IS_OFF, Guard, GuardOutcome, warn
 from mixer.walk.inbox import Inbox
 from mixer.walk.limits import Limits
+from mixer.walk.probes import ProbeInbox
 from mixer.walk.recorder import Recorder, decision_record
 from mixer.walk.schedule import PlannedStarts, Schedule
 from mixer.walk.silence import silence
@@ -119,6 +120,7 @@ class Walk:
             in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
             is_guarded=self._guard is not None,
         )
+        self._probes = ProbeInbox(curriculum)
         self._skipped: dict[tuple[str, str], None] = {}  # records that were left out, in order
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._epochs = EpochLimits(curriculum)
@@ -229,6 +231,39 @@ class Walk:
         self._inbox.add(step, losses, cutoffs=self._cutoffs(last, newest))
         return True
 
+    @_one_at_a_time
+    def report_probe(self, step: int, losses: SourceLosses, *, is_recorded: bool = False) -> bool:
+        """Take in the held-out losses of a probe; return False, and change nothing, if this rank's are known already.
+
+        Args:
+            step: that offers the probe.
+            losses: of its rows, or of a rank's part of them, [K + M]: sources, then targets.
+            is_recorded: as in ``report``.
+
+        Raises:
+            ProbeNotOfferedError: the step offers none, or one that is too old to be answered.
+            InvalidLossError: a loss that is NaN, infinite, negative, or larger than any model's.
+            FeedbackError: shapes or counts that cannot be, or more rows than the probe has.
+        """
+        step = operator.index(step)
+        check_losses(losses, self.curriculum.probed_names, step=step)
+        if self._probes.has(step, losses.rank):
+            return False
+        if not is_recorded:
+            self._probes.check(step, losses)
+        losses = losses.on_grid()
+        self._recording.write({"type": "probe", "step": step, **losses_to_record(losses)})
+        self._probes.add(step, losses)
+        return True
+
+    def has_probe(self, step: int, rank: int) -> bool:
+        """Return whether a rank has answered the probe of a step; ProbeNotOfferedError if the step offers none."""
+        return self._probes.has(step, rank)
+
+    def probe_step(self, until: int) -> int | None:
+        """Return the newest step up to ``until`` that offers a probe; None if none does."""
+        return self._probes.newest(until)
+
     def has_report(self, step: int, rank: int) -> bool:
         """Return whether a rank has reported a step."""
         return self._inbox.has(step, rank)
@@ -313,6 +348,7 @@ class Walk:
             assert self._before is not None, "checked before"
             self._policy_state, self._guard_state = self._before.policy_state, self._before.guard_state
             self._inbox.put_back(self._before.used)
+            self._probes.put_back(self._before.probes)
             self._home = self._before.home
             self._before = None
 
@@ -365,6 +401,7 @@ class Walk:
             "guard": to_lists(self._guard_state) if self._guard else None,
             "inbox": self._inbox.state_dict(),
             "before": before and before.to_record(),
+            **({"probes": self._probes.state_dict()} if self.curriculum.probes else {}),
             **home_record(self._home),
             "unique_tokens": self._unique_tokens.tolist(),
             "skipped": [[*skipped] for skipped in self._skipped],
@@ -400,7 +437,8 @@ class Walk:
         self._guard_state = to_arrays(state["guard"]) if self._guard else {}
         self._inbox.load_state_dict(state["inbox"])
         before = state["before"]
-        self._before = before and Before.of(before, len(self.names))
+        self._before = before and Before.of(before, len(self.names), len(self.curriculum.probed_names))
+        self._probes.load_state_dict(state.get("probes") if self.curriculum.probes else None)
         self._home = home_of(state)
         self._begun = None
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
@@ -428,11 +466,13 @@ class Walk:
             self._begun = decision
         self._begun = None
         self._inbox.drop(decision.used)
-        self._before = Before(self._policy_state, self._guard_state, decision.used, self._home)
+        self._probes.drop(decision.probes)
+        self._before = Before(self._policy_state, self._guard_state, decision.used, decision.probes, self._home)
         self._home = decision.home
         self._policy_state, self._guard_state = decision.policy_state, seen.state
         self._plan = seen.plan
         self._phases.keep(decision.phase)
+        self._probes.offer(decision.phase)
         for alarm in seen.alarms:
             self._on_alarm(alarm)
         if decision.limited:
@@ -447,6 +487,7 @@ class Walk:
         newest = self._phases.newest
         start, index, since = self.frontier, self._phases.next_index, newest.start if newest else 0
         used = self._inbox.ready(start - self.curriculum.feedback_lag)
+        probes = self._probes.ready(start - self.curriculum.feedback_lag)
         seen = GuardOutcome(self._guard_state, self._plan)
         if self._guard is not None:
             seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
@@ -464,7 +505,10 @@ class Walk:
         landed = region.project(before) if is_moved else before  # a fork begins where it was
 
         steps = [reports.losses for reports in used]
-        learned = self._policy.absorb(self._policy_state, steps, since=since, until=start)
+        learned = self._policy_state
+        for probe in probes:
+            learned = self._policy.absorb_probe(learned, probe.losses, step=probe.first_step)
+        learned = self._policy.absorb(learned, steps, since=since, until=start)
         if seen.plan.pivots_at(start):
             learned = self._policy.after_pivot(learned)
 
@@ -488,10 +532,11 @@ class Walk:
                 probability_random=self._probability_random(index),
                 counts=self._phases.counts(phase)[0],
                 used=used,
+                probes=probes,
             )
             seen.lines.append(line)
         home = landed if self._returns and kind == "random" else None
-        return Decision(phase, learned, used, seen, limited, home)
+        return Decision(phase, learned, used, probes, seen, limited, home)
 
     def _choose(
         self, index: int, region: Region, landed: Array, learned: State, guard_state: State

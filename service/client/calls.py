@@ -119,6 +119,15 @@ class Calls:
         """A report of losses."""
         return Call("POST", f"{self._prefix}/feedback", _model(FeedbackTaken), body=report)
 
+    def probe(self, step: int, rank: int, world_size: int, wait_s: float) -> Call[RowBatch]:
+        """A rank's held-out rows of a probe."""
+        params = {"rank": rank, "world_size": world_size, "wait_s": wait_s}
+        return Call("GET", f"{self._prefix}/probes/{step}", _read_batch, params)
+
+    def probe_feedback(self, report: Feedback) -> Call[FeedbackTaken]:
+        """Held-out losses."""
+        return Call("POST", f"{self._prefix}/feedback/probes", _model(FeedbackTaken), body=report)
+
     def pivot(self, pivot: PivotRequest) -> Call[PivotTaken]:
         """A new region."""
         return Call("POST", f"{self._prefix}/pivots", _model(PivotTaken), body=pivot)

@@ -139,6 +139,20 @@ class MixerClient:
         """Tell what a rank, one of ``world_size``, saw in a step, as a walk takes it."""
         return self.feedback(Feedback.of(step, losses, names, world_size))
 
+    def probe(self, step: int, rank: int = 0, world_size: int = 1) -> RowBatch:
+        """Return a rank's held-out rows of the probe of a step, their digest checked.
+
+        Raises:
+            ProbeNotOfferedError: the step offers none.
+        """
+        return self._send(self._calls.probe(step, rank, world_size, WAIT_S))
+
+    def report_probe(
+        self, step: int, losses: SourceLosses, names: tuple[str, ...], world_size: int | None = None
+    ) -> bool:
+        """Tell what a rank, one of ``world_size``, measured on a probe; ``names`` are of sources and targets."""
+        return self._send(self._calls.probe_feedback(Feedback.of(step, losses, names, world_size))).is_new
+
     def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
         """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
         return self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))

@@ -26,7 +26,7 @@ from mixer.delivery.consumers import check_consumer
 from mixer.delivery.feedback import LossAccumulator
 from mixer.delivery.ranks import default_ranks
 from mixer.delivery.tensors import Batch, single_rows, tensors_of
-from mixer.errors import InvalidLossError, RepeatedRowsError
+from mixer.errors import InvalidLossError, ProbeNotOfferedError, RepeatedRowsError
 from mixer.journal.records import record_to_phase
 from mixer.losses import SourceLosses, check_losses
 from mixer.region.region import Region
@@ -193,6 +193,55 @@ class _Coming:
             asked.came.put(error)
 
 
+class _Probing:
+    """A rank's side of the probes of a run: asks at the first batch of each phase that offers one."""
+
+    def __init__(self, client: MixerClient, curriculum: Curriculum, rank: int, world_size: int) -> None:
+        self._client, self._curriculum = client, curriculum
+        self._rank, self._world_size = rank, world_size
+        self._reports: LossAccumulator | None = None  # of the newest probe, of which parts may be reported
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew: the run stands elsewhere."""
+        self._phase = self._asked = -1  # of the newest batch; of the newest probe that was asked for
+        self._step = 0
+        self._reports = None
+
+    def note(self, step: int, phase: int) -> None:
+        """Note the step and phase of a batch that is given out."""
+        if phase > self._phase:
+            self._phase, self._step = phase, step
+
+    def due(self) -> RowBatch | None:
+        """Return the rows of the probe that the newest phase offers, once; None if it offers none any more."""
+        probes = self._curriculum.probes
+        if probes is None or self._phase <= self._asked or self._phase % probes.phases:
+            return None
+        self._asked = self._phase
+        try:
+            rows = self._client.probe(self._step, self._rank, self._world_size)
+        except ProbeNotOfferedError:  # the run goes on in the middle of a phase
+            return None
+        names = self._curriculum.probed_names
+        self._reports = LossAccumulator(len(rows.rows), self._curriculum.sequence_length, names)
+        return rows
+
+    def report(
+        self, probe: Mapping[str, Any], token_losses: Tensor, mask: Tensor | None, num_tokens: Tensor | None
+    ) -> bool:
+        """Send the losses of a probe once all of its rows are there; return whether they were not known."""
+        if self._reports is None:
+            raise ProbeNotOfferedError("report_probe: no probe was given out; report what probe_batch() gives")
+        was_new, names = False, self._curriculum.probed_names
+        for step, losses in self._reports.add(probe, token_losses, mask, num_tokens):
+            assert losses is not None, "every rank of a service has losses"
+            check_losses(losses, names, step=step)
+            mine = replace(losses, rank=self._rank)
+            was_new = self._client.report_probe(step, mine, names, self._world_size) or was_new
+        return was_new
+
+
 class RemoteMixtureDataset(IterableDataset[Batch]):
     """A rank's batches of a run that a service decides and delivers; see ``MixtureDataset`` for what a batch is.
 
@@ -241,6 +290,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         self.curriculum = Curriculum.from_data(data, base_dir=".")
         rows = self.curriculum.rows_of_rank(self.world_size)
         self._reports = LossAccumulator(rows, self.curriculum.sequence_length, self.curriculum.names)
+        self._probing = _Probing(self._client, self.curriculum, self.rank, self.world_size)
         self.walk = RemoteWalk(self._client, self.curriculum, self.world_size)
         self._fingerprint: str = config["fingerprint"]
         self._parent: dict[str, Any] | None = config.get("parent")
@@ -286,6 +336,7 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
     def _received(self, coming: _Coming, num_workers: int) -> Batch:
         """Return the next batch, noting where the one after it is."""
         rows = coming.next()
+        self._probing.note(rows.step, rows.phase)
         self._stand_at(rows.step + num_workers, 0)
         tokens = rows.split(rows.rows.dtype if self._is_compact else WIDE)
         return tensors_of(tokens, provenance=self._provenance)
@@ -314,6 +365,30 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             except InvalidLossError as error:
                 raise self._reports.located(step, error) from None
         return was_new
+
+    def probe_batch(self, batch: Mapping[str, Any] | None = None) -> Batch | None:
+        """Return this rank's held-out rows of the probe that is due, or None; see ``MixtureDataset.probe_batch``.
+
+        Args:
+            batch: in hand, where DataLoader workers fetch batches, of which this process does not know.
+        """
+        if batch is not None:
+            self._probing.note(int(batch["step"]), int(batch["phase"]))
+        rows = self._probing.due()
+        if rows is None:
+            return None
+        return tensors_of(rows.split(rows.rows.dtype if self._is_compact else WIDE), provenance=False)
+
+    def report_probe(
+        self,
+        probe: Mapping[str, Any],
+        token_losses: Tensor,
+        mask: Tensor | None = None,
+        *,
+        num_tokens: Tensor | None = None,
+    ) -> bool:
+        """Tell the service what this rank measured on a probe; see ``MixtureDataset.report_probe``."""
+        return self._probing.report(probe, token_losses, mask, num_tokens)
 
     def report_sums(self, step: int, losses: SourceLosses) -> bool:
         """Tell the service what this rank's rows taught, from sums by source; see ``MixtureDataset.report_sums``."""
@@ -352,4 +427,5 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
             expected = parent["fingerprint"]
         check_state(state, version=STATE_VERSION, fingerprint=expected, what="remote data set state")
         self._step, self._row = state["step"], state["row"]
+        self._probing.clear()
         self._reports.clear()

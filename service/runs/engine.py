@@ -33,6 +33,7 @@ from service.runs.context import RunContext, check_memory, window_bytes
 from service.runs.given import GivenBatches, Said
 from service.runs.leases import StepLeases
 from service.runs.phases import PhaseIndex, UndecidedError
+from service.runs.probes import ServedProbes
 from service.runs.rebuilder import Rebuilder
 from service.runs.report_wait import ReportWait
 from service.runs.reports import Reports
@@ -128,6 +129,7 @@ class Engine:
         self._back = Rebuilder(self._parts, lambda: self.builder.oldest)
         self._is_draining = False
         self._given = GivenBatches()
+        self.probes = ServedProbes(self._parts)
         self._reports = Reports(self._parts, self._given, self._built)
 
     def _recover(self, store: Store) -> Walk:
@@ -288,6 +290,19 @@ class Engine:
     async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
         """Return a rank's rows of a step; see ``encoded``."""
         return (await self.encoded(step, rank, world_size, wait_s)).body(step)
+
+    async def probe(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
+        """Return a rank's held-out rows of the probe of a step; waits up to ``wait_s`` for its decision.
+
+        Raises:
+            ProbeNotOfferedError: the step offers none.
+            RequestError, TopologyError, NotReadyError, RunStateError, StallError, RunEndedError: as ``encoded``.
+        """
+        self.check_ranks(rank, world_size)
+        if step >= self.decisions.frontier:
+            self.builder.want(step)
+        await self._until(lambda: step < self.decisions.frontier, step, wait_s, claims=True)
+        return await asyncio.to_thread(self.probes.body, self.decisions.at(step), step, rank, world_size)
 
     async def phase(self, step: int, wait_s: float, *, may_decide: bool) -> Phase:
         """Return the phase that covers a step; whoever ``may_decide`` has it decided if that is due.

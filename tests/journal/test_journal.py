@@ -21,7 +21,7 @@ from mixer.config.curriculum import Curriculum, Pivot
 from mixer.errors import JournalError, StateMismatchError
 from mixer.journal.file import Journal, read_journal
 from mixer.journal.scan import Position
-from mixer.journal.schema import AlarmLine, ForkLine, Parent
+from mixer.journal.schema import AlarmLine, ForkLine, Parent, ProbeLine
 from mixer.replay.fork import fork
 from mixer.replay.replay import Replay
 from mixer.replay.verify import audit
@@ -513,6 +513,8 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
         walk.note_skipped("a", "a.jsonl, line 3: not JSON")
     *_, size, skipped = lines(tmp_path / "sizes.jsonl")
     found["unique_tokens"], found["skipped"] = set(size) - {"type"}, set(skipped) - {"type"}
+    found["probe"] = set(ProbeLine.model_fields) - {"type", "at", "number"}  # tests/walk/test_probes.py answers some
+    found["phase"].add("probes")
     found["fork"] = set(ForkLine.model_fields) - {"type", "at", "number"}  # tests/replay/test_replay.py forks
     found["header.parent"] = set(Parent.model_fields)
     found["alarm"] = set(AlarmLine.model_fields) - {"type", "at", "number"}  # tests/walk/test_guard.py raises some

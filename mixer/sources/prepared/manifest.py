@@ -191,7 +191,7 @@ def _listing(files: Sequence[Path]) -> tuple[InputFile, ...]:
 def check_against(manifest: Manifest, curriculum: Curriculum, tokenizer_fingerprint: str | None, place: Path) -> None:
     """Raise PreparedMismatchError naming everything in which the config differs from what the rows were made with."""
     found = [*_settings(manifest, curriculum, tokenizer_fingerprint)]
-    for source in curriculum.sources:
+    for source in curriculum.read_sources:
         found += source_differences(source, manifest.sources.get(source.name), curriculum.resolve)
     if found:
         raise PreparedMismatchError(

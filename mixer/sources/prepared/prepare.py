@@ -113,9 +113,9 @@ def prepare(
     except ValueError as error:
         raise ConfigError(f"prepare: {error}") from error
     for name in sources or ():
-        if name not in curriculum.names:
-            raise UnknownSourceError(f"prepare: unknown source {name!r}{suggestion(name, curriculum.names)}")
-    chosen = [source for source in curriculum.sources if sources is None or source.name in sources]
+        if name not in curriculum.probed_names:
+            raise UnknownSourceError(f"prepare: unknown source {name!r}{suggestion(name, curriculum.probed_names)}")
+    chosen = [source for source in curriculum.read_sources if sources is None or source.name in sources]
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / LOCK)
@@ -171,7 +171,7 @@ class _Preparation:
                 ]
             )
         self._make(wanted, jobs, report)
-        missing = tuple(source.name for source in self._curriculum.sources if self._ready_folder(source) is None)
+        missing = tuple(source.name for source in self._curriculum.read_sources if self._ready_folder(source) is None)
         made = tuple(source.name for source in wanted)
         ready = tuple(source.name for source in chosen if source not in wanted)
         return Outcome(made, ready, missing, None if missing else self._publish())
@@ -228,11 +228,11 @@ class _Preparation:
         """Move what was made to its place and write the manifest."""
         made = [
             source
-            for source in self._curriculum.sources
+            for source in self._curriculum.read_sources
             if self._ready_folder(source) == self._out / WORK / SOURCES / source.name
         ]
         try:
-            is_known = set(self._curriculum.names) <= set(read_manifest(self._out).sources)
+            is_known = set(self._curriculum.probed_names) <= set(read_manifest(self._out).sources)
         except MixerError:
             is_known = False
         try:
@@ -255,8 +255,8 @@ class _Preparation:
 
     def _manifest(self) -> Manifest:
         """Return the manifest of the config's sources, and of others in the folder with the same settings."""
-        others = sorted({path.name for path in (self._out / SOURCES).iterdir()} - {*self._curriculum.names})
-        records = {name: _record(self._out / SOURCES / name) for name in (*self._curriculum.names, *others)}
+        others = sorted({path.name for path in (self._out / SOURCES).iterdir()} - {*self._curriculum.probed_names})
+        records = {name: _record(self._out / SOURCES / name) for name in (*self._curriculum.probed_names, *others)}
         return Manifest(
             code_version=importlib.metadata.version("curriculum-mixer"),
             dtype=self._format.dtype.name,

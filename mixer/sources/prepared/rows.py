@@ -265,7 +265,9 @@ class Prepared:
         """Take a manifest for what the folder holds."""
         self.folder = folder
         self.manifest = manifest
-        self.sources: dict[str, PreparedRows] = {name: self._rows(name, "train") for name in manifest.sources}
+        self.sources: dict[str, PreparedRows] = {
+            name: self._rows(name, "train") for name, source in manifest.sources.items() if source.train.rows
+        }  # without targets, all of whose rows are held out
 
     @classmethod
     def open(cls, folder: str | Path) -> Prepared:
@@ -298,8 +300,9 @@ class Prepared:
 
     def held_out(self, name: str) -> PreparedRows:
         """Return the rows of the documents of a source that are never trained on; possibly none."""
-        if name not in self.sources:
-            raise UnknownSourceError(f"prepared rows: unknown source {name!r}{suggestion(name, self.sources)}")
+        if name not in self.manifest.sources:
+            known = suggestion(name, self.manifest.sources)
+            raise UnknownSourceError(f"prepared rows: unknown source {name!r}{known}")
         return self._rows(name, "held_out")
 
     def tokenizer(self) -> TextTokenizer:
@@ -323,8 +326,9 @@ class Prepared:
 
     def verify(self) -> None:
         """Read all files and compare their digests; raise MalformedDataError for the first that differs."""
-        for name, rows in self.sources.items():
+        for rows in self.sources.values():
             rows.verify()
+        for name in self.manifest.sources:
             self.held_out(name).verify()
 
     def _rows(self, name: str, split: Split) -> PreparedRows:

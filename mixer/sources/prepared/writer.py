@@ -138,6 +138,8 @@ class SourcePreparation:
         self._tokenizer = tokenizer
         self._folder = folder
         self._format = row_format
+        is_target = source.role == "target"  # which is never trained on
+        self._holdout, self._needed = (1.0, SPLITS[1]) if is_target else (row_format.holdout, SPLITS[0])
         self._resolve = resolve
         self._files = self._input_files()
         self._key = digest_of([row_format.settings, row_format.shard_rows, source_definition(source)])
@@ -205,7 +207,7 @@ class SourcePreparation:
         is_text = self._source.token_column is None
         encoded = self._tokenizer.encode(chunk.documents) if is_text else chunk.documents
         hashed = text_bytes if is_text else token_bytes
-        fraction = self._format.holdout
+        fraction = self._holdout
         is_out = [fraction > 0 and is_held_out(hashed(document), fraction) for document in chunk.documents]
         for split in SPLITS:
             documents = [ids for ids, out in zip(encoded, is_out, strict=True) if out == (split == "held_out")]
@@ -301,9 +303,9 @@ class SourcePreparation:
 
     def _finish(self) -> SourceManifest:
         splits = {name: self._finished(name, split) for name, split in self._splits.items()}
-        if not splits["train"].rows:
+        if not splits[self._needed].rows:
             raise EmptySourceError(
-                f"source {self._source.name}: its {splits['train'].tokens} tokens do not fill one row of "
+                f"source {self._source.name}: its {splits[self._needed].tokens} tokens do not fill one row of "
                 f"{self._format.sequence_length + 1}; give it more text, or lower sequence_length"
             )
         changes = [*file_differences(self._source.name, self._files, self._input_files())]

@@ -88,6 +88,29 @@ def delivery(engine_of: EngineOf) -> APIRouter:
         is_new = await run_in_threadpool(engine.report, body.step, losses, body.world_size)
         return FeedbackTaken(is_new=is_new, differs=None if is_new else engine.differs(body.step, losses))
 
+    @router.get(
+        "/probes/{step}",
+        dependencies=[needs("train")],
+        summary="A rank's held-out rows of a step that offers a probe, to measure losses on",
+        response_class=Response,
+        responses={**errors(404), **_BATCH},
+    )
+    async def probe(
+        request: Request,
+        engine: Run,
+        step: Annotated[Step, Path(examples=[0])],
+        rank: RankNumber = 0,
+        world_size: WorldSize = 1,
+        wait_s: Annotated[float, Query(ge=0, le=3600, description="longest wait for a step that is not decided")] = 10,
+    ) -> Response:
+        body = await engine.probe(step, rank, world_size, wait_s)
+        return batch_response(body, request.headers.get("if-none-match"))
+
+    @router.post("/feedback/probes", dependencies=[needs("train")], summary="Held-out losses of one rank in one probe")
+    async def probe_feedback(engine: Run, body: Feedback) -> FeedbackTaken:
+        losses = body.losses(engine.curriculum.probed_names)
+        return FeedbackTaken(is_new=await run_in_threadpool(engine.probes.report, body.step, losses, body.world_size))
+
     @router.get("/progress", dependencies=[needs("read")], summary="What each source has given before a step")
     async def progress(engine: Run, step: Annotated[Step, Query(examples=[0])]) -> dict[str, SourceProgress]:
         found = await run_in_threadpool(engine.progress, step)
