@@ -73,11 +73,11 @@ def test_a_run_learns_and_is_not_done_twice(tmp_path: Path, gathered: Path, monk
     from benchmarks.laboratory.experiment import Study, run
 
     monkeypatch.setenv("MIXER_CACHE", str(gathered))
-    study = Study("python", epochs=20, steps=20)
-    found = run(study, "default", 0, tmp_path)
+    study = Study("python", epochs=4, steps=20)
+    found = run(study, "water_filling", 0, tmp_path)
     first, last = (np.mean(list(losses.values())) for _, losses in (found["curve"][0], found["curve"][-1]))
     assert last < first
     assert sum(found["drawn"].values()) == pytest.approx(1)
     [path] = (tmp_path / "runs").glob("*.json")
     path.write_text(json.dumps({"arm": "kept"}), encoding="utf-8")
-    assert run(study, "default", 0, tmp_path) == {"arm": "kept"}
+    assert run(study, "water_filling", 0, tmp_path) == {"arm": "kept"}
