@@ -62,10 +62,22 @@ ARMS: dict[str, Callable[[Setting], Config]] = {
     "andrea": _policy(name="andrea"),
     "odm": _policy(name="odm"),
     "ado": _ado,
-    "default": _policy(name="ucb"),
+    "ucb": _policy(name="ucb"),
     "ucb, no random": _calm(0.3),
     "ucb, no random, 4 epochs": _calm(0.3, epochs=4),
     "ucb, eta 0.1, no random, 4 epochs": _calm(0.1, epochs=4),
     "ucb, eta 0.03, no random, 4 epochs": _calm(0.03, epochs=4),
+    "water_filling": _policy(name="water_filling"),
+    "water_filling, power 0": _policy(name="water_filling", power=0.0),
+    "water_filling, power 0.25": _policy(name="water_filling", power=0.25),
+    "water_filling, the law": _policy(name="water_filling", power=1.0, gate=0.0),
+    "water_filling, no epochs": lambda _setting: {"policy": "water_filling", "max_epochs": None},
+    "water_filling, random phases": lambda _setting: {
+        "policy": {"name": "water_filling", "random_phases": True},
+        "phases": {"initial_random": 0, "random_probability": 0.1},
+    },
+    "exp3": _policy(name="exp3"),
+    "softmax": _policy(name="softmax"),
+    "linear": _policy(name="linear"),
 }
-QUICK = ("uniform", "unimax-4", "default", "ucb, eta 0.1, no random, 4 epochs")
+QUICK = ("uniform", "unimax-4", "ucb", "water_filling")

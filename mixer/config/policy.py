@@ -94,12 +94,16 @@ class WaterFillingConfig(Frozen):
     """The best allocation of the tokens that are left, if losses fall with the logarithm of a source's tokens."""
 
     name: Literal["water_filling"] = "water_filling"
-    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta (the best allocation)")
+    eta: float = Field(1.0, gt=0, le=1, description="w <- (1 - eta) w + eta (the best allocation)")
     eta_decay: Literal["none", "linear", "cosine"] = Field("none", description="how eta falls to 0 towards the end")
     eta_decay_over: Literal["run", "regime"] = Field("run", description="eta_decay: towards the end of which")
     width: float = Field(0.0, ge=0, le=MAX_FACTOR, description="c: standard errors of optimism added to a slope")
-    power: float = Field(1.0, ge=0, le=10, description="alpha: of the slopes; 1 is the law's optimum, 0 level tokens")
-    prior: float = Field(3.0, ge=0, le=MAX_FACTOR, description="observations that the mean slope of all sources counts")
+    power: float = Field(0.5, ge=0, le=10, description="alpha: of the slopes; 1 is the law's optimum, 0 level tokens")
+    gate: float = Field(
+        0.5, ge=0, le=1, description="a source whose slope is below this share of the mean slope fades out; 0: none"
+    )
+    least: float = Field(0.02, ge=0, le=1, description="what the gate leaves at least of a source's gain")
+    prior: float = Field(0.5, ge=0, le=MAX_FACTOR, description="observations that the mean slope of all sources counts")
     horizon: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="steps to allocate at a time; default: the rest of the run"
     )
@@ -107,10 +111,11 @@ class WaterFillingConfig(Frozen):
         0.5, ge=0, le=MAX_FACTOR, description="the horizon is at least this share of the tokens seen"
     )
     losses: Literal["train", "heldout"] = Field("train", description="heldout: slopes of held-out losses (probes)")
-    kappa: float = Field(1.5, ge=0, le=100, description="discount exponent of the slopes in log time")
-    tau_0: float = Field(100.0, ge=1e-6, le=MAX_STEPS, description="steps added to log time")
+    kappa: float = Field(3.0, ge=0, le=100, description="discount exponent of the slopes in log time")
+    tau_0: float = Field(20.0, ge=1e-6, le=MAX_STEPS, description="steps added to log time")
     repetition: float = Field(15.4, ge=1e-6, le=MAX_FACTOR, description="R* of Muennighoff et al. 2023")
     targets: dict[str, Target] | None = Field(None, description="weight of each source in the goal")
+    random_phases: bool = Field(False, description="whether the random phases of `phases` happen")
 
 
 class AndreaConfig(Frozen):

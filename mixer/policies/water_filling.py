@@ -14,6 +14,7 @@ from mixer.policies.slopes import SlopePolicy, Slopes
 from mixer.region.region import Region
 from mixer.types import Array, BoolArray, State
 
+GATE_POWER = 4  # how steeply a source fades below the gate
 LEAST_GAIN = 1e-12  # of the largest; a source that pays less is one that pays nothing
 
 
@@ -23,11 +24,17 @@ class WaterFillingPolicy(SlopePolicy):
     If source i's loss falls by v_i nats per e-fold of its tokens N_i, and H tokens are left, the weights to spend them
     with are those of the region that maximise
 
-        sum_i a_i ln(N_i + w_i H),     a_i = target_i rho_i max(0, v_i + c se_i)^alpha
+        sum_i a_i ln(N_i + w_i H),     a_i = target_i rho_i max(fade_i r_i^alpha, least)
+        r_i = max(0, v_i + c se_i) / (their mean over the sources),     fade_i = min(1, r_i / gate)^4
 
-    alpha = 1 is the optimum of that law. The answer is ``w_i = clip(s a_i - N_i / H, lower_i, upper_i)`` for the level
-    s that makes the sum 1. It is worked out anew in every phase, and the walk goes ``eta`` of the way to it. Unlike a
-    step to the best vertex it has no reason to swing: sources of nearly equal slopes get nearly equal weights.
+    alpha = 1 and no gate are the optimum of that law. The answer is ``w_i = clip(s a_i - N_i / H, lower_i, upper_i)``
+    for the level s that makes the sum 1. It is worked out anew in every phase, and the walk goes ``eta`` of the way to
+    it. Unlike a step to the best vertex it has no reason to swing: near slopes get near weights.
+
+    The law knows nothing of transfer: what a source teaches about the others is credited to their own tokens. On real
+    text, where sources of one language teach each other, a smaller alpha is better than 1. A source that teaches
+    nothing has a slope far below the mean; ``gate`` makes such a source fade out, and the others keep what alpha gives
+    them. ``least`` keeps a little of it, so that a source that begins to teach is found.
 
     Slopes are first drawn towards their mean over the sources, by a prior worth ``prior`` observations each (n_i
     observations, discounted): ``v_i <- (n_i v_i + prior vbar) / (n_i + prior)``, vbar = sum n_j v_j / sum n_j. A source
@@ -47,6 +54,7 @@ class WaterFillingPolicy(SlopePolicy):
         total_steps: int,
     ) -> None:
         super().__init__(config, targets=targets, first_tokens=batch_tokens, is_heldout=config.losses == "heldout")
+        self.teleports = "by chance" if config.random_phases else "never"
         self._config = config
         self._batch_tokens = batch_tokens
         self._total_steps = total_steps
@@ -65,9 +73,7 @@ class WaterFillingPolicy(SlopePolicy):
         """Step towards the best allocation; sources in alarm promise nothing."""
         fit = self.slopes(state, unique_tokens)
         mean, width = self.shrunk(state, fit), self._config.width * fit.error
-        promise = np.maximum(0.0, mean + width)
-        most = float(promise.max()) or 1.0
-        gain = self._targets * fit.repetition * most * (promise / most) ** self._config.power
+        gain = self._targets * fit.repetition * self._promise(np.maximum(0.0, mean + width))
         if alarmed is not None:
             gain = np.where(alarmed, 0.0, gain)
         horizon = self._horizon(state)
@@ -76,6 +82,14 @@ class WaterFillingPolicy(SlopePolicy):
         parts |= {"tokens": state["tokens"], "gain": gain, "index": solution}
         moved = region.step(weights, solution, self._config.eta)
         return Choice(moved, parts={**silenced(parts, alarmed), "index": solution})
+
+    def _promise(self, slopes: Array) -> Array:
+        """Return what each source promises as it is read, [K], against one of mean slope without a gate."""
+        mean = float(slopes.mean())
+        relative = slopes / mean if mean > 0 else np.ones(slopes.size)
+        gate = self._config.gate
+        fade = np.minimum(relative / gate, 1.0) ** GATE_POWER if gate > 0 else 1.0
+        return np.maximum(fade * relative**self._config.power, self._config.least)
 
     def shrunk(self, state: State, fit: Slopes) -> Array:
         """Return the slopes drawn towards their mean, [K]; 1 for all sources if none has a fit."""

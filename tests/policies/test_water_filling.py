@@ -78,7 +78,10 @@ def test_it_agrees_with_a_general_solver() -> None:
 
 
 def policy_of(num_sources: int = 3, **settings: Any) -> WaterFillingPolicy:
-    made = make_policy(curriculum(num_sources, policy={"name": "water_filling", **settings}))
+    """Return the policy with these settings; by default the optimum of the law, without a gate."""
+    made = make_policy(
+        curriculum(num_sources, policy={"name": "water_filling", "power": 1.0, "gate": 0.0, "least": 0.0, **settings})
+    )
     assert isinstance(made, WaterFillingPolicy)
     return made
 
@@ -106,7 +109,7 @@ def test_the_solution_worked_by_hand() -> None:
     choice = policy.choose(state, FREE, np.array([0.2, 0.2, 0.6]), np.zeros(3))
     # N / H is 0.2, 0.3 and 0.5; c falls in vain: 1.5 is shared 3 : 2 by a and b
     np.testing.assert_allclose(choice.parts["index"], [0.7, 0.3, 0.0], atol=1e-15)
-    np.testing.assert_allclose(choice.parts["gain"], [1.0, 2 / 3, 0.0])  # a third each of the targets
+    np.testing.assert_allclose(choice.parts["gain"], [0.6, 0.4, 0.0])  # slopes over their mean, 5/3, times 1/3
     np.testing.assert_allclose(choice.weights, [0.45, 0.25, 0.3])
     assert choice.vertex is None
 
@@ -128,7 +131,31 @@ def test_optimism_power_targets_and_repetition_shape_the_gain() -> None:
     parts = policy.choose(state, FREE, np.full(3, 1 / 3), np.array([0.0, 10.0, 0.0])).parts
     repetition = math.exp(-(100 / 10 - 1) / 15.4)
     assert parts["width"].tolist() == [2.0, 0.0, 0.0]
-    np.testing.assert_allclose(parts["gain"], [0.25 * 3, 0.75 * repetition * 3 * (1 / 3) ** 2, 0.0])
+    mean = (3 + 1 + 1) / 3
+    np.testing.assert_allclose(parts["gain"], [0.25 * (3 / mean) ** 2, 0.75 * repetition / mean**2, 0.0])
+
+
+def test_a_source_below_the_gate_fades_out_and_the_others_keep_what_they_have() -> None:
+    policy = policy_of(4, power=0.0, gate=0.5, least=0.001, prior=0.0)
+    parts = policy.choose(
+        learned(np.array([1.5, 1.0, 1.3, 0.2])), Region(["a", "b", "c", "d"]), np.full(4, 0.25), np.zeros(4)
+    ).parts  # the mean is 1, the gate stands at 0.5
+    np.testing.assert_allclose(parts["gain"] / parts["gain"][0], [1.0, 1.0, 1.0, 0.4**4])
+    parts = (
+        policy_of(4, power=0.0, gate=0.5, least=0.1, prior=0.0)
+        .choose(learned(np.array([1.5, 1.0, 1.5, -1.0])), Region(["a", "b", "c", "d"]), np.full(4, 0.25), np.zeros(4))
+        .parts
+    )
+    np.testing.assert_allclose(parts["gain"] / parts["gain"][0], [1.0, 1.0, 1.0, 0.1])  # still in sight
+
+
+def test_random_phases_happen_if_they_are_asked_for() -> None:
+    def kinds(**settings: Any) -> set[str]:
+        run = curriculum(3, policy={"name": "water_filling", **settings}, phases={"initial_random": 2})
+        return {phase.kind for phase in drive(Walk(run), 200)}
+
+    assert kinds() == {"bandit"}
+    assert kinds(random_phases=True) == {"bandit", "random"}
 
 
 def test_the_horizon_is_what_is_left_of_the_run_but_not_too_little() -> None:
@@ -191,6 +218,8 @@ def test_noise_is_left_near_its_floor_and_equal_learners_stay_nearly_level() -> 
     [
         ({"horizon": 0}, "horizon"),
         ({"power": -1}, "power"),
+        ({"gate": 1.5}, "gate"),
+        ({"least": -0.1}, "least"),
         ({"prior": -1}, "prior"),
         ({"least_horizon": -0.5}, "least_horizon"),
         ({"losses": "test"}, "losses"),
@@ -204,11 +233,6 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 
 
 def test_the_length_of_the_run_counts_where_the_policy_plans_with_it() -> None:
-    lengths = (1000, 2000)
+    lengths, fixed = (1000, 2000), {"name": "water_filling", "horizon": 50}
     assert len({curriculum(3, policy="water_filling", total_steps=n).fingerprint for n in lengths}) == 2
-    assert (
-        len(
-            {curriculum(3, policy={"name": "water_filling", "horizon": 50}, total_steps=n).fingerprint for n in lengths}
-        )
-        == 1
-    )
+    assert len({curriculum(3, policy=fixed, max_epochs=None, total_steps=n).fingerprint for n in lengths}) == 1

@@ -287,14 +287,14 @@ def test_auto_is_four_epochs_under_water_filling_and_no_limit_under_another_poli
 
 
 def test_a_run_that_four_epochs_cannot_fill_is_refused_if_they_were_asked_for_and_under_auto_reads_all_alike() -> None:
-    tokens, fields = [100, 200, 400], {"total_steps": 300, "policy": "water_filling"}
+    tokens: list[int | None] = [100, 200, 400]
     with pytest.raises(ConfigError, match="max_epochs: steps 0 to 299 need"):
-        limited_run(tokens, **fields, max_epochs=4)
-    run = limited_run(tokens, **fields, max_epochs="auto")
+        limited_run(tokens, policy="water_filling", max_epochs=4)
+    run = limited_run(tokens, policy="water_filling", max_epochs="auto")
     walk = Walk(run)
     drive(walk, run.total_steps)
-    epochs = rows_drawn(walk) * run.sequence_length / np.array(tokens)
-    needed = run.total_steps * run.batch_tokens / sum(tokens)
+    epochs = rows_drawn(walk) * run.sequence_length / np.array([100, 200, 400])
+    needed = run.total_steps * run.batch_tokens / 700
     assert needed > 4
     assert np.abs(epochs - needed).max() < 0.1 * needed
 
