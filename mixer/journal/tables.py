@@ -32,6 +32,7 @@ class JournalTables:
     _lines: PhaseLines = field(init=False)
     _starts: list[int] = field(default_factory=list)
     _sums: list[Array] = field(default_factory=list)  # of each phase: loss sums and tokens, [2, K]
+    _probes: dict[int, Array] = field(default_factory=dict)  # of each step probed: loss sums and tokens, [2, K + M]
 
     def __post_init__(self) -> None:
         self._lines = PhaseLines(self.header["curriculum"])
@@ -45,6 +46,11 @@ class JournalTables:
     def names(self) -> list[str]:
         """The sources in declared order."""
         return [source["name"] for source in self.header["curriculum"]["sources"]]
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of what is only measured, by probes, M of them."""
+        return [target["name"] for target in self.header["curriculum"].get("targets", ())]
 
     @property
     def end(self) -> int:
@@ -66,6 +72,12 @@ class JournalTables:
             sums = self._sums[bisect.bisect_right(self._starts, record["step"]) - 1]
             sums[0, record["sources"]] += record["loss_sums"]
             sums[1, record["sources"]] += record["tokens"]
+
+        elif record["type"] == "probe":
+            size = len(self.names) + len(self.targets)
+            probed = self._probes.setdefault(record["step"], np.zeros((2, size)))
+            probed[0, record["sources"]] += record["loss_sums"]
+            probed[1, record["sources"]] += record["tokens"]
 
     def _cut(self, pivot: dict[str, Any]) -> None:
         """Leave of the newest phase what a pivot left of it."""
@@ -112,6 +124,14 @@ class JournalTables:
         sums = np.array(self._sums).reshape(-1, 2, len(self.names))
         losses, tokens = sums[:, 0], sums[:, 1]
         return np.divide(losses, tokens, out=np.full_like(losses, np.nan), where=tokens > 0)
+
+    def held_out_losses(self) -> tuple[IntArray, Array]:
+        """Return the n steps that were probed, [n], and the held-out loss of each source and target, [n, K + M]."""
+        steps = sorted(self._probes)
+        sums = np.array([self._probes[step] for step in steps]).reshape(-1, 2, len(self.names) + len(self.targets))
+        losses, tokens = sums[:, 0], sums[:, 1]
+        means = np.divide(losses, tokens, out=np.full_like(losses, np.nan), where=tokens > 0)
+        return np.array(steps, dtype=np.int64), means
 
     def parts(self, name: str) -> Array:
         """One part of the index of each source at each decision, [P, K]; NaN where there was none."""

@@ -16,10 +16,14 @@ from andrea.train import Trainer, TrainingConfig
 from andrea.train import train as train_model
 from mixer.analysis.explain import explain
 from mixer.analysis.export import export_tables
+from mixer.analysis.plots.page import figures
+from mixer.analysis.plots.picture import draw
+from mixer.analysis.plots.view import make_view
 from mixer.config.curriculum import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.errors import ConfigError, FeedbackError, InvalidLossError, ProbeNotOfferedError, TopologyError
 from mixer.journal.file import read_journal
+from mixer.journal.tables import read_tables
 from mixer.replay import Replay
 from mixer.replay.verify import audit
 from mixer.sources.prepared.prepare import prepare
@@ -125,6 +129,16 @@ def test_answers_reach_the_policy_and_the_journal_and_are_replayed(folder: Path,
     assert [(row["step"], row["source"]) for row in rows] == [
         (probe["step"], name) for probe in probes for name in ("s0", "s1", "s2", "goal")
     ]
+    view = make_view(read_tables(tmp_path / "run.jsonl"))
+    steps, curves = view.held_out()
+    assert steps.tolist() == [probe["step"] for probe in probes]
+    assert [name for name, _, _ in curves] == ["s0", "s1", "s2", "goal"]
+    assert curves[3][2].tolist() == [row["mean_loss"] for row in rows[3::4]]
+    drawn = {trace.name for figure in figures(view) for trace in figure.data}
+    assert {f"{name}, held out" for name, _, _ in curves} <= drawn
+    (axes,) = [axes for axes in draw(view, "run").axes if axes.get_title().startswith("loss of each source")]
+    assert "dotted: held out" in axes.get_title()
+    assert len([line for line in axes.lines if line.get_linestyle() == ":"]) == 4
     answer = explain(tmp_path / "run.jsonl", probes[1]["step"])
     assert answer["probes"]["mean_losses"]["goal"] == pytest.approx(rows[3]["mean_loss"])
     assert any("Held-out losses, the newest measured at step 0: s0 " in line for line in answer["words"])

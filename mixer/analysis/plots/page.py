@@ -248,9 +248,16 @@ def _span_of(view: View, mark: Mark) -> int:
 
 
 def _loss_figure(view: View) -> go.Figure:
-    """Mean loss of each source over each span."""
+    """Mean loss of each source over each span, and dotted what probes measured of its held-out rows."""
     figure = go.Figure()
     _add_lines(figure, view, view.losses)
+    steps, lines = view.held_out()
+    for name, colour, losses in lines if steps.size else []:
+        figure.add_scatter(
+            x=steps, y=_short(losses), name=f"{html.escape(name)}, held out", mode="lines+markers",
+            line={"color": colour, "width": 1.5, "dash": "dot"}, marker={"size": 4}, connectgaps=True,
+            hovertemplate="%{y:.3f}",
+        )  # fmt: skip
     _mark_regimes(figure, view)
     alarms = view.story.alarms
     if alarms:

@@ -65,8 +65,12 @@ def draw(view: View, title: str) -> Figure:
     _kinds(axes["kinds"], view)
     _region(axes["region"], view)
     alarms = view.story.alarms
-    crosses = " (x: alarms)" if alarms else ""
+    marks = ["x: alarms"] * bool(alarms) + ["dotted: held out"] * bool(view.story.held_out_losses()[0].size)
+    crosses = f" ({', '.join(marks)})" if marks else ""
     _lines(axes["losses"], view, view.losses, f"loss of each source, nats per token{crosses}")
+    steps, lines = view.held_out()
+    for _, colour, held_out in lines:
+        axes["losses"].plot(steps, held_out, color=colour, linewidth=1, linestyle=":", marker=".", markersize=3)
     at = [alarm["step"] for alarm in alarms], [alarm["loss"] for alarm in alarms]
     axes["losses"].scatter(*at, marker="x", s=50, color=ALARM_COLOUR, zorder=4)
     _positive_lines(axes["index"], view, view.index, "index of each source")

@@ -63,6 +63,15 @@ class View:
     marks: tuple[Mark, ...]
     phases_per_span: int
 
+    def held_out(self) -> tuple[IntArray, list[tuple[str, str, Array]]]:
+        """Return the n steps that were probed, and (name, colour, losses [n]) of each source shown and each target."""
+        steps, losses = self.story.held_out_losses()
+        chosen = np.unique(np.linspace(0, max(len(steps) - 1, 0), min(len(steps), MAX_SPANS)).astype(np.int64))
+        number, targets = len(self.story.names), self.story.targets
+        lines = [(self.names[j], self.colours[j], int(i)) for j, i in enumerate(self.shown)]
+        lines += [(name, colour_of(number + i), number + i) for i, name in enumerate(targets)]
+        return steps[chosen], [(name, colour, losses[chosen, i]) for name, colour, i in lines]
+
     @property
     def middles(self) -> Array:
         """The middle step of each span, [S]."""
