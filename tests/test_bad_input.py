@@ -72,7 +72,7 @@ FILES = [
     # Keys that no field has.
     file("unknown key", "flors: {web: 0.1}\n", "^flors: unknown key; did you mean 'floors'"),
     file("unknown key in a policy", "policy: {name: ucb, etta: 1}\n", "^policy.ucb.etta: unknown key; did you mean 'eta'"),
-    file("another policy's key", "policy: {name: andrea, kappa: 1}\n", "kappa: unknown key; known keys: name, eta, expl"),
+    file("another policy's key", "policy: {name: andrea, kappa: 1}\n", "kappa: unknown key; known keys: name, eta, eta_decay"),
     file("unknown key in a source", "sources: [{name: a, locl: topics}]\n", "^sources.0.locl: .* did you mean 'local'"),
     file("unknown key in a pivot", "pivots: [{name: a, at_step: 70, cap: {}}]\n", "pivots.0.cap: .* did you mean 'caps'"),
     file("unknown key of phases", "phases: {min_step: 7}\n", "phases.min_step: unknown key; did you mean 'min_steps'"),

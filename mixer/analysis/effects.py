@@ -333,7 +333,8 @@ def _too_few(story: JournalTables, num: int) -> str:
     if story.phases and "random" not in kinds:
         return (
             f"this walk has no random phase, and at least {MIN_PHASES} are needed: only they are drawn independently "
-            "of the model; a run with phases.random_probability above 0 and policy ucb or andrea has them"
+            "of the model; a run with phases.random_probability above 0 has them under policy ucb or andrea, and under "
+            "policy water_filling with random_phases: true"
         )
     return (
         f"{num} random phases have an outcome, at least {MIN_PHASES} are needed; "

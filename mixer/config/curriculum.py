@@ -33,7 +33,6 @@ from mixer.config.policy import (
     PolicyConfig,
     ProportionalConfig,
     StaticConfig,
-    UcbConfig,
     UnimaxConfig,
     WaterFillingConfig,
 )
@@ -255,7 +254,7 @@ class Curriculum(Frozen):
     curriculum_warmup_sources: tuple[str, ...] = ()
     pivots: tuple[ScheduledPivot, ...] = ()
     phases: PhasesConfig = PhasesConfig()
-    policy: PolicyConfig = UcbConfig()
+    policy: PolicyConfig = WaterFillingConfig()
     guard: GuardConfig | None = Field(GuardConfig(), description="alarms for sources learned by heart; `off`: none")
     feedback_lag: int = Field(
         0, ge=0, le=MAX_LAG, description="a phase from step s is decided on losses of steps < s - lag"

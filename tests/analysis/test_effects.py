@@ -136,6 +136,7 @@ def test_the_contrast_is_the_horvitz_thompson_sum_written_out() -> None:
 
 def run_of(path: Path, steps: int, **fields: Any) -> Path:
     names = ["web", "code", "books"]
+    fields = {"policy": "ucb", **fields}
     run = Curriculum(
         total_steps=steps, batch_rows=8, sequence_length=32, sources=[{"name": name, "tokens": 10**6} for name in names],
         **fields,

@@ -10,7 +10,7 @@ from hypothesis import given
 from pydantic import ValidationError
 
 from mixer.config.curriculum import Curriculum, Pivot, shipped_config
-from mixer.config.policy import AndreaConfig, UcbConfig
+from mixer.config.policy import AndreaConfig, WaterFillingConfig
 from mixer.errors import ConfigError
 from mixer.sampling.phases import PhaseLaw
 from tests.support.curricula import curricula, curriculum
@@ -63,7 +63,8 @@ def test_a_file_says_everything_and_the_rest_has_defaults(tmp_path: Path) -> Non
     assert run.regimes[2].region.caps.tolist() == [1.0, 1.0, 0.0]
     assert run.regimes[0].region.caps.tolist() == [1.0, 0.0, 1.0]
     assert run.resolve("more.jsonl") == tmp_path / "more.jsonl"
-    assert curriculum().policy == UcbConfig()
+    least = {"total_steps": 10, "batch_rows": 8, "sequence_length": 4, "sources": [{"name": "a", "local": "topics"}]}
+    assert Curriculum(**least).policy == WaterFillingConfig()
 
 
 def test_a_setting_cannot_be_changed_after_the_start() -> None:

@@ -123,7 +123,11 @@ def test_kind_and_length_depend_on_seed_and_index_only() -> None:
     assert law_of(drive(Walk(curriculum(3, **kept)), 200, late=ragged)) == reference
     assert law_of([Walk(curriculum(3, **kept)).phase_at(step) for step in range(200)]) == reference
     assert law_of(drive(Walk(curriculum(7, **kept, floors={"source-2": 0.5})), 200)) == reference
-    for policy in POLICIES[:5]:  # those whose phases are random by chance
+    for policy in (
+        *POLICIES[:4],
+        {"name": "water_filling", "random_phases": True},
+        {"name": "andrea"},
+    ):  # those whose phases are random by chance
         assert law_of(drive(Walk(curriculum(3, **kept, policy=policy)), 200)) == reference
     assert law_of(drive(Walk(curriculum(3, **{**kept, "seed": 12})), 200)) != reference
 

@@ -62,9 +62,9 @@ def mean_losses(losses: SourceLosses) -> Array:
 
 
 def curriculum(num_sources: int = 3, **fields: Any) -> Curriculum:
-    """Return a small curriculum; each keyword replaces a field."""
+    """Return a small curriculum under ``ucb``, which teleports by chance; each keyword replaces a field."""
     sources = [{"name": name, "local": "topics", "tokens": 1_000_000} for name in source_names(num_sources)]
-    policy = fields.get("policy")
+    policy = fields.setdefault("policy", {"name": "ucb"})
     if isinstance(policy, Mapping) and {policy.get("losses"), policy.get("reward")} & {*OF_PROBES}:
         fields = {"holdout": 0.1, "probes": {}, **fields}
     return Curriculum(**{"total_steps": 10_000, "batch_rows": 8, "sequence_length": 4, "sources": sources, **fields})

@@ -19,7 +19,12 @@ from mixer.replay.verify import audit
 from mixer.walk.walk import Walk
 from tests.support.curricula import curricula, curriculum, drive, same_phases
 
-WITH_ETA = ({"name": "ucb"}, {"name": "ucb", "reward": "loss"}, {"name": "andrea"}, {"name": "water_filling"})
+WITH_ETA = (
+    {"name": "ucb"},
+    {"name": "ucb", "reward": "loss"},
+    {"name": "andrea"},
+    {"name": "water_filling", "eta": 0.3},
+)
 RETURN = {"random_probability": 0.5, "initial_random": 2, "after_random": "return"}
 
 

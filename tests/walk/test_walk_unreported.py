@@ -104,4 +104,4 @@ def test_a_service_logs_it_with_the_name_of_the_run_once(
         body(engine, 31)
     told = [record.getMessage() for record in caplog.records if "without a single report" in record.getMessage()]
     assert len(told) == 1
-    assert told[0].startswith("run run: policy ucb decided the phase from step ")
+    assert told[0].startswith("run run: policy water_filling decided the phase from step ")
