@@ -202,7 +202,8 @@ def test_over_streams_too_nothing_that_was_fetched_ahead_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
     monkeypatch.setattr(text_stream, "GROUP_DOCUMENTS", 7)
-    run = tiny.curriculum(folder).model_copy(update={"prepared": None})
+    ahead = 5  # batches: two of each worker, and the one that the trainer fetches before it reports the last
+    run = tiny.curriculum(folder).model_copy(update={"prepared": None, "feedback_lag": ahead})
     whole = [batch["input_ids"] for batch in FetchingAhead(run, num_workers)]
     assert len(whole) == STEPS
     if num_workers < 2:  # several workers divide the documents
@@ -221,7 +222,8 @@ def test_over_streams_too_nothing_that_was_fetched_ahead_is_lost(
 
 
 def test_a_loader_goes_on_in_its_own_process_after_it_was_left(folder: Path) -> None:
-    run = tiny.curriculum(folder).model_copy(update={"prepared": None})
+    ahead = 5  # batches: two of each worker, and the one that the trainer fetches before it reports the last
+    run = tiny.curriculum(folder).model_copy(update={"prepared": None, "feedback_lag": ahead})
     whole = [batch["input_ids"] for batch in FetchingAhead(run)]
     trainer = FetchingAhead(run)
     batches = [batch["input_ids"] for _, batch in zip(range(5), trainer, strict=False)]

@@ -29,7 +29,11 @@ NAMES = ("s0", "s1", "s2", "s3")
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    return shutil.copytree(OLD, tmp_path / "old")
+    """Return a copy of the old files, whose configs name the policy that was the default of their time."""
+    copy = shutil.copytree(OLD, tmp_path / "old")
+    for config in copy.glob("*.yaml"):
+        config.write_text(config.read_text() + "policy: ucb\n")
+    return copy
 
 
 @pytest.mark.parametrize("name", ["alone", "fork"])
@@ -55,6 +59,13 @@ def test_a_run_goes_on_from_an_old_state_and_journal_or_is_told_why_not(old: Pat
         dataset.load_state_dict(state)
         sums = [int(batch["input_ids"].sum()) for batch, _ in zip(dataset, range(5), strict=False)]
     assert sums == json.loads((old / "sums.json").read_text())[STOP : STOP + 5]
+
+
+def test_a_journal_whose_policy_was_the_default_of_its_time_says_which_to_name(old: Path) -> None:
+    curriculum = Curriculum.from_yaml(OLD / "prepared.yaml")
+    with Journal.open(old / "alone.jsonl") as journal, pytest.raises(StateMismatchError) as error:
+        Walk(curriculum, journal=journal)
+    assert "they differ in policy (there ucb, here water_filling)" in str(error.value)
 
 
 def test_a_service_goes_on_with_an_old_database_and_journal(old: Path) -> None:

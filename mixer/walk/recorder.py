@@ -6,13 +6,14 @@ earlier line until it writes: then that line is said first, and what came after 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mixer.config.curriculum import Curriculum
-from mixer.errors import JournalError, StateMismatchError
+from mixer.errors import ConfigError, JournalError, StateMismatchError
 from mixer.journal.file import JOURNAL_VERSION, Journal
 from mixer.journal.header import header_record
 from mixer.journal.records import losses_to_record, phase_to_record
@@ -27,6 +28,8 @@ from mixer.types import Array, IntArray
 from mixer.walk.epochs import epochs_record
 from mixer.walk.reports import ReportSum
 from mixer.walk.state import STATE_VERSION, check_state
+
+MAX_SHOWN = 60  # characters of a value that a message repeats
 
 
 class Recorder:
@@ -60,15 +63,17 @@ class Recorder:
         if journal.position.line == 0:
             journal.append(header_record(curriculum, sources))
         else:
-            self._stand_at_beginning(journal, curriculum.fingerprint)
+            self._stand_at_beginning(journal, curriculum)
 
-    def _stand_at_beginning(self, journal: Journal, fingerprint: str) -> None:
+    def _stand_at_beginning(self, journal: Journal, curriculum: Curriculum) -> None:
         self.header = first = journal.record_at(1) or {}
+        fingerprint = curriculum.fingerprint
         found = first.get("fingerprint")
         if first.get("version") != JOURNAL_VERSION or found != fingerprint:
             raise StateMismatchError(
                 f"{journal.path}: journal version {first.get('version')} of curriculum {found}, but this is version "
-                f"{JOURNAL_VERSION} of curriculum {fingerprint}; use a new file, or the old curriculum"
+                f"{JOURNAL_VERSION} of curriculum {fingerprint}{_differences(first, curriculum)}; "
+                "use a new file, or the old curriculum"
             )
         begin, parent = 1, first["parent"]
         if parent is not None:
@@ -210,3 +215,21 @@ def decision_record(
         "feedback": feedback_summary(used, phase.start),
         **({"probes": feedback_summary(probes, phase.start)} if probes else {}),
     }
+
+
+def _differences(header: Mapping[str, Any], curriculum: Curriculum) -> str:
+    """Return in words which fields differ, with both values where they are short."""
+    try:
+        found = Curriculum(**header["curriculum"]).model_dump(mode="json")  # with the fields that are newer than it
+    except (ConfigError, KeyError, TypeError):
+        return ""
+    ours = curriculum.model_dump(mode="json")
+    told = []
+    for key in (key for key in found if key in ours and found[key] != ours[key]):
+        theirs, own = (_named(value) for value in (found[key], ours[key]))
+        told.append(f"{key} (there {theirs}, here {own})" if max(len(theirs), len(own)) <= MAX_SHOWN else key)
+    return f"; they differ in {', '.join(told)}" if told else ""
+
+
+def _named(value: Any) -> str:
+    return str(value["name"]) if isinstance(value, Mapping) and "name" in value else json.dumps(value)

@@ -442,7 +442,7 @@ class Walk:
         self._home = home_of(state)
         self._begun = None
         self._unique_tokens = np.array(state["unique_tokens"], dtype=np.float64)
-        self._skipped = dict.fromkeys(state["skipped"])
+        self._skipped = dict.fromkeys((name, record) for name, record in state["skipped"])
         self._phases = DecidedPhases.of(self.curriculum, state["phases"])
 
     def _follow_guard(self, guard: object, what: str) -> None:
