@@ -1,4 +1,4 @@
-"""What trainers on other machines use: ``MixerClient``, ``AsyncMixerClient`` and ``RemoteMixtureDataset``.
+"""What trainers on other machines use: ``MixerClient`` and ``RemoteMixtureDataset``.
 
 Imports ``wire`` and ``errors``, no web framework and no database. Start with ``client``; ``dataset`` has
 ``MixtureDataset``'s interface.
@@ -10,16 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.client.client import AsyncMixerClient, MixerClient
+    from service.client.client import MixerClient
     from service.client.dataset import RemoteMixtureDataset
 
-__all__ = ["AsyncMixerClient", "MixerClient", "RemoteMixtureDataset"]
+__all__ = ["MixerClient", "RemoteMixtureDataset"]
 
-_HOMES = {
-    "AsyncMixerClient": "client",
-    "MixerClient": "client",
-    "RemoteMixtureDataset": "dataset",
-}  # the last needs torch
+_HOMES = {"MixerClient": "client", "RemoteMixtureDataset": "dataset"}  # the second needs torch
 
 
 def __getattr__(name: str) -> Any:

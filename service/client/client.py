@@ -1,7 +1,8 @@
-"""What trainers on other machines use: ``MixerClient``, ``AsyncMixerClient`` and ``RemoteMixtureDataset``.
+"""``MixerClient``: one method for each request of the service's API, with retries.
 
-Needs no web framework (``pip install 'curriculum-mixer[client]'``). Whatever may come right by itself, a server that is
-being restarted for example, is tried again for ``patience_s``; then one sentence says what did not answer.
+Needs no web framework (``pip install 'curriculum-mixer[client]'``). Faults that may pass, a server that restarts for
+example, are retried for ``patience_s``; then one error says what did not answer. ``calls`` builds the requests and
+reads the answers, ``transport`` fetches batches, and ``dataset`` is the PyTorch data set over all of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-import httpx2
 import tenacity
 import urllib3
 
@@ -29,8 +29,6 @@ from service.wire.schemas import Feedback, ForkRequest, Phases, PivotRequest, Pi
 
 if TYPE_CHECKING:
     from mixer.sources.tokenizer import TextTokenizer
-
-__all__ = ["AsyncMixerClient", "MixerClient"]
 
 log = logging.getLogger(__name__)
 
@@ -234,90 +232,6 @@ class MixerClient:
         except urllib3.exceptions.HTTPError as error:
             raise TransientError(str(error) or type(error).__name__) from error
         return read(Raw(answer.status, answer.headers, answer.data), call)
-
-
-class AsyncMixerClient:
-    """As ``MixerClient``, for asyncio."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        run: str | None = None,
-        patience_s: float | None = None,
-        verify: ssl.SSLContext | None = None,
-    ) -> None:
-        self.url = checked_url(url)
-        self._calls = Calls(run)
-        self._patience = Patience(patience_s)
-        self._http = httpx2.AsyncClient(
-            base_url=self.url,
-            headers=_authorization(token),
-            timeout=httpx2.Timeout(READ_S, connect=CONNECT_S),
-            verify=True if verify is None else verify,
-            trust_env=False,
-        )
-
-    async def weights(self, step: int | None = None, *, wait_s: float = WAIT_S) -> Weights:
-        """Return the weights of the phase that covers ``step``, or of the newest."""
-        return await self._send(self._calls.weights(step, wait_s))
-
-    async def phases(self, from_step: int = 0, limit: int = 100) -> Phases:
-        """Return decisions, that which covers ``from_step`` first."""
-        return await self._send(self._calls.phases(from_step, limit))
-
-    async def batch(self, step: int, rank: int = 0, world_size: int = 1) -> RowBatch:
-        """Return a rank's rows of a step, their digest checked; waits for a step that is not built yet."""
-        return await self._send(self._calls.batch(step, rank, world_size, WAIT_S))
-
-    async def feedback(self, report: Feedback) -> bool:
-        """Tell what a rank saw in a step; it is durable when this returns. False if it was known."""
-        taken = await self._send(self._calls.feedback(report))
-        return taken.is_new
-
-    async def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
-        """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
-        return await self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))
-
-    async def status(self) -> Status:
-        """Return how the run is doing."""
-        return await self._send(self._calls.status())
-
-    async def config(self) -> dict[str, Any]:
-        """Return the run's curriculum and the server's limits."""
-        return await self._send(self._calls.config())
-
-    async def fork(self, run: str, name: str, *, at_step: int | None = None, **changes: Any) -> Run:
-        """Make a run that shares a run's history up to a step and goes on under these fields of the curriculum."""
-        return await self._send(self._calls.fork(run, ForkRequest(name=name, at_step=at_step, curriculum=changes)))
-
-    async def runs(self) -> list[Run]:
-        """Return every run."""
-        return await self._send(self._calls.runs())
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def _send(self, call: Call[Answer]) -> Answer:
-        async for attempt in tenacity.AsyncRetrying(**_retrying(self.url, self._patience)):
-            with attempt:
-                try:
-                    answer = await self._http.request(
-                        call.method, call.target, content=call.content, headers=call.headers
-                    )
-                except (httpx2.TransportError, httpx2.DecodingError) as error:
-                    raise TransientError(str(error) or type(error).__name__) from error
-                self._patience.note_answer()
-                return read(Raw(answer.status_code, answer.headers, answer.content), call)
-        raise AssertionError("tenacity returns or raises")
 
 
 def checked_url(url: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import threading
@@ -28,7 +27,7 @@ from mixer.errors import (
     TopologyError,
 )
 from mixer.journal.file import read_journal
-from service.client import AsyncMixerClient, MixerClient, RemoteMixtureDataset
+from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import RunEndedError, UnreachableError
 from service.runs.report_wait import ReportWait
 from tests.support.serving import (
@@ -296,14 +295,6 @@ def test_a_fork_shares_the_past_and_goes_on_otherwise(served: Served, client: Mi
         assert fork.config()["parent"] == {"fingerprint": client.config()["fingerprint"], "step": begin}
     refused = post(served.url + "/runs/run/fork", json={"name": "again", "at_step": begin + 1})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request")
-
-
-def test_the_async_client_asks_the_same(served: Served, client: MixerClient) -> None:
-    async def ask() -> tuple[bytes, float]:
-        async with AsyncMixerClient(served.url) as other:
-            return (await other.batch(0, 1, 2)).rows.tobytes(), (await other.weights(0)).weights["s0"]
-
-    assert asyncio.run(ask()) == (client.batch(0, 1, 2).rows.tobytes(), client.weights(0).weights["s0"])
 
 
 def test_the_journal_can_be_read_as_it_lies_on_the_disk(served: Served) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mixer.errors import MixerError
-from service.client.client import AsyncMixerClient
-from service.wire.schemas import Feedback
+from service.client.client import MixerClient
 from tests.support.serving import losses_of
 
 
@@ -23,30 +22,26 @@ class Load:
 
 
 def simulate_ranks(url: str, *, num_ranks: int, until: float, sample: Callable[[], int]) -> Load:
-    """Train with so many ranks until a moment of the monotonic clock."""
+    """Train with so many ranks, a thread each, until a moment of the monotonic clock."""
     load = Load()
 
-    async def one_rank(client: AsyncMixerClient, rank: int, names: tuple[str, ...], taken: list[int]) -> None:
-        while time.monotonic() < until:
-            try:
-                rows = await client.batch(taken[rank], rank, num_ranks)
-                await client.feedback(Feedback.of(taken[rank], losses_of(rows, rank), names))
-            except MixerError as error:
-                load.errors.append(f"rank {rank}: {error}")
-                return
-            taken[rank] += 1
+    def train(rank: int) -> int:
+        step = 0
+        with MixerClient(url, patience_s=60) as client:
+            names = tuple(client.config()["names"])
+            while time.monotonic() < until:
+                try:
+                    client.report(step, losses_of(client.batch(step, rank, num_ranks), rank), names)
+                except MixerError as error:
+                    load.errors.append(f"rank {rank}: {error}")
+                    break
+                step += 1
+        return step
 
-    async def watch() -> None:
+    with ThreadPoolExecutor(num_ranks) as ranks:  # one thread each: a rank's call may wait for the reports of others
+        taken = [ranks.submit(train, rank) for rank in range(num_ranks)]
         while time.monotonic() < until:
             load.samples.append(sample())
-            await asyncio.sleep(1)
-
-    async def run() -> None:
-        taken = [0] * num_ranks
-        async with AsyncMixerClient(url, patience_s=60) as client:
-            names = tuple((await client.config())["names"])
-            await asyncio.gather(watch(), *(one_rank(client, rank, names, taken) for rank in range(num_ranks)))
-        load.steps = min(taken)
-
-    asyncio.run(run())
+            time.sleep(1)
+        load.steps = min(future.result() for future in taken)
     return load
