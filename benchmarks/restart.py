@@ -28,8 +28,8 @@ OPENED = """
 import json, sys, time
 from pathlib import Path
 from benchmarks.restart import opened
-from service.web.memory import put_off_collections
-put_off_collections()
+from service.web.memory import disable_collections
+disable_collections()
 start = time.perf_counter()
 engine = opened(Path(sys.argv[1]), sys.argv[2] or None)
 print(json.dumps([time.perf_counter() - start, engine.decisions.frontier, engine.walk.frontier]))

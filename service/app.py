@@ -1,4 +1,7 @@
-"""``create_app(settings, store)``: the server, without globals; tests and ``mixer serve`` call it."""
+"""``create_app(settings, store)`` builds the server as an ASGI application, without globals.
+
+A request passes ``web.middleware.Gate``, then ``web.batch_endpoint`` for batches, then FastAPI and ``web.routes``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from service.runs.registry import RunRegistry
 from service.settings import Settings
 from service.storage.store import Store
 from service.web.auth import token_book
-from service.web.batch_endpoint import FastLane
+from service.web.batch_endpoint import BatchEndpoint
 from service.web.links import add_links
 from service.web.metrics import Metrics
 from service.web.middleware import Gate, Receive, Scope, Send, error_headers
@@ -47,11 +50,11 @@ def create_app(
     """Return the server as an ASGI application; runs start and stop with its lifespan.
 
     Args:
-        settings: of the server.
+        settings: the settings of the server.
         store: its database.
-        curriculum: the default run, made or gone on with; else the oldest run of the database is the default.
-        name: of that run.
-        rows: streams and tokenizer of it, as ``MixtureDataset`` takes them.
+        curriculum: the default run, which is created or continued; if None, the oldest run of the database.
+        name: the name of that run.
+        rows: its streams and tokenizer, as ``MixtureDataset`` takes them.
     """
     events = Events()
     runs = RunRegistry(settings, store, events)
@@ -60,7 +63,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with suppress(StoreError):  # logged; nobody is let in until they can be read
+        with suppress(StoreError):  # it is logged; nobody is let in until the tokens can be read
             await run_in_threadpool(book.read)
         await run_in_threadpool(runs.open_all, curriculum, name, **rows)
         try:
@@ -89,19 +92,19 @@ def create_app(
     app.include_router(runs_router())
     app.include_router(health_router())
     add_dashboard(app)
-    lane = FastLane(app.framework, runs=runs)
-    app.door = Gate(lane, settings=settings, book=book, metrics=metrics)
+    batches = BatchEndpoint(app.framework, runs=runs)
+    app.gate = Gate(batches, settings=settings, book=book, metrics=metrics)
     return app
 
 
 class GuardedApp(FastAPI):
-    """The framework behind the guard, not around it: what it wraps around all middleware costs every batch 15 us.
+    """FastAPI inside our middleware: the layers that FastAPI itself puts around middleware cost every batch 15 us.
 
-    Every error has the one shape. Whoever builds the application sets ``door``, and ``state.drain``, which at the end
-    of the server lets nobody wait any more.
+    Every error has the same shape. Who builds the application sets ``gate``, and ``state.drain``, which ends all waits
+    when the server shuts down.
     """
 
-    door: Gate
+    gate: Gate
 
     def __init__(self, summary: str, **options: Any) -> None:
         super().__init__(
@@ -128,8 +131,8 @@ class GuardedApp(FastAPI):
         await super().__call__(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, if the guard lets the request through."""
-        await self.door(scope, receive, send)
+        """Answer, if the middleware lets the request through."""
+        await self.gate(scope, receive, send)
 
 
 async def _mixer_error(_request: Request, error: Exception) -> JSONResponse:
@@ -145,18 +148,18 @@ async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:  # raised by one route of several at the address
+    if error.status_code == 405:  # the route that raised it names its own methods alone
         error.headers = {"allow": ", ".join(_methods(request))}
-    if isinstance(error.__cause__, MixerError):  # raised while the body was read, and wrapped
+    if isinstance(error.__cause__, MixerError):  # raised by our receive channel, and wrapped by FastAPI
         return await _mixer_error(request, error.__cause__)
-    if error.status_code == 400:  # a body that is no JSON is as wrong as JSON of another shape
+    if error.status_code == 400:  # malformed JSON gets the same answer as JSON of the wrong shape
         return JSONResponse(error_body(RequestError.code, str(error.detail), RequestError.hint), RequestError.status)
     code, hint = _HTTP.get(error.status_code, ("request", RequestError.hint))
     return JSONResponse(error_body(code, str(error.detail), hint), error.status_code, headers=error.headers)
 
 
 def _methods(request: Request) -> list[str]:
-    """Return every method that some route at the address of a request has."""
+    """Return every method that a route at this path has."""
 
     def is_there(method: str) -> bool:
         scope = {**request.scope, "method": method}

@@ -1,4 +1,4 @@
-"""``mixer serve`` and ``mixer token``: they join the command line through the entry-point group ``mixer.commands``."""
+"""The commands ``mixer serve`` and ``mixer token``, which join ``mixer`` by the entry points ``mixer.commands``."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def serve(
 
     Starts with SQLite in the folder; killed at any moment and started again, it goes on as if nothing had happened.
     """
-    from service.web.memory import put_off_collections
+    from service.web.memory import disable_collections
 
-    put_off_collections()
+    disable_collections()
     from service.server import run_server  # the web framework takes a while to import
     from service.settings import MIB, Settings
 
@@ -81,12 +81,12 @@ def serve(
     run_server(settings, config, name=name)
 
 
-def serve_past(walk: Path, *, host: str, port: int, tokens_file: Path | None) -> None:
-    """What ``mixer replay WALK --serve`` does: the library knows of no server."""
-    from service.server import run_past
+def serve_recorded(walk: Path, *, host: str, port: int, tokens_file: Path | None) -> None:
+    """Do ``mixer replay WALK --serve``; it is here because the library does not import the service."""
+    from service.server import serve_journal
     from service.settings import Settings
 
-    run_past(Settings(host=host, port=port, tokens_file=tokens_file), walk)
+    serve_journal(Settings(host=host, port=port, tokens_file=tokens_file), walk)
 
 
 @token.command()
@@ -98,7 +98,7 @@ def create(
     database: DatabaseOption = None,
     tokens_file: TokensOption = None,
 ) -> None:
-    """Make a token and print it: it is stored as a digest, so this is the only time."""
+    """Make a token and print it, once: only its digest is stored."""
     from service.web.auth import SCOPES
 
     if scope not in SCOPES:
@@ -150,10 +150,10 @@ def revoke(
 def _book(folder: Path, database: str | None, tokens_file: Path | None) -> Any:
     from service.settings import Settings
     from service.storage.store import Store
-    from service.web.auth import FileShelf, TokenBook, token_book
+    from service.web.auth import FileTokens, TokenBook, token_book
 
     if tokens_file is not None:
-        return TokenBook(FileShelf(tokens_file))
+        return TokenBook(FileTokens(tokens_file))
     settings = Settings(folder=folder, database=database)
     return token_book(settings, Store.open(settings.database_url))
 

@@ -1,4 +1,4 @@
-"""A recorded walk in the place of a run: weights and phases of any step, the page, and nothing that changes things."""
+"""The server of a recorded run: weights and phases of any step and the page; every change is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.web.routes.decisions import record
 from service.web.routes.watching import watching
 from service.wire.schemas import Run
 
-PRESENT = (
+LIVE_PATHS = (  # of a run that goes on
     "batches",
     "batches/{step}",
     "feedback",
@@ -32,46 +32,45 @@ PRESENT = (
     "fork",
     "metrics",
 )
-__all__ = ["RecordedRun", "create_past_app"]
+__all__ = ["RecordedRun", "create_replay_app"]
 
 METHODS = ["POST", "PUT", "PATCH", "DELETE"]
 
 
-def create_past_app(past: RecordedRun, settings: Settings, book: TokenBook) -> GuardedApp:
-    """Return a server that answers from ``past`` and refuses everything else with PastError."""
+def create_replay_app(recorded: RecordedRun, settings: Settings, book: TokenBook) -> GuardedApp:
+    """Return a server that answers from ``recorded`` and refuses everything else with PastError."""
 
     async def the_only(_request: Request) -> Any:
-        return past
+        return recorded
 
     async def named(_request: Request, run: RunName) -> Any:
-        if run != past.name:
-            raise UnknownRunError(f"there is no run {run!r}; there is {past.name}")
-        return past
+        if run != recorded.name:
+            raise UnknownRunError(f"there is no run {run!r}; there is {recorded.name}")
+        return recorded
 
     app = GuardedApp("The record of a run: what was decided, at every step.")
     app.state.settings, app.state.drain = settings, lambda: None
-    for prefix, past_of in (("", the_only), ("/runs/{run}", named)):
-        for router in (record(past_of), watching(past_of), _refusing(past, past_of)):
+    for prefix, run_of in (("", the_only), ("/runs/{run}", named)):
+        for router in (record(run_of), watching(run_of), _refusing(recorded, run_of)):
             app.include_router(router, prefix=prefix)
-    app.include_router(_runs(past, named))
+    app.include_router(_runs(recorded, named))
     add_dashboard(app)
-    app.include_router(_writes(past))
-    metrics = Metrics(list)
-    app.door = Gate(app.framework, settings=settings, book=book, metrics=metrics, may_change=False)
+    app.include_router(_writes(recorded))
+    app.gate = Gate(app.framework, settings=settings, book=book, metrics=Metrics(list), may_change=False)
     return app
 
 
-def _runs(past: RecordedRun, named: Any) -> APIRouter:
+def _runs(recorded: RecordedRun, named: Any) -> APIRouter:
     router = APIRouter(tags=["runs"], responses=errors())
     shown = Run(
-        name=past.name,
+        name=recorded.name,
         status="archived",
         is_default=True,
-        fingerprint=past.curriculum.fingerprint,
-        created_at=past.path.stat().st_mtime,
-        total_steps=past.curriculum.total_steps,
+        fingerprint=recorded.curriculum.fingerprint,
+        created_at=recorded.path.stat().st_mtime,
+        total_steps=recorded.curriculum.total_steps,
         next_step=None,
-        frontier=past.decisions.frontier,
+        frontier=recorded.decisions.frontier,
     )
 
     @router.get("/runs", dependencies=[needs("read")], summary="The one run")
@@ -86,32 +85,33 @@ def _runs(past: RecordedRun, named: Any) -> APIRouter:
     async def healthz() -> dict[str, Literal["ok"]]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="Everything that is there can be had")
+    @router.get("/readyz", summary="The record can be read")
     async def readyz() -> dict[str, Literal["ready"]]:
         return {"status": "ready"}
 
     return router
 
 
-def _refusing(past: RecordedRun, past_of: Any) -> APIRouter:
-    """Return the routes of a run that goes on, which say that this one does not."""
-    router = APIRouter(include_in_schema=False, dependencies=[needs("read"), Depends(past_of)])
-    for path in PRESENT:
-        router.add_api_route(f"/{path}", _refusal(past, path), methods=["GET"])
+def _refusing(recorded: RecordedRun, run_of: Any) -> APIRouter:
+    """Return the GET routes that only a run that goes on can answer; each refuses."""
+    router = APIRouter(include_in_schema=False, dependencies=[needs("read"), Depends(run_of)])
+    for path in LIVE_PATHS:
+        router.add_api_route(f"/{path}", _refusal(recorded, path), methods=["GET"])
     return router
 
 
-def _writes(past: RecordedRun) -> APIRouter:
+def _writes(recorded: RecordedRun) -> APIRouter:
+    """Return a route that refuses every change."""
     router = APIRouter(include_in_schema=False, dependencies=[needs("read")])
-    router.add_api_route("/{path:path}", _refusal(past, "this"), methods=METHODS)
+    router.add_api_route("/{path:path}", _refusal(recorded, "this"), methods=METHODS)
     return router
 
 
-def _refusal(past: RecordedRun, what: str) -> Any:
+def _refusal(recorded: RecordedRun, what: str) -> Any:
     def refuse(request: Request) -> None:
         raise PastError(
-            f"{request.method} {request.url.path}: run {past.name} is a record of {past.decisions.frontier} steps; "
-            "this server answers what was decided, decides and delivers nothing, and takes nothing in"
+            f"{request.method} {request.url.path}: run {recorded.name} is a record of {recorded.decisions.frontier} "
+            "steps; this server answers what was decided, decides and delivers nothing, and takes nothing in"
         )
 
     refuse.__name__ = f"refuse_{what}"

@@ -1,4 +1,4 @@
-"""What ``mixer serve`` and ``mixer replay --serve`` run: checks, logs, and uvicorn until SIGTERM."""
+"""Runs a server, as ``mixer serve`` and ``mixer replay --serve`` do: checks, logs, and uvicorn until SIGTERM."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from service.storage.store import Store
 from service.web.auth import check_bind, token_book
 from service.web.connections import connection_class
 from service.web.logs import set_up_logs
-from service.web.memory import keep_freed_memory, settle
+from service.web.memory import enable_collections, keep_freed_memory
 
 KEEP_ALIVE_S = 75
 MAX_HANDSHAKE_S = 5.0
-GRACE_S = 20  # for what is in flight when SIGTERM comes
+GRACE_S = 20  # for requests in progress when SIGTERM comes
 
 log = logging.getLogger(__name__)
 
 
 def run_server(settings: Settings, config: Path, *, name: str | None = None) -> None:
-    """Serve the run of ``config`` until SIGTERM or Ctrl-C; then finish what is in flight and leave a snapshot.
+    """Serve the run of ``config`` until SIGTERM or Ctrl-C; then finish the requests in progress and save a snapshot.
 
     Raises:
         ConfigError, StateMismatchError, StoreError, BindError: before anything listens.
@@ -53,29 +53,29 @@ def run_server(settings: Settings, config: Path, *, name: str | None = None) -> 
         sys.exit(1)
 
 
-def run_past(settings: Settings, journal: Path) -> None:
-    """Answer from a journal, which is only read, until SIGTERM or Ctrl-C.
+def serve_journal(settings: Settings, journal: Path) -> None:
+    """Serve a recorded run from its journal, which is only read, until SIGTERM or Ctrl-C.
 
     Raises:
         JournalError, StoreError, BindError: before anything listens.
     """
-    from service.replay_app import RecordedRun, create_past_app
+    from service.replay_app import RecordedRun, create_replay_app
 
     book = token_book(settings, None)
     check_bind(settings, book)
-    app = create_past_app(RecordedRun(journal, name_of(journal)), settings, book)
+    app = create_replay_app(RecordedRun(journal, name_of(journal)), settings, book)
     set_up_logs()
     if not _serve(app, settings, journal):
         sys.exit(1)
 
 
 def _serve(app: Any, settings: Settings, what: Path) -> bool:
-    """Run uvicorn until it is told to end; return whether it ever listened."""
+    """Run uvicorn until a signal ends it; return whether it ever listened."""
     scheme = "https" if settings.tls_cert is not None else "http"
     log.info("serving", extra={"url": f"{scheme}://{settings.host}:{settings.port}", "run": str(what)})
     _raise_file_limit()
     server = _Server(uvicorn_config(app, settings))
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended: that is done
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after its shutdown: ignore that
         signal.signal(number, lambda _number, _frame: None)
     with asyncio.Runner(loop_factory=partial(_Loop.of, settings)) as runner:
         runner.run(server.serve())
@@ -83,7 +83,7 @@ def _serve(app: Any, settings: Settings, what: Path) -> bool:
 
 
 def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
-    """Return what uvicorn is told, of any application."""
+    """Return the configuration of uvicorn for an application."""
     return uvicorn.Config(
         app,
         http=connection_class(settings.client_timeout_s),
@@ -92,7 +92,7 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         port=settings.port,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
-        access_log=False,  # the guard writes one line a request that matters
+        access_log=False,  # the middleware logs the requests that matter
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -102,13 +102,13 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
 
 
 class _Loop(uvloop.Loop):
-    """uvloop's, which does not wait for a TLS handshake for as long as by default, a minute."""
+    """uvloop's event loop, with a shorter timeout for TLS handshakes than its default of a minute."""
 
     handshake_s = MAX_HANDSHAKE_S
 
     @classmethod
     def of(cls, settings: Settings) -> _Loop:
-        """Return a loop for a server."""
+        """Return a loop for a server with these settings."""
         loop = cls()
         loop.handshake_s = min(settings.client_timeout_s, MAX_HANDSHAKE_S)
         return loop
@@ -121,21 +121,21 @@ class _Loop(uvloop.Loop):
 
 
 class _Server(uvicorn.Server):
-    """A server whose end does not wait for those who wait: polls are answered, and streams of events end, at once."""
+    """A server that shuts down at once: waiting requests are answered, and event streams end."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the runs and listen."""
         await super().startup(sockets)
-        settle()
+        enable_collections()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what is in flight."""
+        """Finish the requests in progress."""
         self.config.app.state.drain()  # type: ignore[union-attr]  # it is the application itself
         await super().shutdown(sockets)
 
 
 def _raise_file_limit() -> None:
-    """Allow as many connections as the system lets this process have; shells often start with 1,024."""
+    """Raise the limit of open files to the hard limit: many shells start processes with 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -68,7 +68,7 @@ def replay(
 def _server_of_the_past() -> Any:
     """Return what serves a journal; it comes with `mixer serve`, which stands above the library."""
     for entry in importlib.metadata.entry_points(group="mixer.commands", name="serve"):
-        return importlib.import_module(entry.module).serve_past
+        return importlib.import_module(entry.module).serve_recorded
     raise typer.BadParameter("--serve needs the service, which is not installed here")
 
 

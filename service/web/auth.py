@@ -1,6 +1,7 @@
 """Bearer tokens: 256 random bits, stored as a digest, compared in constant time, revocable; read < train < admin.
 
-A plain SHA-256 is right here: it is passwords, which can be guessed, that need a slow hash.
+A plain SHA-256 is enough: only passwords, which can be guessed, need a slow hash. ``TokenBook`` identifies who sends a
+request; the three classes of ``TokenStorage`` keep the tokens. ``middleware.Gate`` asks the book at every request.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Token:
-    """What is kept of a token: never the token."""
+    """What is stored of a token: its digest, never the secret."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -57,11 +58,11 @@ _TOKEN = TypeAdapter(Token)
 
 @dataclass(frozen=True)
 class Identity:
-    """Who sends a request, and how far it may reach."""
+    """Who sends a request, and with which scope."""
 
     name: str
     scope: Scope
-    token_id: str | None = None  # names may be shared
+    token_id: str | None = None  # unique, as names are not
 
     def check(self, needed: Scope) -> None:
         """Raise ForbiddenError unless this scope includes ``needed``."""
@@ -72,7 +73,7 @@ class Identity:
 LOCAL = Identity("local", "admin")  # anybody on this machine, while there are no tokens
 
 
-class Shelf(Protocol):
+class TokenStorage(Protocol):
     """Where tokens are kept."""
 
     def all(self) -> list[Token]:
@@ -85,7 +86,7 @@ class Shelf(Protocol):
         """Mark a token; False if there is none of that id."""
 
 
-class StoreShelf:
+class TableTokens:
     """Tokens in the database."""
 
     def __init__(self, store: Store) -> None:
@@ -109,8 +110,8 @@ class StoreShelf:
             return connection.execute(changed).rowcount > 0
 
 
-class EmptyShelf:
-    """No tokens, and no place for any: a record that is served to this machine alone."""
+class NoTokens:
+    """No tokens and no storage: of a recorded run that is served to this machine alone."""
 
     def all(self) -> list[Token]:
         """Return none."""
@@ -121,11 +122,11 @@ class EmptyShelf:
         raise StoreError(f"there is no place to keep token {token.id} in; give --tokens-file")
 
     def revoke(self, token_id: str, at: float) -> bool:
-        """Return that there is no such token."""
+        """Return False: there is no such token."""
         return False
 
 
-class FileShelf:
+class FileTokens:
     """Tokens in a file of JSON lines, for servers whose secrets are files."""
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +136,7 @@ class FileShelf:
         """Return every token; none if there is no file.
 
         Raises:
-            StoreError: a file that cannot be read, that everybody may write to, or with a line that is no token.
+            StoreError: the file cannot be read, everybody may write to it, or a line of it is no token.
         """
         number = 0
         tokens: list[Token] = []
@@ -188,51 +189,51 @@ class FileShelf:
 
 
 class TokenBook:
-    """Makes tokens, and knows whose a token is.
+    """Creates and revokes tokens, and identifies who sends one.
 
-    What was read last stays good when the tokens cannot be read, or when there are suddenly none: a file that is
+    Tokens are cached. The cache stays valid when the storage cannot be read or is suddenly empty: a file that is
     truncated for a moment, or a table that is gone, must not open the server to everybody.
 
     Args:
-        shelf: where the tokens are kept.
-        may_be_open: serve anybody who can reach the server, as an admin, while no token was ever made.
+        storage: where the tokens are kept.
+        may_be_open: while no token was ever made, serve anybody who can reach the server, as an admin.
     """
 
-    def __init__(self, shelf: Shelf, *, may_be_open: bool = True) -> None:
-        self._shelf, self._may_be_open = shelf, may_be_open
+    def __init__(self, storage: TokenStorage, *, may_be_open: bool = True) -> None:
+        self._storage, self._may_be_open = storage, may_be_open
         self._known: dict[str, Token] | None = None  # None: never read
         self._read_at = -FRESH_S
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tokens")  # which waits for no other work
-        self._begun_at: float | None = None  # of the reading that the thread is at
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tokens")  # a thread that no other work delays
+        self._started_at: float | None = None  # of the read in progress
         self._problem = ""
 
     def create(self, scope: Scope, name: str) -> str:
-        """Return a new token: the only time that it can be read."""
+        """Return a new token; it cannot be shown again."""
         token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
-        self._shelf.add(Token(token_id, name, scope, _digest(secret), time.time()))
+        self._storage.add(Token(token_id, name, scope, _digest(secret), time.time()))
         self._read_at = -FRESH_S
         return f"{PREFIX}_{token_id}_{secret}"
 
     def list(self) -> list[Token]:
         """Return every token, revoked ones too."""
-        return self._shelf.all()
+        return self._storage.all()
 
     def revoke(self, token_id: str) -> bool:
         """Revoke a token; False if there is none of that id."""
         self._read_at = -FRESH_S
-        return self._shelf.revoke(token_id, time.time())
+        return self._storage.revoke(token_id, time.time())
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody is served: no token was ever made, and the server listens to this machine alone."""
+        """Whether requests need no token: none was ever made, and the server listens to this machine alone."""
         return self._known is not None and not self._known
 
     def identify(self, header: str | None) -> Identity:
-        """Return who sends an Authorization header, as far as was read last; asks nothing of the shelf.
+        """Return who sends an Authorization header, according to the cache.
 
         Raises:
-            UnauthorizedError: nobody is known by it.
-            StoreError: nothing was ever read.
+            UnauthorizedError: the header holds no valid token.
+            StoreError: the tokens were never read.
         """
         known = self._known
         if known is None:
@@ -256,58 +257,58 @@ class TokenBook:
 
     @property
     def is_due(self) -> bool:
-        """Whether the tokens are to be read again before they are too old."""
+        """Whether it is time to read the tokens again, so that the cache does not get too old."""
         return time.monotonic() - self._read_at > FRESH_S / 2
 
     @property
     def is_stale(self) -> bool:
-        """Whether the tokens are too old to let anybody in."""
+        """Whether the cache is too old to identify anybody."""
         return time.monotonic() - self._read_at > FRESH_S
 
     @property
     def reading_s(self) -> float:
-        """For how long the thread has waited for the shelf; 0 while it does not.
+        """How long the read in progress has taken so far; 0 if there is none.
 
-        By the thread's own clock: an event loop that is late is no database that does not answer.
+        Measured from where the thread starts: a busy event loop must not pass for a database that does not answer.
         """
-        begun_at = self._begun_at
-        return 0.0 if begun_at is None else time.perf_counter() - begun_at
+        started_at = self._started_at
+        return 0.0 if started_at is None else time.perf_counter() - started_at
 
     def begin_reading(self) -> Future[None]:
-        """Have the tokens read by a thread of the book's own; see ``read``."""
+        """Read the tokens in the book's own thread; see ``read``."""
         return self._reader.submit(self.read)
 
     def read(self) -> None:
-        """Read the tokens, which may take as long as the database does; those known stay if it does not answer.
+        """Read the tokens into the cache, which may take as long as the database does; a failed read leaves the cache.
 
         Raises:
-            StoreError: it does not, and none is known: nobody is let in.
+            StoreError: the read failed and the cache is empty: nobody is let in.
         """
-        begin, self._begun_at = time.monotonic(), time.perf_counter()
+        start, self._started_at = time.monotonic(), time.perf_counter()
         try:
             self._known, self._problem = self._all(), ""
         except StoreError as error:
-            self._tell(str(error))
+            self._log_problem(str(error))
             if self._known is None:
                 raise
         finally:
-            self._begun_at = None
-        self._read_at = begin
+            self._started_at = None
+        self._read_at = start
 
     def _all(self) -> dict[str, Token]:
-        """Return the tokens of the shelf by id; raise StoreError if there are none and that lets nobody in."""
-        found = {token.id: token for token in self._shelf.all()}
+        """Return the stored tokens by id; raise StoreError if there are none though there must be."""
+        found = {token.id: token for token in self._storage.all()}
         if not found and (self._known or not self._may_be_open):
             raise StoreError("there are no tokens")
         return found
 
-    def wait_no_longer(self) -> None:
-        """Go on with those known for a while: the database takes its time; raise StoreError if none is known."""
+    def extend_cache(self) -> None:
+        """Use the cache for a while longer, as the database is slow; raise StoreError if it was never filled."""
         if self._known is None:
             raise StoreError("the database does not answer, and no token is known without it")
         self._read_at = time.monotonic()
 
-    def _tell(self, problem: str) -> None:
+    def _log_problem(self, problem: str) -> None:
         """Log a problem, once."""
         if problem != self._problem:
             what = "nobody is let in" if self._known is None else "those known from before stay good"
@@ -318,17 +319,17 @@ class TokenBook:
 def token_book(settings: Settings, store: Store | None) -> TokenBook:
     """Return the tokens that the settings name: those of a file, else of the database if there is one."""
     if settings.tokens_file is not None:
-        return TokenBook(FileShelf(settings.tokens_file), may_be_open=False)
-    shelf = EmptyShelf() if store is None else StoreShelf(store)
-    return TokenBook(shelf, may_be_open=settings.is_loopback)
+        return TokenBook(FileTokens(settings.tokens_file), may_be_open=False)
+    storage = NoTokens() if store is None else TableTokens(store)
+    return TokenBook(storage, may_be_open=settings.is_loopback)
 
 
 def check_bind(settings: Settings, book: TokenBook) -> None:
-    """Raise BindError if the server would listen beyond this machine and there is no token to let anybody in with."""
+    """Raise BindError if the server would listen beyond this machine while there is no token."""
     try:
         book.read()
     except StoreError as error:
-        if settings.is_loopback:  # answered with 503 until there are some
+        if settings.is_loopback:  # requests get 503 until there are tokens
             return
         where = f" --tokens-file {settings.tokens_file}" if settings.tokens_file is not None else ""
         raise BindError(

@@ -1,9 +1,9 @@
-"""What keeps web pages from the server of the machine that they are looked at on, while it has no tokens.
+"""Refuses requests that foreign web pages may have sent, while the server has no tokens.
 
-Then whoever reaches the server is an admin, and so would be any page in a browser of that machine: it may send requests
-to every address, and a name of its own may be made to mean 127.0.0.1 (DNS rebinding). Such requests bear marks that no
-page can take off: the name that was asked for, where the page is from, and the lack of any field that a browser would
-first ask leave for.
+Without tokens, whoever reaches the server is an admin. A web page that is open in a browser on the same machine can
+reach it too: by a cross-site request, or by a DNS name of its own that it points at 127.0.0.1 (DNS rebinding). A page
+cannot hide three things, which ``check_page`` looks at: the Host field, the fields Origin and Sec-Fetch-Site, and a
+content type that needs no preflight request (CORS).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ READING = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 
 @lru_cache(256)  # a server has few names, and each request has one
 def host_of(authority: str) -> str | None:
-    """Return the name or address of a Host field, small and without its port; None if it is no Host field."""
+    """Return the name or address in a Host field, in lower case and without the port; None if it is malformed."""
     found = AUTHORITY.fullmatch(authority)
     return None if found is None else found["host"].lower().strip("[]").removesuffix(".")
 
 
 def check_page(sent: Mapping[bytes, bytes], *, is_change: bool, bound: str) -> None:
-    """Raise ForeignPageError for a request that may be one of a web page of elsewhere.
+    """Raise ForeignPageError for a request that a web page from elsewhere may have sent.
 
     Args:
-        sent: fields of the request, those that are looked at.
-        is_change: whether it may change something.
-        bound: what the server listens to.
+        sent: the header fields that ``middleware`` reads.
+        is_change: whether the request may change something.
+        bound: the address that the server listens to.
     """
     host = sent.get(b"host", b"").decode("latin-1")
     if host and not _is_local(host_of(host), bound):

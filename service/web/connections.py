@@ -1,9 +1,10 @@
-"""What a connection may cost: uvicorn's protocol, which lets clients be slow for ever, made to lose patience.
+"""Bounds on what a client may cost: uvicorn's HTTP protocol with timeouts and limits, which it lacks.
 
-Closed are connections that bring no whole head of a request in time, or one without end, while an answer is under way
-too, and those that take no byte of an answer for as long. How long a body may take is the guard's to say.
+A connection is closed when the head of a request does not arrive whole within ``timeout_s``, when a head has no end,
+and when the client reads no byte of an answer for ``timeout_s``. Heads that arrive during an answer count too.
+``middleware`` bounds how long a body may take.
 
-uvicorn promises nothing of its protocol: ``pyproject.toml`` has an upper bound for it, and a test names what is used.
+uvicorn's protocol is private: ``pyproject.toml`` has an upper bound for its version, and a test names what is used.
 """
 
 from __future__ import annotations
@@ -18,39 +19,39 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.errors import BodyTooLargeError, RequestError, error_body
 from service.web.middleware import LATE_S
 
-MAX_OPEN_BYTES = 64 * 1024  # of a head, a trailer or a line of a chunk without end; the guard answers shorter heads
-MAX_WAITING = 256  # requests sent before the one under way is answered
-PIECE_BYTES = 4096  # bytes are taken in pieces of this size, each looked at
+MAX_OPEN_BYTES = 64 * 1024  # of a head, trailer or chunk line without end; middleware answers shorter heads
+MAX_WAITING = 256  # pipelined requests
+PIECE_BYTES = 4096  # data is parsed in pieces of this size, and the limits are checked after each
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. ``timeout_s`` is the longest wait for its client."""
+    """One connection; ``timeout_s`` is the longest wait for its client."""
 
     timeout_s: ClassVar[float] = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._open_bytes = 0  # since the last thing that came whole: a head, or a piece of a body
+        self._open_bytes = 0  # since the last complete element: a head, a chunk line or a piece of a body
         self._is_in_head = self._came_whole = False
         self._head_timer: _Timer | None = None
         self._read_timer: _Timer | None = None
         self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Stop the timers, and end the answer in progress."""
         self._stop_timers()
-        if self._answering is not None:  # uvicorn tells the newest request alone, and answers the oldest first
+        if self._answering is not None:  # uvicorn answers the oldest request first, but notifies only the newest
             self._answering.disconnected = True
             self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request, or of what a client goes on sending after its answer."""
+        """Parse data of a request, also what a client goes on sending after its answer."""
         for begin in range(0, len(data), PIECE_BYTES):
             if self.transport.is_closing():
                 return
@@ -67,56 +68,56 @@ class Connection(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    # What the parser calls.
+    # The parser calls these.
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """A head begins."""
         self._is_in_head = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field of a head. One of a trailer is dropped: it must not pass for one of the head."""
+        """Keep a field of the head; drop one of a trailer, which must not pass for a field of the head."""
         if self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Go on to the body."""
+        """The head is complete."""
         self._is_in_head, self._came_whole = False, True
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        self.scope["state"]["head_bytes"] = self._open_bytes  # at least: blanks between fields are no part of them
+        self.scope["state"]["head_bytes"] = self._open_bytes  # with the blanks between fields, which uvicorn drops
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
-        """A line with the size of a chunk came whole."""
+        """The line with the size of a chunk is complete."""
         self._came_whole = self._is_answering
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
-        self._came_whole = self._is_answering  # what comes after the answer is not taken any more
+        self._came_whole = self._is_answering  # a body that goes on after the answer counts as open bytes
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP in the one shape of errors."""
+        """Refuse malformed HTTP with the usual error body."""
         self._refuse(400, RequestError.code, msg)
 
-    # What the transport says of a client that reads, or does not.
+    # The transport calls these when the client stops reading, and when it goes on.
 
     def pause_writing(self) -> None:
-        """Begin to watch whether the client reads."""
+        """Start to watch whether the client reads."""
         super().pause_writing()
         self._watch_reader(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """The client reads."""
+        """The client reads again."""
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection without requests; at once if its client did not even read the last answer."""
+        """Close an idle connection; abort it if its client has not read the last answer."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         super().timeout_keep_alive_handler()
@@ -126,9 +127,9 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _expect_head(self) -> None:
-        self._head_timer = _Timer(self.loop, self.timeout_s, self._lose_patience)
+        self._head_timer = _Timer(self.loop, self.timeout_s, self._head_is_late)
 
-    def _lose_patience(self) -> None:
+    def _head_is_late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
             self.transport.close()
@@ -144,7 +145,7 @@ class Connection(HttpToolsProtocol):
         self._read_timer = _Timer(self.loop, self.timeout_s, look)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Say why the connection is closed, unless that would tear an answer, or pass for that of another request."""
+        """Close the connection with an error, unless its bytes would fall into an answer or answer another request."""
         is_of_body = not self._is_in_head and self.cycle is self._answering and not self.cycle.response_started
         if not self._is_answering or is_of_body:
             body = orjson.dumps(error_body(code, message, RequestError.hint))
@@ -160,7 +161,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _Timer:
-    """Calls ``then`` after a while; a loop that comes late itself has that while to come round to what has arrived."""
+    """Calls ``then`` after ``wait_s``; a loop that fires late first gets that much time to read what has arrived."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wait_s: float, then: Callable[[], None]) -> None:
         self._loop, self._then = loop, then
@@ -178,10 +179,10 @@ class _Timer:
             self._then()
 
     def cancel(self) -> None:
-        """Do not call."""
+        """Cancel the call."""
         self._handle.cancel()
 
 
 def connection_class(timeout_s: float) -> type[Connection]:
-    """Return connections of this patience, as uvicorn makes them."""
+    """Return the class of connections with this timeout, which uvicorn instantiates."""
     return type("Connection", (Connection,), {"timeout_s": timeout_s})

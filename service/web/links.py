@@ -1,12 +1,12 @@
-"""How one answer leads to the next request: the links of the OpenAPI document, which readers and fuzzers follow."""
+"""The links of the OpenAPI document: which request may follow an answer, for readers and for fuzzers (schemathesis)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-Link = tuple[str, str, dict[str, str]]  # method, path and parameters of what an answer leads to
+Link = tuple[str, str, dict[str, str]]  # method, path and parameters of the next request
 
-OF_RUN: dict[tuple[str, str, str], list[Link]] = {  # below the default run, and below each run by name
+OF_RUN: dict[tuple[str, str, str], list[Link]] = {  # for the short paths, and below /runs/{run}
     ("get", "/weights", "200"): [
         ("get", "/batches/{step}", {"step": "$response.body#/step"}),
         ("get", "/phases", {"from": "$response.body#/start"}),
@@ -56,7 +56,7 @@ OF_RUNS: dict[tuple[str, str, str], list[Link]] = {
 
 
 def add_links(document: dict[str, Any]) -> None:
-    """Add the links to an OpenAPI document, those between routes that it has."""
+    """Add the links between routes that an OpenAPI document has."""
     links = dict(OF_RUNS)
     for prefix, named in (("", {}), ("/runs/{run}", {"run": "$request.path.run"})):
         for (method, path, status), found in OF_RUN.items():

@@ -1,4 +1,4 @@
-"""Logs as JSON lines on stderr: ours and those of libraries. What ``extra`` gives a message are fields of its line."""
+"""Logs as JSON lines on stderr, ours and those of libraries; each key of ``extra`` becomes a field of the line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class JsonLines(JsonFormatter):
         super().__init__(
             ["message", "levelname"],
             rename_fields={"message": "event", "levelname": "level", "exc_info": "exception"},
-            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # the last is uvicorn's
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # an attribute of uvicorn's records
             timestamp=True,
         )
 
     def process_log_record(self, log_data: LogData) -> LogData:
-        """Return the fields of a line; levels are small."""
+        """Return the fields of a line, its level in lower case."""
         return {**log_data, "level": str(log_data["level"]).lower()}
 
 

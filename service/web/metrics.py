@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests by route as they happen, the runs as they stand when it asks."""
+"""Metrics for Prometheus: requests by route, counted as they come, and the state of the runs at each scrape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Metrics:
     """The metrics of one server, in a registry of its own.
 
     Args:
-        engines: gives the runs that are open.
+        engines: returns the open runs.
     """
 
     def __init__(self, engines: Callable[[], Iterable[Engine]]) -> None:
@@ -31,7 +31,7 @@ class Metrics:
             "mixer_request_seconds", "Time to answer.", ("route",), buckets=BUCKETS_S, registry=self._registry
         )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._registry.register(_Standing(engines))
+        self._registry.register(_RunCollector(engines))
 
     def request(self, route: str, method: str, status: int, took_s: float) -> None:
         """Count an answer."""
@@ -44,18 +44,18 @@ class Metrics:
         children[1].observe(took_s)
 
     def text(self) -> bytes:
-        """Return everything in the text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _Standing:
-    """The runs as they stand."""
+class _RunCollector:
+    """Collects the state of the open runs."""
 
     def __init__(self, engines: Callable[[], Iterable[Engine]]) -> None:
         self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one family after the other."""
+        """Yield the metric families."""
         engines = list(self._engines())
         counters = {
             "batches_built": "Global batches built ahead.",
@@ -104,7 +104,7 @@ class _Standing:
 
 
 def _guard_alarms(engines: Iterable[Engine]) -> Metric:
-    """Return the alarms of the guard, those in the journal from before a restart included."""
+    """Return the guard's alarms, counted from the journal, so that those of earlier processes are included."""
     family = CounterMetricFamily(
         "mixer_guard_alarms", "Alarms of the guard: sources learned by heart.", labels=["run", "source", "detector"]
     )

@@ -1,6 +1,7 @@
-"""The door of the server, one plain ASGI layer: limits, who sends, request ids, timing, headers that browsers obey.
+"""The one ASGI middleware that every request passes: authentication, limits, request ids, metrics, security headers.
 
-One layer, because each costs every batch some microseconds.
+It is a single layer because each layer adds some microseconds to every batch. ``auth`` identifies who sends a request,
+``browsers`` refuses foreign web pages, ``rates`` stores the counts of the rate limiter.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ Send = Callable[[Message], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/healthz", "/readyz", "/")
-OPEN_FOLDER = "/dashboard/"  # the page's own files, which say nothing of any run
-PROBES = ("/healthz", "/readyz", "/metrics")  # which are not counted: a probe that is refused restarts the server
+OPEN_PATHS = ("/healthz", "/readyz", "/")  # these need no token
+OPEN_FOLDER = "/dashboard/"  # the page's own files, which hold nothing of any run
+PROBES = ("/healthz", "/readyz", "/metrics")  # not rate-limited: a refused liveness probe would restart the server
 MAX_HEAD_BYTES = 16 * 1024
 MAX_LOGGED = 200  # characters of a path
-WRONG_PER_MINUTE = 100  # requests of one address without a token that is known
-TOKENS_TIMEOUT_S = 2.0  # then those known are good for as long again
-LATE_S = 0.25  # a timer that fires so late says that the loop was busy, not that the client was slow
-LOOKED_AT = frozenset(  # fields that may come once
+WRONG_PER_MINUTE = 100  # requests of one address without a valid token
+TOKENS_TIMEOUT_S = 2.0  # for reading the tokens; after that the cached ones are used for as long again
+LATE_S = 0.25  # a timer that fires so late shows that the loop was busy, not that the client was slow
+SINGLE_FIELDS = frozenset(  # header fields that may occur once
     (
         b"host",
         b"authorization",
@@ -79,14 +80,14 @@ log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Wraps the application. ``scope["state"]["identity"]`` is who sends.
+    """Wraps the application, and sets ``scope["state"]["identity"]``.
 
     Args:
-        app: what is guarded.
-        settings: limits.
-        book: whose tokens are known.
-        metrics: what is counted.
-        may_change: whether any request can change anything.
+        app: the application.
+        settings: the limits.
+        book: the tokens.
+        metrics: where requests are counted.
+        may_change: whether the application has routes that change something.
     """
 
     def __init__(
@@ -97,12 +98,12 @@ class Gate:
         self._limiter = FixedWindowRateLimiter(SteadyStorage())
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
         self._wrong_rate = RateLimitItemPerMinute(min(WRONG_PER_MINUTE, settings.requests_per_minute))
-        self._prefix, self._numbers = secrets.token_hex(4), itertools.count()  # a random id for each takes 5 us
-        self._reading: Future[None] | None = None  # of tokens
-        self._heard: asyncio.Future[None]
+        self._prefix, self._numbers = secrets.token_hex(4), itertools.count()  # a random id per request takes 5 us
+        self._reading: Future[None] | None = None  # the newest read of the tokens
+        self._read_awaitable: asyncio.Future[None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer why not."""
+        """Let a request through, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -133,7 +134,7 @@ class Gate:
             if self._book.is_due and not is_open:
                 await self._read_tokens()
             self._check(scope, headers, state, is_open=is_open)
-            inner = receive if scope["method"] in ("GET", "HEAD") else _Limited(receive, self._settings)
+            inner = receive if scope["method"] in ("GET", "HEAD") else _LimitedReceive(receive, self._settings)
             await self._app(scope, inner, send_with_headers)
             if refusal is not None:
                 found, refusal = refusal, None
@@ -151,8 +152,8 @@ class Gate:
             self._note(scope, status, time.perf_counter() - begin)
 
     async def is_welcome(self, scope: Scope) -> bool:
-        """Return whether the token of a request that was let in is still good, reading the tokens if that is due."""
-        if "token" not in scope["state"]:  # refused, or none is asked for
+        """Return whether the token of an accepted request is still valid, after reading the tokens if that is due."""
+        if "token" not in scope["state"]:  # the request was refused, or needs no token
             return True
         if self._book.is_due:
             await self._read_tokens()
@@ -163,7 +164,7 @@ class Gate:
         return True
 
     def _note(self, scope: Scope, status: int, took_s: float) -> None:
-        """Count a request, and log it if it failed or changes something."""
+        """Count a request, and log it if it failed or may have changed something."""
         state = scope["state"]
         route = getattr(scope.get("route"), "path", None) or state.get("route", "other")
         self._metrics.request(route, scope["method"], status, took_s)
@@ -181,23 +182,25 @@ class Gate:
             log.info("request", extra=fields)
 
     async def _read_tokens(self) -> None:
-        """Have the tokens read in a thread, all requests one reading; wait for it if those known are too old."""
+        """Read the tokens in a thread, once for all waiting requests; wait only if the cached ones are too old."""
         if self._reading is None or self._reading.done():
             self._reading = self._book.begin_reading()
-            self._heard = asyncio.wrap_future(self._reading)
-            self._heard.add_done_callback(lambda heard: heard.cancelled() or heard.exception())  # seen
+            self._read_awaitable = asyncio.wrap_future(self._reading)
+            # fetch the exception, or asyncio logs that nobody did
+            self._read_awaitable.add_done_callback(lambda done: done.cancelled() or done.exception())
         if not self._book.is_stale:
             return
-        reading, heard = self._reading, self._heard  # the loop hears late of what the thread has done
+        reading, awaitable = self._reading, self._read_awaitable  # the second is done a little later than the first
         while not reading.done() and (left_s := TOKENS_TIMEOUT_S - self._book.reading_s) > 0:
-            await asyncio.wait({heard}, timeout=left_s)
+            await asyncio.wait({awaitable}, timeout=left_s)
         if reading.done():
             reading.result()
         else:
-            self._book.wait_no_longer()
+            self._book.extend_cache()
 
     def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]], state: dict[str, Any], *, is_open: bool) -> None:
-        sent = _looked_at(scope, headers)
+        """Check the head of a request and who sends it; set the identity."""
+        sent = _single_fields(scope, headers)
         _check_body(scope["method"], sent, self._settings.max_body_bytes)
         if is_open:
             identity = LOCAL
@@ -211,7 +214,7 @@ class Gate:
             state["token"] = token
         state["identity"] = identity
         if self._book.is_open:
-            if is_open:  # files that say nothing may be linked to
+            if is_open:  # other sites may link to the page
                 sent = {b"host": sent.get(b"host", b"")}
             is_change = self._may_change and not is_open and scope["method"] not in READING
             check_page(sent, is_change=is_change, bound=self._settings.host)
@@ -219,7 +222,7 @@ class Gate:
             self._count(self._rate, identity.token_id or origin_of(scope), identity.name)
 
     def _count(self, rate: RateLimitItemPerMinute, key: str, name: str) -> None:
-        """Count a request; raise RateLimitError if it is one too many."""
+        """Count a request; raise RateLimitError if it exceeds the limit."""
         if not self._limiter.hit(rate, key):
             reset = self._limiter.get_window_stats(rate, key).reset_time
             raise RateLimitError(
@@ -228,8 +231,8 @@ class Gate:
             )
 
 
-class _Limited:
-    """A receive that counts, and does not wait for ever: all of a body comes in time, not only the next byte."""
+class _LimitedReceive:
+    """A receive channel that bounds the size of a body, and the time until all of it has arrived."""
 
     def __init__(self, receive: Receive, settings: Settings) -> None:
         self._receive, self._left, self._is_whole = receive, settings.max_body_bytes, False
@@ -238,7 +241,7 @@ class _Limited:
 
     async def __call__(self) -> Message:
         if self._is_whole:
-            return await self._receive()  # waits for the client to go away
+            return await self._receive()  # returns when the client disconnects
         message = await self._in_time()
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
@@ -255,21 +258,21 @@ class _Limited:
                 late_s = time.monotonic() - self._deadline
                 if late_s < LATE_S:
                     raise SlowClientError(f"the body did not come within {self._timeout_s:.4g} s") from error
-                self._deadline += 2 * late_s  # the loop has not come round to what may have arrived
+                self._deadline += 2 * late_s  # the loop was busy, and has not read what may have arrived
 
 
-def _looked_at(scope: Scope, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return the fields that something depends on, by name; raise if the head cannot be.
+def _single_fields(scope: Scope, headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return those of SINGLE_FIELDS that a request has, by name.
 
     Raises:
-        BodyTooLargeError: it is too long.
-        _HeadError: no Host, or what may come once comes twice.
+        BodyTooLargeError: the head is too long.
+        _HeadError: Host is missing or malformed, or a field occurs twice.
     """
     size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
     sent: dict[bytes, bytes] = {}
     for name, value in headers:
         size += len(name) + len(value) + 4  # ": " and the end of the line
-        if name in LOOKED_AT:
+        if name in SINGLE_FIELDS:
             if name in sent:
                 raise _HeadError(f"two fields {name.decode()}; which of them counts cannot be known")
             sent[name] = value
@@ -286,7 +289,7 @@ def _looked_at(scope: Scope, headers: list[tuple[bytes, bytes]]) -> dict[bytes, 
 
 
 def _check_body(method: str, sent: dict[bytes, bytes], most: int) -> None:
-    """Raise RequestError or BodyTooLargeError for a body that will not be read."""
+    """Raise RequestError or BodyTooLargeError for a body that the server would not read."""
     encoding, length = sent.get(b"content-encoding", b""), sent.get(b"content-length", b"0")
     if encoding not in (b"identity", b""):
         raise RequestError(f"content-encoding {encoding[:100].decode('latin-1')!r}: bodies are sent as they are")
@@ -297,7 +300,7 @@ def _check_body(method: str, sent: dict[bytes, bytes], most: int) -> None:
 
 
 class _HeadError(RequestError):
-    """A head that HTTP itself forbids; ``code`` is that of its base."""
+    """A head that HTTP itself forbids."""
 
     status = 400
 
@@ -325,12 +328,12 @@ def error_headers(error: MixerError) -> dict[str, str]:
     if status_of(error) == 401:
         headers["www-authenticate"] = "Bearer"
     if status_of(error) == 400:
-        headers["connection"] = "close"  # what follows may be anything
+        headers["connection"] = "close"  # the rest of the stream cannot be trusted
     return headers
 
 
 def _sent_id(headers: list[tuple[bytes, bytes]]) -> str | None:
-    """Return the request id that a proxy gave, if it is harmless in a log."""
+    """Return the request id that a proxy sent, if it is safe to log."""
     for name, value in headers:
         if name == b"x-request-id" and len(value) <= 64 and value.replace(b"-", b"").isalnum():
             return value.decode("ascii", "replace")

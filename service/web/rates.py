@@ -1,7 +1,7 @@
-"""Where the limiter counts: in memory, by a clock that does not jump.
+"""In-memory storage of the rate limiter, by a monotonic clock.
 
-The library's own storage in memory goes by the wall clock, so that a clock set back by a day would refuse everybody for
-a day; and it starts a thread for every hundredth of a second in which it is asked.
+The storage that ``limits`` brings uses the wall clock: if that is set back by a day, everybody is refused for a day. It
+also starts a thread for every hundredth of a second in which it is used.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from limits.storage import Storage
 
-SWEEP_AT = 10_000  # keys: those whose window is over are dropped then
+SWEEP_AT = 10_000  # keys; at this number those whose window is over are dropped
 
 
 class SteadyStorage(Storage):
-    """Counts by key, each until its window is over; all times are of ``clock``."""
+    """Counts by key, in windows of fixed length; all times are of ``clock``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class SteadyStorage(Storage):
 
     @property
     def base_exceptions(self) -> type[Exception]:
-        """What the library would wrap; nothing here fails."""
+        """The exceptions that the library would wrap; none is raised here."""
         return ValueError
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        """Count ``amount`` more, in a window of ``expiry`` seconds from its first count on."""
+        """Add ``amount`` to the count of a window of ``expiry`` seconds, which starts with its first count."""
         now = self._clock()
         count, end = self._counts.get(key, (0, 0.0))
         if end <= now:
@@ -39,7 +39,7 @@ class SteadyStorage(Storage):
         return count + amount
 
     def get(self, key: str) -> int:
-        """Return the count in the window that is open."""
+        """Return the count in the current window."""
         count, end = self._counts.get(key, (0, 0.0))
         return count if end > self._clock() else 0
 
@@ -48,7 +48,7 @@ class SteadyStorage(Storage):
         return self._counts[key][1] if key in self._counts else self._clock()
 
     def check(self) -> bool:
-        """Return that it works."""
+        """Return True: the storage works."""
         return True
 
     def reset(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from mixer.analysis.plots import write_page
-from service.replay_app import RecordedRun, create_past_app
+from service.replay_app import RecordedRun, create_replay_app
 from service.settings import Settings
 from service.web.auth import token_book
 from tests.support.browser import Browser, in_browser
@@ -161,7 +161,7 @@ class TestRuns:
         past = RecordedRun(server.settings.folder / "old" / "journal.jsonl", "old-walk")
         settings, port = Settings(folder=server.settings.folder), free_port()
         config = uvicorn.Config(
-            create_past_app(past, settings, token_book(settings, server.store)), port=port, log_level="error"
+            create_replay_app(past, settings, token_book(settings, server.store)), port=port, log_level="error"
         )
         serving = uvicorn.Server(config)
         thread = threading.Thread(target=serving.run, daemon=True)

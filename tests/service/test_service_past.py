@@ -19,7 +19,7 @@ from mixer.walk.walk import Walk
 from service.client.client import MixerClient
 from service.errors import BindError, RunEndedError, UnknownRunError
 from service.replay_app import RecordedRun
-from service.server import run_past
+from service.server import serve_journal
 from service.settings import Settings
 from tests.support.curricula import curriculum, drive
 from tests.support.serving import Served, get
@@ -156,4 +156,4 @@ def test_what_is_no_journal_is_not_served(tmp_path: Path, text: bytes) -> None:
 
 def test_without_tokens_the_past_is_for_this_machine_alone(journal: Path) -> None:
     with pytest.raises(BindError, match="run `mixer token create --scope admin` first"):
-        run_past(Settings(host="0.0.0.0"), journal)
+        serve_journal(Settings(host="0.0.0.0"), journal)

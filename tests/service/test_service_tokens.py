@@ -20,7 +20,7 @@ from service.web.metrics import Metrics
 from service.web.middleware import Gate
 
 
-class Shelf:
+class TokenStorage:
     """Tokens in memory, behind a database that may hang or be down, and the clock of who reads them."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ async def _fine(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def ask(door: Gate, token: str = "", path: str = "/weights") -> tuple[int, str]:
+async def ask(gate: Gate, token: str = "", path: str = "/weights") -> tuple[int, str]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -63,89 +63,89 @@ async def ask(door: Gate, token: str = "", path: str = "/weights") -> tuple[int,
 
     headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
     scope = {"type": "http", "method": "GET", "path": path, "headers": headers, "client": ("127.0.0.1", 1)}
-    await door(scope, None, send)  # type: ignore[arg-type]
+    await gate(scope, None, send)  # type: ignore[arg-type]
     status = sent[0]["status"]
     return status, orjson.loads(sent[1]["body"])["error"]["code"] if status >= 400 else ""
 
 
 @pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    shelf = Shelf()
+def storage(monkeypatch: pytest.MonkeyPatch) -> TokenStorage:
+    storage = TokenStorage()
     monkeypatch.setattr(
-        auth, "time", SimpleNamespace(monotonic=lambda: shelf.now, time=time.time, perf_counter=time.perf_counter)
+        auth, "time", SimpleNamespace(monotonic=lambda: storage.now, time=time.time, perf_counter=time.perf_counter)
     )
     monkeypatch.setattr(guard, "TOKENS_TIMEOUT_S", 60)
-    return shelf
+    return storage
 
 
-def door_of(shelf: Shelf) -> tuple[Gate, TokenBook]:
-    book = TokenBook(shelf)
+def gate_of(storage: TokenStorage) -> tuple[Gate, TokenBook]:
+    book = TokenBook(storage)
     return Gate(_fine, settings=Settings(), book=book, metrics=Metrics(list)), book
 
 
-def test_a_slow_database_holds_up_no_other_request_and_is_asked_once_for_all(shelf: Shelf) -> None:
+def test_a_slow_database_holds_up_no_other_request_and_is_asked_once_for_all(storage: TokenStorage) -> None:
     async def scene() -> None:
-        door, book = door_of(shelf)
+        gate, book = gate_of(storage)
         token = book.create("train", "t")
-        shelf.answers.clear()
-        shelf.num_reads = 0
-        first = [asyncio.create_task(ask(door, token)) for _ in range(50)]
+        storage.answers.clear()
+        storage.num_reads = 0
+        first = [asyncio.create_task(ask(gate, token)) for _ in range(50)]
         await asyncio.sleep(0)
-        assert await ask(door, path="/healthz") == (200, "")  # not in its way
+        assert await ask(gate, path="/healthz") == (200, "")  # not in its way
         assert not any(task.done() for task in first)
-        shelf.answers.set()
+        storage.answers.set()
         assert await asyncio.gather(*first) == [(200, "")] * 50
-        assert shelf.num_reads == 1
+        assert storage.num_reads == 1
 
     asyncio.run(scene())
 
 
 def test_a_database_that_hangs_or_is_down_leaves_those_in_who_are_known(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    storage: TokenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene() -> None:
-        door, book = door_of(shelf)
+        gate, book = gate_of(storage)
         token = book.create("train", "t")
-        assert await ask(door, token) == (200, "")
-        shelf.answers.clear()
+        assert await ask(gate, token) == (200, "")
+        storage.answers.clear()
         with monkeypatch.context() as patch:
             patch.setattr(guard, "TOKENS_TIMEOUT_S", 0.05)
             for _ in range(3):
-                shelf.grow_old()
-                assert await ask(door, token) == (200, "")
-        assert shelf.num_reads == 2  # the second one does not answer, and no third one is begun
-        shelf.is_down = True
-        shelf.answers.set()
+                storage.grow_old()
+                assert await ask(gate, token) == (200, "")
+        assert storage.num_reads == 2  # the second one does not answer, and no third one is begun
+        storage.is_down = True
+        storage.answers.set()
         for _ in range(2):
-            shelf.grow_old()
-            assert await ask(door, token) == (200, "")
-        assert await ask(door, "mixer_00000000_wrong") == (401, "unauthorized")
+            storage.grow_old()
+            assert await ask(gate, token) == (200, "")
+        assert await ask(gate, "mixer_00000000_wrong") == (401, "unauthorized")
 
     asyncio.run(scene())
 
 
-def test_without_the_database_nobody_is_known_at_first(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_database_nobody_is_known_at_first(storage: TokenStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
-        door, _ = door_of(shelf)
-        shelf.is_down = True
-        assert await ask(door) == (503, "store")
-        shelf.is_down = False
-        shelf.answers.clear()
+        gate, _ = gate_of(storage)
+        storage.is_down = True
+        assert await ask(gate) == (503, "store")
+        storage.is_down = False
+        storage.answers.clear()
         monkeypatch.setattr(guard, "TOKENS_TIMEOUT_S", 0.05)
-        assert await ask(door) == (503, "store")
-        shelf.answers.set()
+        assert await ask(gate) == (503, "store")
+        storage.answers.set()
 
     asyncio.run(scene())
 
 
-def test_a_revoked_token_is_refused_soon(shelf: Shelf) -> None:
+def test_a_revoked_token_is_refused_soon(storage: TokenStorage) -> None:
     async def scene() -> None:
-        door, book = door_of(shelf)
+        gate, book = gate_of(storage)
         token = book.create("train", "t")
-        assert await ask(door, token) == (200, "")
-        shelf.revoke(token.split("_")[1], 1.0)
-        assert await ask(door, token) == (200, "")
-        shelf.grow_old()
-        assert await ask(door, token) == (401, "unauthorized")
+        assert await ask(gate, token) == (200, "")
+        storage.revoke(token.split("_")[1], 1.0)
+        assert await ask(gate, token) == (200, "")
+        storage.grow_old()
+        assert await ask(gate, token) == (401, "unauthorized")
 
     asyncio.run(scene())

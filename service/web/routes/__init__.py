@@ -1,1 +1,1 @@
-"""The routes: they translate between HTTP and engines; what is decided is decided in ``mixer``."""
+"""The routes: they translate between HTTP and the engines of ``service.runs``; decisions are made in ``mixer``."""

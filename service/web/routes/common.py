@@ -1,4 +1,4 @@
-"""What routes share: which run is meant, who asks, and what the answers of errors look like in the documentation."""
+"""Dependencies that routes share: which run a request means, who sends it, and how its errors are documented."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from service.runs.registry import RunRegistry
 from service.web.auth import Identity, Scope
 from service.wire.schemas import ErrorBody
 
-EngineOf = Callable[
-    ..., Awaitable[Engine | RecordedRun]
-]  # as all that routes depend on: else each costs a hop to a thread
+EngineOf = Callable[..., Awaitable[Engine | RecordedRun]]  # a coroutine: FastAPI runs plain functions in a thread
 RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["demo"])]
 
 
@@ -37,27 +35,27 @@ async def named_engine(request: Request, run: RunName) -> Engine:
 
 
 async def default_readable(request: Request) -> Engine | RecordedRun:
-    """Return the default run for those who only read: archived, it is a record."""
+    """Return the default run for reading; its recorded journal if it is archived."""
     name = runs_of(request).default
     return await default_engine(request) if name is None else await named_readable(request, name)
 
 
 async def named_readable(request: Request, run: RunName) -> Engine | RecordedRun:
-    """Return the run in the path for those who only read: archived, it is a record."""
+    """Return the run in the path for reading; its recorded journal if it is archived."""
     if runs_of(request).record(run).status == "archived":
-        past: RecordedRun = await run_in_threadpool(request.app.state.archive.past, run)
-        return past
+        recorded: RecordedRun = await run_in_threadpool(request.app.state.archive.past, run)
+        return recorded
     return await named_engine(request, run)
 
 
 def identity_of(request: Request) -> Identity:
-    """Return who asks, as the guard knows."""
+    """Return who sends the request, as the middleware found."""
     identity: Identity = request.state.identity
     return identity
 
 
 def needs(scope: Scope) -> Any:
-    """Return a dependency that lets through whoever has at least this scope."""
+    """Return a dependency that requires at least this scope."""
 
     async def check(request: Request) -> None:
         identity_of(request).check(scope)
@@ -66,7 +64,7 @@ def needs(scope: Scope) -> Any:
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the documentation of the errors of a route; every route may refuse a token or a client in a hurry."""
+    """Return the documentation of a route's errors: those that every route has, and ``statuses``."""
     means = {
         400: "no request that HTTP allows",
         401: "no token, or an unknown one",
@@ -82,9 +80,9 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
     listed = {400, 401, 403, 404, 409, 413, 422, 429, 503, *statuses}
     shape = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
-    # a model for each would take most of the time that the server needs to put its routes together
+    # a model for each would take most of the time that the server needs to set up its routes
     by_status: dict[int | str, dict[str, Any]] = {
         status: {"content": shape, "description": means[status]} for status in sorted(listed)
     }
-    by_status[429] = {"model": ErrorBody, "description": means[429]}  # which puts the shape into the document
+    by_status[429] = {"model": ErrorBody, "description": means[429]}  # one model adds the schema to the document
     return by_status

@@ -1,4 +1,4 @@
-"""Weights, phases, the journal, pivots and the config of a run."""
+"""Routes for weights, phases, the journal, pivots and the config of a run."""
 
 import logging
 from typing import Annotated, Any
@@ -30,14 +30,14 @@ SHOWN_SETTINGS = {
 
 
 def pivoting(engine_of: EngineOf) -> APIRouter:
-    """Return the routes that redraw the region, of one way to name the run."""
+    """Return the routes that redraw the region, for one way to name the run."""
     router = APIRouter(tags=["decisions"], responses=errors(410))
     _add_pivots(router, engine_of)
     return router
 
 
 def record(engine_of: EngineOf) -> APIRouter:
-    """Return those that only read, of archived runs too."""
+    """Return the routes that only read, which archived runs have too."""
     router = APIRouter(tags=["decisions"], responses=errors(410))
     _add_weights(router, engine_of)
     _add_record(router, engine_of)
@@ -133,7 +133,7 @@ def _add_pivots(router: APIRouter, engine_of: EngineOf) -> None:
             raise
         try:
             store.complete(note, detail | {"at_step": step})
-        except StoreError as error:  # it is done and journalled all the same
+        except StoreError as error:  # the pivot is in the journal all the same
             log.warning("run %s: the audit does not say at which step %s is: %s", engine.name, body.name, error)
         return PivotTaken(name=body.name, at_step=step)
 

@@ -1,4 +1,4 @@
-"""Batches and losses: what trainers live on."""
+"""Routes for trainers: batches, losses, probes, progress and status."""
 
 import time
 from dataclasses import asdict
@@ -38,7 +38,7 @@ _BATCHES: dict[int | str, dict[str, Any]] = {
 
 
 def delivery(engine_of: EngineOf) -> APIRouter:
-    """Return the routes of one way to name the run."""
+    """Return the routes for one way to name the run."""
     router = APIRouter(tags=["delivery"], responses=errors(410))
     Run = Annotated[Engine, Depends(engine_of)]  # noqa: N806  # a type
 
@@ -124,7 +124,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
 
 
 def batch_response(body: Body, if_none_match: str | None) -> Response:
-    """Return the answer with a batch, or that it has not changed."""
+    """Return the answer with a batch, or 304 if the client has it already."""
     if if_none_match is not None and body.etag in if_none_match:
         return Response(status_code=304, headers={"etag": body.etag})
     response = Response(bytes(body.data))

@@ -1,4 +1,4 @@
-"""Runs, live events, health and metrics."""
+"""Routes that make and change runs, and those for live events, health and metrics."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from service.wire.schemas import ForkRequest, Run, RunRequest
 
 
 def live(engine_of: EngineOf) -> APIRouter:
-    """Return the routes of one way to name the run."""
+    """Return the routes of live events, for one way to name the run."""
     router = APIRouter(tags=["live"], responses=errors())
 
     @router.get(
@@ -32,9 +32,9 @@ def live(engine_of: EngineOf) -> APIRouter:
         last_event_id: Annotated[str | None, Header(max_length=20)] = None,
     ) -> StreamingResponse:
         after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else None
-        door: Gate = request.app.door
+        gate: Gate = request.app.gate
         stream = request.app.state.events.listen(
-            engine.name, after=after, is_welcome=lambda: door.is_welcome(request.scope)
+            engine.name, after=after, is_welcome=lambda: gate.is_welcome(request.scope)
         )
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
@@ -86,7 +86,7 @@ def _add_action(router: APIRouter, action: str, status: str) -> None:
 
 
 def health_router() -> APIRouter:
-    """Return the routes that watch the server."""
+    """Return the routes of health checks and metrics."""
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", summary="The process answers")
@@ -98,7 +98,7 @@ def health_router() -> APIRouter:
         request.app.state.store.ping()
         engines = runs_of(request).engines()
         problems = [problem for problem in map(_problem_of, engines) if problem is not None]
-        if engines and len(problems) == len(engines):  # the trouble of one is not that of all
+        if engines and len(problems) == len(engines):  # the server is ready while one run goes on
             raise problems[0]
         return {"status": "ready"}
 
@@ -124,7 +124,7 @@ def health_router() -> APIRouter:
 
 
 class _StartingError(NotReadyError):
-    """Probes want 503."""
+    """A run has not built a batch yet; health probes expect 503."""
 
     code = NotReadyError.code
     status = 503
@@ -134,7 +134,7 @@ def _problem_of(engine: Engine) -> MixerError | None:
     """Return why batches of a run cannot be handed out; None if they can, or an admin has paused it."""
     problem = engine.builder.problem or engine.served.problem
     if problem is not None:
-        return StallError(f"run {engine.name} cannot go on: {problem}")  # probes want 503
+        return StallError(f"run {engine.name} cannot go on: {problem}")  # health probes expect 503
     if not engine.is_ready and not engine.builder.is_paused:
         return _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
     return None
@@ -144,7 +144,7 @@ def _shown(runs: RunRegistry, name: str) -> Run:
     record = runs.record(name)
     try:
         engine: Engine | None = runs.engine(name)
-    except MixerError:  # archived
+    except MixerError:  # it is archived
         engine = None
     return Run(
         name=name,

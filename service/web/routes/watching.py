@@ -1,4 +1,4 @@
-"""Routes that a page watching a run reads, beyond those of trainers: columns, state, region, journal, preview."""
+"""The routes of the dashboard: columns of the walk, state of the run, region, journal, preview of a pivot."""
 
 import gzip
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ GZIP_LEVEL = 1  # level 6 would save another 20 kB and take 18 ms
 
 
 def watching(engine_of: EngineOf) -> APIRouter:
-    """Return the routes of one way to name the run. No coroutines: their work would hold up batches."""
+    """Return the routes for one way to name the run; plain functions, which run in threads and do not delay batches."""
     router = APIRouter(tags=["watching"], responses=errors(), dependencies=[needs("read")])
 
     def watch_of(engine: Annotated[Any, Depends(engine_of)]) -> Watch:

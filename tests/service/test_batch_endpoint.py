@@ -1,4 +1,4 @@
-"""The fast lane gives what the framework gives; several batches in one answer are what they are one by one."""
+"""Batches without the framework are what it gives; several batches in one answer are what they are one by one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.errors import BatchDigestError
 from service.runs.cache import BuiltBatches
 from service.runs.waiting import FairQueue
 from service.settings import Settings
-from service.web.auth import FileShelf, TokenBook
+from service.web.auth import FileTokens, TokenBook
 from service.web.batch_endpoint import MAX_JOINED_BYTES, batches_of
 from service.web.metrics import Metrics
 from service.web.middleware import Gate
@@ -35,18 +35,18 @@ from service.wire.batches import HEAD_BYTES, Encoded, arrow_stream, decode, enco
 from tests.support.engines import body, running
 from tests.support.serving import STEPS, Served, get, reports, write_run
 
-LANE = ("rank", "world_size", "wait_s")  # the order that the lane knows; any other goes to the framework
+QUERY = ("rank", "world_size", "wait_s")  # the order that the direct knows; any other goes to the framework
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("lane")
+    folder = tmp_path_factory.mktemp("direct")
     with Served(write_run(folder), folder / "runs", "--feedback-wait-s", "0") as server:
         yield server
 
 
 def answers(server: Served, path: str, **params: Any) -> list[tuple[int, bytes, dict[str, str]]]:
-    """The same request by the lane, and in an order that only the framework takes."""
+    """The same request by the direct, and in an order that only the framework takes."""
     found = []
     for order in (params, dict(reversed(params.items()))):
         answer = get(server.url + path, params=order)
@@ -66,18 +66,18 @@ def test_the_fast_lane_answers_as_the_framework_does(
     served: Served, prefix: str, step: int, rank: int, world_size: int, status: int
 ) -> None:
     numbers = {"rank": rank, "world_size": world_size, "wait_s": 20.0}
-    lane, framework = answers(served, f"{prefix}/batches/{step}", **numbers)
-    assert lane == framework
-    assert lane[0] == status
-    lane, framework = answers(served, f"{prefix}/batches", **{"from": step, "limit": 1, "every": 1}, **numbers)
-    assert lane == framework
-    assert lane[0] == status
+    direct, framework = answers(served, f"{prefix}/batches/{step}", **numbers)
+    assert direct == framework
+    assert direct[0] == status
+    direct, framework = answers(served, f"{prefix}/batches", **{"from": step, "limit": 1, "every": 1}, **numbers)
+    assert direct == framework
+    assert direct[0] == status
 
 
 def test_the_lane_serves_no_run_that_there_is_not(served: Served) -> None:
-    lane, framework = answers(served, "/runs/other/batches/0", rank=0, world_size=1, wait_s=1)
-    assert lane == framework
-    assert lane[0] == 404
+    direct, framework = answers(served, "/runs/other/batches/0", rank=0, world_size=1, wait_s=1)
+    assert direct == framework
+    assert direct[0] == 404
 
 
 def test_several_batches_are_those_that_come_one_by_one(served: Served) -> None:
@@ -257,7 +257,7 @@ def test_no_request_too_many_gets_through_and_clients_are_counted_apart(tmp_path
         statuses.append(message.get("status", 0))
 
     async def ask_often() -> None:
-        book = TokenBook(FileShelf(tmp_path / "none"))
+        book = TokenBook(FileTokens(tmp_path / "none"))
         guard: Any = Gate(app, settings=Settings(requests_per_minute=limit), book=book, metrics=Metrics(lambda: []))
         for client in ("a", "b"):
             for _ in range(limit + 5):

@@ -1,4 +1,4 @@
-"""Who comes in, and what a request may look like: the guard in front of an application that says yes to everything."""
+"""Who comes in, and what a request may look like: the middleware in front of an application that accepts every request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from service.settings import Settings
 from service.storage.store import Store
 from service.web import auth
 from service.web import middleware as guard
-from service.web.auth import FileShelf, TokenBook, check_bind, token_book
+from service.web.auth import FileTokens, TokenBook, check_bind, token_book
 from service.web.logs import JsonLines
 from service.web.metrics import Metrics
 from service.web.middleware import MAX_HEAD_BYTES, MAX_LOGGED, WRONG_PER_MINUTE, Gate
@@ -49,7 +49,7 @@ def bearer(token: str) -> tuple[bytes, bytes]:
 
 
 async def ask(
-    door: Gate, *fields: tuple[bytes, bytes], method: str = "GET", path: str = "/weights", client: str = "127.0.0.1"
+    gate: Gate, *fields: tuple[bytes, bytes], method: str = "GET", path: str = "/weights", client: str = "127.0.0.1"
 ) -> tuple[int, str, dict[bytes, bytes]]:
     """Return status, code of the error, and headers of an answer."""
     sent: list[Any] = []
@@ -67,17 +67,17 @@ async def ask(
         "headers": list(fields),
         "client": (client, 1),
     }
-    await door(scope, None, send)  # type: ignore[arg-type]
+    await gate(scope, None, send)  # type: ignore[arg-type]
     status = sent[0]["status"]
     return status, orjson.loads(sent[1]["body"])["error"]["code"] if status >= 400 else "", dict(sent[0]["headers"])
 
 
-def said(door: Gate, *fields: tuple[bytes, bytes], **request: Any) -> tuple[int, str]:
+def said(gate: Gate, *fields: tuple[bytes, bytes], **request: Any) -> tuple[int, str]:
     """Return status and code of an answer."""
-    return asyncio.run(ask(door, *fields, **request))[:2]
+    return asyncio.run(ask(gate, *fields, **request))[:2]
 
 
-def door_of(book: TokenBook, **settings: Any) -> Gate:
+def gate_of(book: TokenBook, **settings: Any) -> Gate:
     return Gate(_fine, settings=Settings(**settings), book=book, metrics=Metrics(list))
 
 
@@ -136,18 +136,18 @@ def test_a_damaged_file_of_tokens_lets_in_those_known_from_before_and_nobody_els
     book = token_book(settings, None)
     token = book.create("train", "trainer")
     assert stat.S_IMODE(path.stat().st_mode) & 0o002 == 0
-    door = door_of(book)
-    assert said(door, LOCALHOST, bearer(token)) == (200, "")
+    gate = gate_of(book)
+    assert said(gate, LOCALHOST, bearer(token)) == (200, "")
     damage(path)
     for _ in range(3):
         fresh(book)
-        assert said(door, LOCALHOST) == (401, "unauthorized")
-        assert said(door, LOCALHOST, bearer("mixer_00000000_wrong")) == (401, "unauthorized")
-        assert said(door, LOCALHOST, bearer(token)) == (200, "")
+        assert said(gate, LOCALHOST) == (401, "unauthorized")
+        assert said(gate, LOCALHOST, bearer("mixer_00000000_wrong")) == (401, "unauthorized")
+        assert said(gate, LOCALHOST, bearer(token)) == (200, "")
     never = token_book(settings, None)  # a server that starts just then
     for _ in range(2):
-        assert said(door_of(fresh(never)), LOCALHOST) == (503, "store")
-        assert said(door_of(fresh(never)), LOCALHOST, bearer(token)) == (503, "store")
+        assert said(gate_of(fresh(never)), LOCALHOST) == (503, "store")
+        assert said(gate_of(fresh(never)), LOCALHOST, bearer(token)) == (503, "store")
     check_bind(settings, never)  # on loopback it starts, and waits for the file
     with pytest.raises(BindError, match="run `mixer token create --scope admin --tokens-file"):
         check_bind(Settings(tokens_file=path, host="0.0.0.0"), never)
@@ -164,18 +164,18 @@ def test_whatever_bytes_a_file_of_tokens_has_nobody_gets_in_without_a_token(
     whole = path.read_bytes()
     path.write_bytes(whole[: int(begin * len(whole))] + junk + whole[int(end * len(whole)) :])
     for known in (token_book(Settings(tokens_file=path), None), book):
-        status, _ = said(door_of(fresh(known)), LOCALHOST)
+        status, _ = said(gate_of(fresh(known)), LOCALHOST)
         assert status in (401, 503)
 
 
 def test_a_broken_file_names_the_line_and_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "tokens.jsonl"
-    shelf = TokenBook(FileShelf(path))
-    shelf.create("read", "one")
+    storage = TokenBook(FileTokens(path))
+    storage.create("read", "one")
     broken = path.read_bytes() + b'{"id": "ab'
     path.write_bytes(broken)
     with pytest.raises(StoreError, match="tokens.jsonl, line 2: not a token: .*restore the file"):
-        shelf.create("read", "two")
+        storage.create("read", "two")
     assert path.read_bytes() == broken
 
 
@@ -183,37 +183,37 @@ def test_a_table_of_tokens_that_is_suddenly_empty_opens_no_server(tmp_path: Path
     settings = Settings(folder=tmp_path)
     store = Store.open(settings.database_url)
     book = token_book(settings, store)
-    door = door_of(book)
-    assert said(door, LOCALHOST) == (200, "")  # none was ever made, on loopback
+    gate = gate_of(book)
+    assert said(gate, LOCALHOST) == (200, "")  # none was ever made, on loopback
     token = book.create("read", "r")
-    assert said(door, LOCALHOST) == (401, "unauthorized")
+    assert said(gate, LOCALHOST) == (401, "unauthorized")
     with store.transaction() as connection:
         connection.exec_driver_sql("DELETE FROM tokens")
     fresh(book)
-    assert said(door, LOCALHOST) == (401, "unauthorized")
-    assert said(door, LOCALHOST, bearer(token)) == (200, "")
+    assert said(gate, LOCALHOST) == (401, "unauthorized")
+    assert said(gate, LOCALHOST, bearer(token)) == (200, "")
     beyond = token_book(Settings(folder=tmp_path, host="0.0.0.0"), store)
-    assert said(door_of(beyond), LOCALHOST) == (503, "store")
+    assert said(gate_of(beyond), LOCALHOST) == (503, "store")
 
 
 def test_a_token_that_is_revoked_in_the_file_is_refused_and_a_mended_file_counts_again(tmp_path: Path) -> None:
     path = tmp_path / "tokens.jsonl"
     book = token_book(Settings(tokens_file=path), None)
-    door, token = door_of(book), book.create("read", "r")
+    gate, token = gate_of(book), book.create("read", "r")
     whole = path.read_bytes()
-    assert said(door, LOCALHOST, bearer(token)) == (200, "")
+    assert said(gate, LOCALHOST, bearer(token)) == (200, "")
     path.write_bytes(b"")
     fresh(book)
-    assert said(door, LOCALHOST, bearer(token)) == (200, "")
+    assert said(gate, LOCALHOST, bearer(token)) == (200, "")
     path.write_bytes(whole)
     assert book.revoke(token.split("_")[1])
-    assert said(door, LOCALHOST, bearer(token)) == (401, "unauthorized")
+    assert said(gate, LOCALHOST, bearer(token)) == (401, "unauthorized")
 
 
 # Web pages
 
 
-OPEN = TokenBook(auth.EmptyShelf())
+OPEN = TokenBook(auth.NoTokens())
 FOREIGN = (403, "foreign-page")
 
 
@@ -243,11 +243,11 @@ FOREIGN = (403, "foreign-page")
     ],
 )
 def test_without_tokens_only_names_of_this_machine_are_answered(host: str, expected: tuple[int, str]) -> None:
-    door = door_of(OPEN)
-    assert said(door, (b"host", host.encode())) == expected
-    assert said(door, (b"host", host.encode()), JSON, method="POST") == expected
+    gate = gate_of(OPEN)
+    assert said(gate, (b"host", host.encode())) == expected
+    assert said(gate, (b"host", host.encode()), JSON, method="POST") == expected
     if expected == FOREIGN:
-        assert said(door, (b"host", host.encode()), path="/") == expected
+        assert said(gate, (b"host", host.encode()), path="/") == expected
 
 
 @pytest.mark.parametrize(
@@ -283,22 +283,22 @@ def test_without_tokens_only_names_of_this_machine_are_answered(host: str, expec
     ],
 )
 def test_without_tokens_no_page_of_elsewhere_can_ask(fields: Fields, method: str, expected: tuple[int, str]) -> None:
-    door = door_of(OPEN)
-    assert said(door, LOCALHOST, *fields, method=method) == expected
+    gate = gate_of(OPEN)
+    assert said(gate, LOCALHOST, *fields, method=method) == expected
 
 
 def test_the_page_itself_may_be_linked_to_from_anywhere() -> None:
-    door = door_of(OPEN)
-    assert said(door, LOCALHOST, (b"sec-fetch-site", b"cross-site"), path="/") == (200, "")
+    gate = gate_of(OPEN)
+    assert said(gate, LOCALHOST, (b"sec-fetch-site", b"cross-site"), path="/") == (200, "")
 
 
 def test_with_tokens_the_server_has_any_name_and_the_token_is_what_counts(tmp_path: Path) -> None:
     book = token_book(Settings(tokens_file=tmp_path / "t"), None)
     token = book.create("admin", "a")
-    door = door_of(book)
+    gate = gate_of(book)
     for fields in ([], [(b"origin", b"https://mixer.example.org")], [(b"sec-fetch-site", b"cross-site")]):
-        assert said(door, (b"host", b"mixer.example.org"), *fields, bearer(token), method="POST") == (200, "")
-        assert said(door, (b"host", b"mixer.example.org"), *fields, JSON, method="POST") == (401, "unauthorized")
+        assert said(gate, (b"host", b"mixer.example.org"), *fields, bearer(token), method="POST") == (200, "")
+        assert said(gate, (b"host", b"mixer.example.org"), *fields, JSON, method="POST") == (401, "unauthorized")
 
 
 # Heads
@@ -310,12 +310,12 @@ def test_with_tokens_the_server_has_any_name_and_the_token_is_what_counts(tmp_pa
 def test_what_may_come_once_may_not_come_twice(name: str) -> None:
     value = {"host": b"localhost", "content-length": b"0", "origin": b"http://localhost"}.get(name, b"")
     twice = [(name.encode(), value)] * 2
-    status, code, headers = asyncio.run(ask(door_of(OPEN), *([] if name == "host" else [LOCALHOST]), *twice))
+    status, code, headers = asyncio.run(ask(gate_of(OPEN), *([] if name == "host" else [LOCALHOST]), *twice))
     assert (status, code, headers[b"connection"]) == (400, "request", b"close")
 
 
 def test_a_request_without_a_host_is_refused_but_in_http_1_0() -> None:
-    assert said(door_of(OPEN)) == (400, "request")
+    assert said(gate_of(OPEN)) == (400, "request")
 
 
 @given(st.integers(0, 3), st.integers(MAX_HEAD_BYTES - 300, MAX_HEAD_BYTES + 300))
@@ -334,12 +334,12 @@ def test_a_head_may_be_as_long_as_the_document_says_wherever_its_bytes_are(part:
         fields.append((b"x", b"y" * max(0, left - len(path) - 100 * len(fields) - 5)))
     size = len(path) + fixed + sum(len(n) + len(v) + 4 for n, v in fields)
     expected = (200, "") if size <= MAX_HEAD_BYTES else (413, "too-large")
-    assert said(door_of(OPEN), LOCALHOST, *fields, path=path) == expected
+    assert said(gate_of(OPEN), LOCALHOST, *fields, path=path) == expected
 
 
 @pytest.mark.parametrize("field", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
 def test_a_get_has_no_body(field: tuple[bytes, bytes]) -> None:
-    assert said(door_of(OPEN), LOCALHOST, field) == (422, "request")
+    assert said(gate_of(OPEN), LOCALHOST, field) == (422, "request")
 
 
 # Limits
@@ -348,17 +348,17 @@ def test_a_get_has_no_body(field: tuple[bytes, bytes]) -> None:
 def test_wrong_tokens_are_limited_by_address_and_keep_nobody_with_a_token_out(tmp_path: Path) -> None:
     book = token_book(Settings(tokens_file=tmp_path / "t"), None)
     token = book.create("read", "r")
-    door = door_of(book)
+    gate = gate_of(book)
 
     async def scene() -> None:
         for fields in ([bearer("mixer_00000000_wrong")], [], [bearer("nonsense")]):
             for _ in range(WRONG_PER_MINUTE // 3 + 1):
-                await ask(door, LOCALHOST, *fields)
-        status, code, headers = await ask(door, LOCALHOST, bearer("mixer_00000000_other"))
+                await ask(gate, LOCALHOST, *fields)
+        status, code, headers = await ask(gate, LOCALHOST, bearer("mixer_00000000_other"))
         assert (status, code) == (429, "rate-limit")
         assert 1 <= int(headers[b"retry-after"]) <= 60
-        assert (await ask(door, LOCALHOST, bearer(token)))[0] == 200
-        assert (await ask(door, LOCALHOST, client="10.0.0.2"))[0] == 401
+        assert (await ask(gate, LOCALHOST, bearer(token)))[0] == 200
+        assert (await ask(gate, LOCALHOST, client="10.0.0.2"))[0] == 401
 
     asyncio.run(scene())
 
@@ -366,11 +366,11 @@ def test_wrong_tokens_are_limited_by_address_and_keep_nobody_with_a_token_out(tm
 def test_each_token_has_a_limit_of_its_own_though_all_have_the_same_name(tmp_path: Path) -> None:
     book = token_book(Settings(tokens_file=tmp_path / "t"), None)
     tokens = [book.create("read", "unnamed") for _ in range(3)]
-    door = door_of(book, requests_per_minute=5)
+    gate = gate_of(book, requests_per_minute=5)
 
     async def scene() -> None:
         for token in tokens:
-            found = [(await ask(door, LOCALHOST, bearer(token)))[0] for _ in range(7)]
+            found = [(await ask(gate, LOCALHOST, bearer(token)))[0] for _ in range(7)]
             assert found == [200] * 5 + [429] * 2
 
     asyncio.run(scene())
@@ -379,12 +379,12 @@ def test_each_token_has_a_limit_of_its_own_though_all_have_the_same_name(tmp_pat
 def test_probes_are_not_counted(tmp_path: Path) -> None:
     book = token_book(Settings(tokens_file=tmp_path / "t"), None)
     token = book.create("read", "prometheus")
-    door = door_of(book, requests_per_minute=3)
+    gate = gate_of(book, requests_per_minute=3)
 
     async def scene() -> None:
         for path in ("/weights", "/healthz", "/readyz", "/metrics"):
             fields = [] if path in guard.OPEN_PATHS else [bearer(token)]
-            found = [(await ask(door, LOCALHOST, *fields, path=path))[0] for _ in range(10)]
+            found = [(await ask(gate, LOCALHOST, *fields, path=path))[0] for _ in range(10)]
             assert found.count(429) == (7 if path == "/weights" else 0)
 
     asyncio.run(scene())
@@ -396,10 +396,10 @@ def test_by_default_1024_ranks_may_train_at_a_step_a_second_with_one_token() -> 
 
 def test_a_refused_request_writes_little_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert said(door_of(OPEN), LOCALHOST, path="/" + "x" * 15_000)[0] == 200  # a GET that is answered
-        assert said(door_of(OPEN), LOCALHOST, JSON, method="POST", path="/" + "é" * 7_000)[0] == 200
-        assert said(door_of(OPEN), (b"host", b"x" * 9_000), path="/" + "x" * 60_000)[0] == 413
-        assert said(door_of(OPEN), (b"host", b"x " * 4_000))[0] == 400
+        assert said(gate_of(OPEN), LOCALHOST, path="/" + "x" * 15_000)[0] == 200  # a GET that is answered
+        assert said(gate_of(OPEN), LOCALHOST, JSON, method="POST", path="/" + "é" * 7_000)[0] == 200
+        assert said(gate_of(OPEN), (b"host", b"x" * 9_000), path="/" + "x" * 60_000)[0] == 413
+        assert said(gate_of(OPEN), (b"host", b"x " * 4_000))[0] == 400
     lines = [JsonLines().format(record) for record in caplog.records]
     assert len(lines) == 3
     assert max(map(len, lines)) < 6 * MAX_LOGGED + 400
@@ -413,10 +413,10 @@ def test_a_loop_that_is_late_is_no_database_that_does_not_answer(monkeypatch: py
     monkeypatch.setattr(guard, "TOKENS_TIMEOUT_S", 0.05)
 
     async def scene() -> None:
-        book = TokenBook(auth.EmptyShelf())
-        door = door_of(book)
+        book = TokenBook(auth.NoTokens())
+        gate = gate_of(book)
         for _ in range(3):
-            asked = [asyncio.create_task(ask(door, LOCALHOST)) for _ in range(20)]
+            asked = [asyncio.create_task(ask(gate, LOCALHOST)) for _ in range(20)]
             await asyncio.sleep(0)
             time.sleep(0.15)  # as thousands of requests at once keep it
             assert {(await task)[:2] for task in asked} == {(200, "")}
@@ -435,14 +435,14 @@ def test_a_loop_that_is_late_is_no_client_that_is_slow() -> None:
             await arrived.wait()
             return {"type": "http.request", "body": b"{}", "more_body": False}
 
-        body = asyncio.create_task(guard._Limited(receive, settings)())  # type: ignore[arg-type]
+        body = asyncio.create_task(guard._LimitedReceive(receive, settings)())  # type: ignore[arg-type]
         await asyncio.sleep(0)
         time.sleep(0.5)
         asyncio.get_running_loop().call_later(0.05, arrived.set)
         assert (await body)["body"] == b"{}"
         arrived.clear()
         with pytest.raises(errors.SlowClientError):
-            await guard._Limited(receive, settings)()  # type: ignore[arg-type]
+            await guard._LimitedReceive(receive, settings)()  # type: ignore[arg-type]
 
     asyncio.run(scene())
 
@@ -461,8 +461,8 @@ def test_a_request_that_waited_is_not_answered_to_a_token_that_was_revoked_meanw
         book.revoke(token.split("_")[1])
         await _fine(scope, receive, send)
 
-    door = Gate(revokes_and_answers, settings=Settings(), book=book, metrics=Metrics(list))
-    assert said(door, LOCALHOST, bearer(token)) == (401, "unauthorized")
+    gate = Gate(revokes_and_answers, settings=Settings(), book=book, metrics=Metrics(list))
+    assert said(gate, LOCALHOST, bearer(token)) == (401, "unauthorized")
 
 
 # Routes
