@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 import tracemalloc
 import types
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from mixer.losses import SourceLosses
 from mixer.sources.prepared.prepare import prepare
 from mixer.walk.walk import Walk
 from service.wire import schemas
-from tests.support.serving import Served, get, post, write_run
+from tests.support.serving import Served, get, post, wait_until, write_run
 
 BASE: dict[str, Any] = {
     "seed": 3,
@@ -269,9 +268,8 @@ def test_a_run_that_cannot_go_on_leaves_the_others_and_the_server_as_they_are(tm
         for name, curriculum in (("kept", {**data, "prepared": "rows"}), ("lost", lost)):
             assert post(server.url + "/runs", json={"name": name, "curriculum": curriculum}).status_code == 201
         server.wait_ready("/runs/kept/readyz")
-        deadline = time.monotonic() + 100
-        while (answer := get(server.url + "/runs/lost/readyz")).json()["error"]["code"] != "stalled":
-            assert time.monotonic() < deadline
+        wait_until(lambda: get(server.url + "/runs/lost/readyz").json()["error"]["code"] == "stalled")
+        answer = get(server.url + "/runs/lost/readyz")
         assert answer.status_code == 503
         assert "gone.jsonl" in answer.json()["error"]["message"]
         assert get(server.url + "/readyz").status_code == 200

@@ -21,7 +21,7 @@ from service.storage.journal_lines import TableLines, stored_lines
 from service.storage.store import Store
 from tests.support.fleet import Fleet, digest_of
 from tests.support.postgres import Postgres, postgres
-from tests.support.serving import Served, get, losses_of, write_run
+from tests.support.serving import Served, get, losses_of, wait_until, write_run
 from tests.support.undisturbed import engine_in, journal_of, rows_of, undisturbed, what_was_decided, what_was_reported
 
 PATIENT = ("--feedback-wait-s", "600")  # decisions wait for every rank, so that timing shapes nothing
@@ -113,13 +113,6 @@ def test_an_engine_that_comes_back_decides_nothing_before_somebody_asks(tmp_path
         wait_until(lambda: engine.builder.next >= frontier)  # it builds what was decided
         time.sleep(0.5)
         assert engine.builder.next == engine.walk.frontier == frontier
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_few_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from service.runs.leases import LEASE, StepLeases
 from service.storage.store import Store
 from tests.support.engines import KilledError, assert_each_row_once, body, opened, rows_of, running, train
 from tests.support.outages import Outage
-from tests.support.serving import STEPS, get, losses_of, write_run
+from tests.support.serving import STEPS, get, losses_of, wait_until, write_run
 from tests.support.serving import Served as Server
 
 WITHOUT = Pivot(name="without-s2", exclude=("s2",))
@@ -179,13 +179,6 @@ def test_a_source_out_of_reach_is_pivoted_out_and_back_in_and_no_row_is_lost(
         assert_each_row_once(engine, 120)
         assert engine.builder.problem is None
     assert audit(journal(tmp_path)).difference is None
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_what_was_learned_before_an_undone_decision_is_not_waited_for_again(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 
@@ -22,7 +21,7 @@ from service.replay_app import RecordedRun
 from service.server import serve_journal
 from service.settings import Settings
 from tests.support.curricula import curriculum, drive
-from tests.support.serving import Served, get
+from tests.support.serving import Served, ask, get
 
 STEPS = 1500  # more phases than a walk holds
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]
@@ -124,7 +123,7 @@ def test_phases_journal_config_and_the_run_can_be_read(client: MixerClient, serv
     ],
 )
 def test_whatever_would_decide_deliver_or_write_is_refused(served: Served, method: str, path: str) -> None:
-    answer = httpx2.request(method, served.url + path, json=None if method == "GET" else {}, timeout=100)
+    answer = ask(method, served.url + path, json=None if method == "GET" else {})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (409, "past")
     assert "mixer fork" in error["hint"]

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import hypothesis
 import pytest
 from schemathesis import openapi
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from tests.support.serving import B, Served, T, listen, write_run
+from tests.support import serving
+from tests.support.serving import B, Served, T, get, listen, write_run
 
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]
 
@@ -44,7 +44,7 @@ def ask(
 ) -> tuple[int, str]:
     server, tokens = guarded
     headers = {"authorization": f"Bearer {tokens.get(scope, scope)}"} if scope else {}
-    answer = httpx2.request(method, server.url + path, headers=headers, trust_env=False, timeout=100, **body)
+    answer = serving.ask(method, server.url + path, headers=headers, **body)
     if answer.status_code < 400:
         return answer.status_code, ""
     error = answer.json()["error"]
@@ -254,7 +254,7 @@ def test_following_the_links_of_the_document_never_makes_the_server_fail(tmp_pat
                 suppress_health_check=list(hypothesis.HealthCheck),
             )
         )
-        assert httpx2.get(server.url + "/healthz", trust_env=False).status_code == 200
+        assert get(server.url + "/healthz").status_code == 200
     assert len(followed) >= 5
 
 

@@ -19,7 +19,7 @@ from service.errors import StoreError
 from service.storage import postgresql, store
 from service.storage.store import ANSWER_S, BUSY_TIMEOUT_MS, SERVER_OPTIONS, Store
 from tests.support.postgres import Postgres, postgres
-from tests.support.serving import Served, get, post, write_run
+from tests.support.serving import Served, get, post, wait_until, write_run
 
 PROMISED_S = 5.0  # docs/operations.md
 ASKED: dict[str, Callable[[str], Any]] = {
@@ -103,9 +103,7 @@ def test_whoever_asks_is_told_and_all_goes_on_afterwards(
             found[what] = (answer.status_code, answer.json().get("error", {}).get("code", ""))
 
         with hurt:
-            deadline = time.monotonic() + 100
-            while get(url + "/readyz").status_code != 503:
-                assert time.monotonic() < deadline
+            wait_until(lambda: get(url + "/readyz").status_code == 503)
             get(url + "/batches/10?wait_s=0")  # whatever it is: nobody is held up
             threads = [threading.Thread(target=ask, args=(what,)) for what in ASKED for _ in range(8)]
             for thread in threads:

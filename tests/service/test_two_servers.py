@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from service.runs.leases import GOOD_S, LEASE, StepLeases
 from service.storage.store import Store
 from tests.support.engines import opened, running, train
 from tests.support.postgres import Postgres, postgres
-from tests.support.serving import write_run
+from tests.support.serving import wait_until, write_run
 from tests.support.two_servers import trial
 
 
@@ -118,10 +117,7 @@ def test_an_engine_that_lost_its_run_stops_and_leaves_what_the_newer_one_wrote(
     with running(curriculum, tmp_path, database=url) as newer:
         step = newer.pivot(Pivot(name="without-s2", exclude=("s2",)), "now")
         given = train(newer, range(step, step + 20))
-        deadline = time.monotonic() + 100
-        while not isinstance(older.builder.problem, JournalError):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: isinstance(older.builder.problem, JournalError))
         with pytest.raises(JournalError, match="another server"):
             older.pivot(Pivot(name="other", exclude=("s1",)), "now")
         older.stop()  # as SIGTERM does

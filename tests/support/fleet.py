@@ -1,15 +1,13 @@
 """Ranks that train against a service, each in a process of its own that can be killed and goes on from its checkpoint.
 
-``python -m tests.support.fleet URL RANK WORLD_SIZE STEPS FOLDER`` is one rank. It logs the digest of each batch that it gets and
-each report that was acknowledged, and saves its step now and then, so that some batches are asked for twice.
+``train`` is one rank. It logs the digest of each batch that it gets and each report that was acknowledged, and saves its
+step now and then, so that some batches are asked for twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Self
 
 from mixer.delivery.batch import RowBatch
 from service.client.client import MixerClient
+from tests.support.forking import Forked
 from tests.support.serving import losses_of
 
 CHECKPOINT_STEPS = 4
@@ -42,19 +41,13 @@ class Fleet:
 
     def __init__(self, url: str, folder: Path, *, num_ranks: int, num_steps: int) -> None:
         self.num_ranks, self._url, self._folder, self._num_steps = num_ranks, url, folder, num_steps
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._processes: dict[int, Forked] = {}
         folder.mkdir()
 
     def start(self, rank: int) -> None:
         """Start a rank, for the first time or again."""
-        settings = [self._url, str(rank), str(self.num_ranks), str(self._num_steps), str(self._folder)]
-        with (self._folder / f"{rank}.out").open("ab") as out:
-            self._processes[rank] = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.fleet", *settings],
-                cwd=Path(__file__).parents[2],
-                stdout=out,
-                stderr=out,
-            )
+        settings = (self._url, rank, self.num_ranks, self._num_steps, self._folder)
+        self._processes[rank] = Forked(train, *settings, log=self._folder / f"{rank}.out")
 
     def kill(self, rank: int) -> None:
         """End a rank at once."""
@@ -126,8 +119,3 @@ def train(url: str, rank: int, num_ranks: int, num_steps: int, folder: Path) -> 
             os.write(log, f"batch {step} {digest_of(rows)}\n".encode())
             client.report(step, losses_of(rows, rank), names)
             os.write(log, f"report {step} -\n".encode())
-
-
-if __name__ == "__main__":
-    url, rank, num_ranks, num_steps, folder = sys.argv[1:]
-    train(url, int(rank), int(num_ranks), int(num_steps), Path(folder))

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +22,12 @@ from ruamel.yaml import YAML
 from mixer.delivery.batch import RowBatch
 from mixer.losses import SourceLosses
 from tests.support.curricula import WORDS, write_sources
+from tests.support.forking import Forked
 
 T, B, STEPS = 16, 8, 70
 _PATIENCE: dict[str, Any] = {"timeout": 100, "trust_env": False}
+# one client for all: making one takes 60 ms of the processor; no connections are kept, as servers come and go
+_CLIENT = httpx2.Client(**_PATIENCE, limits=httpx2.Limits(max_keepalive_connections=0))
 _ports = itertools.count(331 * os.getpid())  # those of processes that test at the same time are far apart
 
 
@@ -62,19 +66,34 @@ def free_port() -> int:
             return port
 
 
+def ask(method: str, url: str, **options: Any) -> httpx2.Response:
+    """Send a request, with patience for machines that do much else."""
+    if "verify" in options:
+        return httpx2.request(method, url, **{**_PATIENCE, **options})
+    return _CLIENT.request(method, url, **options)
+
+
 def get(url: str, **options: Any) -> httpx2.Response:
-    """Ask, with patience for machines that do much else."""
-    return httpx2.get(url, **{**_PATIENCE, **options})
+    """Send a GET request; see ``ask``."""
+    return ask("GET", url, **options)
 
 
 def post(url: str, **options: Any) -> httpx2.Response:
-    """Ask for a change, as ``get`` asks."""
-    return httpx2.post(url, **{**_PATIENCE, **options})
+    """Send a POST request; see ``ask``."""
+    return ask("POST", url, **options)
 
 
 def listen(url: str, **options: Any) -> AbstractContextManager[httpx2.Response]:
     """Give an answer that comes bit by bit."""
-    return httpx2.stream("GET", url, **{**_PATIENCE, **options})
+    return _CLIENT.stream("GET", url, **options)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so; fail after 100 s."""
+    deadline = time.monotonic() + 100
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Served:
@@ -103,17 +122,24 @@ class Served:
         self.journal = folder / "run" / "journal.jsonl"
         self._log = folder / "log"
         arguments = ["serve", str(config), "--port", str(self.port), "--folder", str(folder), *options]
-        program = f"{prelude}\nfrom mixer.cli import main; main()"
-        self._command = [*prefix, sys.executable, "-c", program, *arguments]
+        self._arguments = arguments
+        self._command: list[str] = []  # of a process that must not be a fork
+        if prefix or prelude:
+            program = f"{prelude}\nfrom mixer.cli import main; main()"
+            self._command = [*prefix, sys.executable, "-c", program, *arguments]
         folder.mkdir(parents=True, exist_ok=True)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, *, wait: bool = True) -> Self:
         """Start, and wait until batches can be had."""
-        cache = str(self._log.parent / "cache")
-        with self._log.open("ab") as log:
-            environment = {**os.environ, "MIXER_CACHE": cache}
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
+        environment = {"MIXER_CACHE": str(self._log.parent / "cache")}
+        if self._command:
+            with self._log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    self._command, stdout=log, stderr=log, env={**os.environ, **environment}
+                )
+        else:
+            self.process = Forked(_mixer, self._arguments, log=self._log, environment=environment)
         if wait:
             self.wait_ready()
         return self
@@ -157,6 +183,14 @@ class Served:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _mixer(arguments: list[str]) -> None:
+    """Run the command line."""
+    from mixer.cli import main
+
+    sys.argv = ["mixer", *arguments]
+    main()
 
 
 def losses_of(rows: RowBatch, rank: int) -> SourceLosses:
