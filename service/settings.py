@@ -1,4 +1,4 @@
-"""Everything about a server that is not about a run: where it keeps things, how far it builds ahead, its limits."""
+"""``Settings`` of a server, not of a run: where it stores files, how far it builds ahead, its limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from mixer.journal.file import Fsync
 
 MIB = 1 << 20
-DATABASE_FILE = "service.db"  # in the folder, where SQLite keeps files beside it
+DATABASE_FILE = "service.db"  # in the folder; SQLite adds files beside it
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):

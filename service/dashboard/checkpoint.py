@@ -33,7 +33,7 @@ def save_view(store: Store, run: str, fingerprint: str, journal: RunJournal, wat
         "version": VERSION,
         "fingerprint": fingerprint,
         "journal": list(position),
-        "places": [place for number, place in list(journal.noted) if number <= line],
+        "places": [offset for number, offset in list(journal.indexed) if number <= line],
         "heard": heard,
     }
     store.save(run, KIND, line, state, forget_before=line, writer=writer)
@@ -54,5 +54,5 @@ def show_view(state: Mapping[str, Any], fingerprint: str, journal: RunJournal, w
             f"it was taken at line {line}, digest {digest}, but {journal.path} "
             + ("has fewer lines" if found is None else f"has {found.digest} there")
         )
-    journal.tell_noted(state["places"], up_to=line)
+    journal.notify_indexed(state["places"], up_to=line)
     watch.take_heard(state["heard"], line)

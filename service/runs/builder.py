@@ -324,7 +324,7 @@ class Builder:
         line, many = parts.journal.position.line, parts.settings.snapshot_lines
         if line - self._snapshot_at >= many:
             self._save_walk()
-        if line - self._view_at >= max(many, len(parts.journal.noted) // 2):  # so that views take a share of the time
+        if line - self._view_at >= max(many, len(parts.journal.indexed) // 2):  # so that checkpoints stay cheap
             self._save_view()
         return True
 

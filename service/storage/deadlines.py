@@ -1,4 +1,4 @@
-"""When a database is given up: the deadline of the transaction that a thread is in."""
+"""The deadline of the transaction that a thread is in: after it, ``postgresql`` gives the database up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Have every wait of this thread for a database end after so many seconds."""
+    """Bound all waits of this thread for the database by so many seconds from now."""
     token = _deadline.set(time.monotonic() + seconds)
     try:
         yield

@@ -1,4 +1,7 @@
-"""Where the lines of a run's journal lie: in a file, or in the database if that is a server."""
+"""Stores the lines of a run's journal: ``FileLines`` beside SQLite, ``TableLines`` in a database that is a server.
+
+``Lines`` is what both offer; ``run_journal`` writes to it.
+"""
 
 from __future__ import annotations
 
@@ -17,67 +20,67 @@ from service.storage import tables
 from service.storage.store import Store
 
 WRITE_ATTEMPTS = 5
-CHECKED_LINES = 100  # of a table, when a run is opened
-ROWS = 1000  # of a table, that are read at once
+CHECKED_LINES = 100  # at the end of a table, when a run is opened
+ROWS = 1000  # of a table, read at once
 
 Record = dict[str, Any]
 
 
 class Lines(Protocol):
-    """Where the lines of a journal lie."""
+    """The stored lines of a journal. An *offset* says where a line lies: a byte of a file, or the number of a row."""
 
     position: Position
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one line, or raise JournalError and leave everything as it was."""
+        """Write one line, or raise JournalError and change nothing."""
 
     @property
-    def place(self) -> int:
-        """Where the next line will lie, as ``records_at`` takes it."""
+    def offset(self) -> int:
+        """The offset of the next line."""
 
     def records_after(self, line: int) -> Iterator[tuple[int, Record]]:
-        """Yield place and content of every line after number ``line``, the chain checked from there on."""
+        """Yield offset and content of every line after number ``line``, and check the chain from there on."""
 
-    def records_at(self, places: Sequence[int]) -> Iterator[Record]:
-        """Yield the lines at some places, in order, at a cost that does not depend on the others."""
+    def records_at(self, offsets: Sequence[int]) -> Iterator[Record]:
+        """Yield the lines at some offsets, in order, without reading the others."""
 
     def record_at(self, line: int) -> Record | None:
-        """Return a line by its number, from 1, at the same cost whatever its number."""
+        """Return a line by its number, from 1, in constant time; None if there are fewer."""
 
     def position_of(self, line: int) -> Position | None:
-        """Return the end of line number ``line``, at the same cost; None if there are fewer."""
+        """Return the end of line number ``line``, in constant time; None if there are fewer."""
 
     def raw_lines(self) -> Iterator[bytes]:
-        """Yield every line as it is stored, up to the newest whole one."""
+        """Yield every complete line as it is stored."""
 
     def sync(self) -> None:
-        """Make sure that a power cut takes none of the lines so far."""
+        """Flush all lines so far, so that a power cut loses none of them."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close what is open."""
 
 
 class FileLines(Journal):
     """A journal in a file."""
 
     @property
-    def place(self) -> int:
+    def offset(self) -> int:
         """The size of the file."""
         return self._size
 
     def records_after(self, line: int) -> Iterator[tuple[int, Record]]:
-        """Yield place and content of every line after number ``line``."""
+        """Yield offset and content of every line after number ``line``."""
         found = find_line(self.path, line) if line else None
         after, offset = (None, 0) if found is None else (found.position, found.end)
         for each in scan(self.path, after=after, offset=offset):
             yield each.offset, each.record()
 
-    def records_at(self, places: Sequence[int]) -> Iterator[Record]:
-        """Yield the lines that begin at some bytes, each checked against the one before it."""
-        return (line.record() for line in lines_at(self.path, places))
+    def records_at(self, offsets: Sequence[int]) -> Iterator[Record]:
+        """Yield the lines that begin at some bytes, each checked against the line before it in the file."""
+        return (line.record() for line in lines_at(self.path, offsets))
 
     def raw_lines(self) -> Iterator[bytes]:
-        """Yield every whole line as it is stored."""
+        """Yield every complete line as it is stored."""
         with self.path.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
@@ -87,22 +90,22 @@ class FileLines(Journal):
 class TableLines:
     """A journal in the database: the lines of ``docs/journal.md``, byte for byte, one row each.
 
-    A commit whose answer was lost is looked up before it is tried again, and a line that was never acknowledged is
-    taken away before the next one, as a torn last line of a file would be. Of two servers that open the same journal
-    the second one takes it over: what the first one would write then is refused.
+    A commit whose answer was lost is looked up before it is retried. A line that was never acknowledged is deleted
+    before the next one, as a torn last line of a file would be. Of two servers that open the same journal, the second
+    takes it over: later writes of the first are refused.
     """
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
         self.writer = store.take_over(run)
         self.position = Position(0, FIRST)
-        self._is_unsure = False
+        self._is_unsure = False  # whether a line may have been written that was not acknowledged
         self._lock = threading.Lock()
         at = tables.journal_lines.c
         newest = sa.select(at.number, at.line).where(at.run == run).order_by(at.number.desc()).limit(CHECKED_LINES)
         with store.transaction() as connection:
             rows = connection.execute(newest).all()[::-1]
-        for row in rows:  # as opening a file does, only the end is checked
+        for row in rows:  # as with files, opening checks the end alone
             if self.position.line == 0 and row.number > 1:
                 self.position = _own_end(bytes(row.line), row.number, run)
             else:
@@ -144,7 +147,7 @@ class TableLines:
         self._is_unsure = False
 
     @property
-    def place(self) -> int:
+    def offset(self) -> int:
         """The number of the next line."""
         return self.position.line + 1
 
@@ -155,11 +158,11 @@ class TableLines:
             position = _follow(position or Position(0, FIRST), text, self._run)
             yield position.line, _parsed(text)
 
-    def records_at(self, places: Sequence[int]) -> Iterator[Record]:
+    def records_at(self, offsets: Sequence[int]) -> Iterator[Record]:
         """Yield the lines of some numbers."""
         at = tables.journal_lines.c
-        for begin in range(0, len(places), ROWS):
-            some = places[begin : begin + ROWS]
+        for begin in range(0, len(offsets), ROWS):
+            some = offsets[begin : begin + ROWS]
             query = sa.select(at.line).where((at.run == self._run) & at.number.in_(some)).order_by(at.number)
             with self._store.transaction() as connection:
                 found = connection.scalars(query).all()
@@ -190,7 +193,7 @@ class TableLines:
         """Nothing to do: every line is a transaction."""
 
     def close(self) -> None:
-        """Nothing to let go of: the store has the connections."""
+        """Nothing to do: the store has the connections."""
 
 
 def stored_lines(store: Store, run: str, *, after: int = 0) -> Iterator[bytes]:
@@ -214,7 +217,7 @@ def _parsed(line: bytes) -> Record:
 
 
 def _own_end(line: bytes, number: int, run: str) -> Position:
-    """Return the end of a line as it says itself; raise JournalError if it is not the one of that number."""
+    """Return the position that a line itself states; raise JournalError if it is not line ``number``."""
     found = end_of(line)
     if found is None or found.line != number:
         raise JournalError(

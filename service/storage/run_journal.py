@@ -1,9 +1,9 @@
-"""The record of one run: its journal, in a file or in the database, and a walk that goes on from where it ends.
+"""The journal of one run, and a walk that continues where it ends.
 
-After a kill the walk is driven again over the lines after the newest snapshot. Every line that it writes then must be
-the one that is there already, so that no phase can be decided twice differently and nothing acknowledged is lost;
-after the last line, new ones are appended. A restart therefore leaves no trace in the journal. Of the lines before the
-snapshot those are read that are not reports, where a view (``views``) says where they lie; without one, all are.
+After a restart ``recover`` replays the lines after the newest snapshot into a walk. Every line that the walk writes
+then must equal the one that the journal has, so that no phase is decided twice differently and nothing acknowledged is
+lost. After the last line, new ones are appended: a restart leaves no trace in the journal. Of the lines before the
+snapshot, ``dashboard.checkpoint`` has a summary; without one, all lines are read.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ from mixer.walk.walk import Walk
 from service.storage.journal_lines import FileLines, Lines, Record, TableLines, stored_lines
 from service.storage.store import SERVED, Store
 
-OnLine = Callable[[Record, int, bool], None]  # a line, its number, whether it is new
-UNFINISHED = "journal.fork"  # the file of a fork until the database has the run
+OnLine = Callable[[Record, int, bool], None]  # content of a line, its number, whether it is new
+UNFINISHED = "journal.fork"  # the journal of a fork that the database does not have yet
 
 log = logging.getLogger(__name__)
 
 
 class RunJournal:
-    """What the walk of a run writes to: first over the lines that are there, comparing; then new lines.
+    """What the walk of a run writes to: during a replay it compares, afterwards it appends.
 
     Args:
-        lines: where they lie.
-        on_line: told each line, those of before a restart first; new ones once durable.
+        lines: the stored lines.
+        on_line: called with each line: after a restart with the stored ones first, with new ones once durable.
 
     Attributes:
-        noted: number and place of every line told of that is no report.
+        indexed: number and offset of every line seen that is no report.
     """
 
     def __init__(self, lines: Lines, on_line: OnLine = lambda _record, _number, _is_new: None) -> None:
         self.path = getattr(lines, "path", "the journal in the database")
-        self.noted: list[tuple[int, int]] = []
+        self.indexed: list[tuple[int, int]] = []
         self._lines = lines
         self._on_line = on_line
         self._passed = lines.position
-        self._told = 0  # the number of the newest line told of
-        self._expected: tuple[int, Record] | None = None  # the line that the walk is to write again, and its place
-        self._rest: Iterator[tuple[int, Record]] = iter(())  # those after it
+        self._notified = 0  # the number of the newest line that ``on_line`` was called with
+        self._expected: tuple[int, Record] | None = None  # in a replay: offset and content of the next line
+        self._rest: Iterator[tuple[int, Record]] = iter(())  # the lines after it
 
     @property
     def position(self) -> Position:
-        """The end of the newest line, or of the line that the walk stands at while it is driven again."""
+        """The end of the newest line; during a replay, of the line that was replayed last."""
         return self._passed
 
     def raw_lines(self) -> Iterator[bytes]:
-        """Yield every line as it is stored, up to the newest whole one."""
+        """Yield every complete line as it is stored."""
         return self._lines.raw_lines()
 
     def record_at(self, line: int) -> Record | None:
@@ -71,26 +71,26 @@ class RunJournal:
         return self._lines.position_of(line)
 
     def resume_from(self, position: Position) -> None:
-        """Stand at an earlier line; what comes after it is going to be written again, and compared."""
+        """Go back to an earlier line, from which a replay will start."""
         self._passed = position
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a line; while driven again, compare it with the one that is there.
+        """Write a line; during a replay, compare it with the stored one.
 
         Raises:
-            StateMismatchError: another line is there.
+            StateMismatchError: the stored line is another one.
         """
         if self._expected is not None:
             self._compare(record, *self._expected)
             return
-        place = self._lines.place
-        if record["type"] != "feedback":  # a fact for people: no decision looks at it
+        offset = self._lines.offset
+        if record["type"] != "feedback":  # the time is for people: no decision depends on it
             record = {**record, "at": round(time.time(), 3)}
         self._lines.append(record)
         self._passed = self._lines.position
-        self._tell(place, _plain(record), self._passed.line, is_new=True)
+        self._notify(offset, _plain(record), self._passed.line, is_new=True)
 
-    def _compare(self, record: Mapping[str, Any], place: int, expected: Record) -> None:
+    def _compare(self, record: Mapping[str, Any], offset: int, expected: Record) -> None:
         again = _plain(record)
         differing = [key for key in again if again[key] != expected.get(key)]
         if differing:
@@ -101,28 +101,28 @@ class RunJournal:
                 "that the journal's header names"
             )
         self._passed = Position(self._passed.line + 1, "")
-        self._tell(place, expected, self._passed.line)
+        self._notify(offset, expected, self._passed.line)
         self._expected = next(self._rest, None)
 
-    def _tell(self, place: int, record: Record, number: int, *, is_new: bool = False) -> None:
-        if number > self._told:
-            self._told = number
+    def _notify(self, offset: int, record: Record, number: int, *, is_new: bool = False) -> None:
+        if number > self._notified:
+            self._notified = number
             if record["type"] != "feedback":
-                self.noted.append((number, place))
+                self.indexed.append((number, offset))
             self._on_line(record, number, is_new)
 
     def sync(self) -> None:
         """Flush every line: a snapshot in the database must not name one that may be lost."""
         self._lines.sync()
 
-    def tell_noted(self, places: Sequence[int], *, up_to: int) -> None:
-        """Tell of the lines at some places alone, which are all up to number ``up_to`` but reports."""
-        for place, record in zip(places, self._lines.records_at(places), strict=True):
-            self._tell(place, record, record.pop("number"))
-        self._told = up_to
+    def notify_indexed(self, offsets: Sequence[int], *, up_to: int) -> None:
+        """Call ``on_line`` with the lines at some offsets: all lines up to number ``up_to`` but reports."""
+        for offset, record in zip(offsets, self._lines.records_at(offsets), strict=True):
+            self._notify(offset, record, record.pop("number"))
+        self._notified = up_to
 
-    def drive_again(self, walk: Walk) -> int:
-        """Drive ``walk`` over every line after the one it stands at, and return how many there were."""
+    def replay_into(self, walk: Walk) -> int:
+        """Replay every line after the current one into ``walk``, and return how many there were."""
         begin, end = self._passed.line, self._lines.position.line
         self._rest = self._lines_after(begin)
         self._expected = next(self._rest, None)
@@ -141,16 +141,16 @@ class RunJournal:
         return max(0, end - begin)
 
     def _lines_after(self, begin: int) -> Iterator[tuple[int, Record]]:
-        """Yield place and content of the lines after number ``begin``, having told of those up to it."""
-        for place, record in self._lines.records_after(min(begin, self._told)):
-            number = record.pop("number")  # as when it was written
+        """Yield offset and content of the lines after number ``begin``; call ``on_line`` with those up to it first."""
+        for offset, record in self._lines.records_after(min(begin, self._notified)):
+            number = record.pop("number")  # a walk writes records without it
             if number > begin:
-                yield place, record
+                yield offset, record
             else:
-                self._tell(place, record, number)
+                self._notify(offset, record, number)
 
     def close(self) -> None:
-        """Let go of the lines."""
+        """Close the lines."""
         self._lines.close()
 
 
@@ -160,12 +160,12 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recover(curriculum: Curriculum, journal: RunJournal, snapshot: Mapping[str, Any] | None = None) -> Walk:
-    """Return a walk that stands where its journal ends.
+    """Return a walk that continues its journal.
 
     Args:
         curriculum: the run.
-        journal: what the walk writes to, new or not.
-        snapshot: a state of the walk somewhere in the journal, to begin from; one that does not fit is passed over.
+        journal: what the walk writes to; it may be empty.
+        snapshot: a state of the walk to start the replay from; one that does not fit the journal is ignored.
     """
     is_new = journal.position.line == 0
     walk = _walk(curriculum, journal)
@@ -179,7 +179,7 @@ def recover(curriculum: Curriculum, journal: RunJournal, snapshot: Mapping[str, 
             log.warning("the newest snapshot of the walk is passed over: %s", error)
             walk = _walk(curriculum, journal)
             journal.resume_from(Position(_begin_of(journal), ""))
-    journal.drive_again(walk)
+    journal.replay_into(walk)
     return walk
 
 
@@ -190,19 +190,19 @@ def _load(walk: Walk, snapshot: Mapping[str, Any], journal: RunJournal) -> None:
 
 
 def _walk(curriculum: Curriculum, journal: RunJournal) -> Walk:
-    """Return a walk that writes to ``journal``, whose listeners tell of alarms and of silence."""
-    lines: Any = journal  # all that it asks of one
+    """Return a walk that writes to ``journal``; the engine publishes alarms and silence, so the walk logs neither."""
+    lines: Any = journal  # it has the methods of a Journal that a walk calls
     return Walk(curriculum, journal=lines, on_alarm=lambda _: None, on_silence=lambda _: None)
 
 
 def _begin_of(journal: RunJournal) -> int:
-    """Return the number of the line that a walk without a snapshot stands at: a fork's own steps begin later."""
+    """Return the number of the line after which a walk without a snapshot starts; of a fork, its last shared line."""
     parent = (journal.record_at(1) or {}).get("parent")
     return 1 if parent is None else int(parent["shared"]) + 2
 
 
 def open_lines(store: Store, run: str, folder: Path, *, fsync: Fsync = "phase") -> Lines:
-    """Open the lines of a run: a file in ``folder`` beside SQLite, the database itself where that is a server.
+    """Open the lines of a run: a file in ``folder`` beside SQLite, else a table of the database.
 
     Raises:
         StateMismatchError: there is no line, though steps of the run were handed out.
@@ -226,7 +226,7 @@ def open_lines(store: Store, run: str, folder: Path, *, fsync: Fsync = "phase") 
 
 
 def _check_unknown(store: Store, run: str, what: str) -> None:
-    """Raise StateMismatchError if steps of a run may have been handed out, whose journal is lost."""
+    """Raise StateMismatchError if steps of a run without a journal may have been handed out."""
     lease = store.newest(run, SERVED)
     if lease is not None and lease[0] > 0:
         raise StateMismatchError(
@@ -238,10 +238,10 @@ def _check_unknown(store: Store, run: str, what: str) -> None:
 def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Curriculum, folder: Path) -> list[bytes]:
     """Write the journal of a run that shares its parent's history up to a step; see ``mixer.replay.fork``.
 
-    Beside SQLite it lies in a file that ``open_lines`` takes once the database has the run. For a database that is a
-    server the lines are returned, to be written together with the run.
+    Beside SQLite it is a file that ``open_lines`` renames once the database has the run. For a database that is a
+    server the lines are returned, to be written in one transaction with the run.
     """
-    from mixer.replay.fork import fork  # and all that checks a whole record
+    from mixer.replay.fork import fork  # it imports all that audits a journal
 
     if not store.is_server:
         out = folder / run / UNFINISHED
@@ -258,10 +258,10 @@ def fork_lines(store: Store, parent: str, run: str, at_step: int, curriculum: Cu
 
 
 def drop_unfinished(run: str, folder: Path) -> None:
-    """Drop the file of a fork that was never finished, before its name is used for another run."""
+    """Delete the journal of a fork that was never finished, before its name is used for another run."""
     (folder / run / UNFINISHED).unlink(missing_ok=True)
 
 
 def journal_path(folder: Path, run: str) -> Path:
-    """Return where the journal of a run lies, if it is a file."""
+    """Return the path of a run's journal, where journals are files."""
     return folder / run / "journal.jsonl"

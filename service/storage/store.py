@@ -1,10 +1,10 @@
-"""The database: runs, snapshots, tokens, who pivoted; SQLite in a file or PostgreSQL by URL, through the same code.
+"""``Store``, the database: runs, snapshots, tokens and the audit; SQLite or PostgreSQL through the same code.
 
-A snapshot only shortens a restart: the journal alone is the record. Every method is one transaction, and raises
-StoreError if the database cannot be reached, is locked or is full, within ``ANSWER_S``.
+A snapshot only shortens a restart: the journal alone is the record. Every method is one transaction. If the database
+cannot be reached, is locked or is full, it raises StoreError within ``ANSWER_S``.
 
-Of several processes the one that took a run over last is its writer. What the others would write for that run is
-refused in the same transaction: each carries the token that it was given (``take_over``).
+Of several processes the one that took a run over last is its writer (``take_over``). Transactions of the others are
+refused: each transaction compares the writer's token with that in the table.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from service.errors import RunStateError, StoreError
 from service.storage import tables
 from service.storage.deadlines import within
 
-ANSWER_S = 4.0  # of a transaction: whoever asks is answered within 5 s, whatever keeps the database
-LONG_S = 60.0  # of one that moves a whole journal
-SLOW_S = 1.0  # a transaction that failed after so long waited for a database that does not answer
-REST_S = 1.0  # then all others fail at once for so long, or those that stand in a line would wait in turn
-SERVED = "served"  # kind of the snapshots that are leases of steps: their step is the end
-BUSY_TIMEOUT_MS = 3500  # of SQLite
+ANSWER_S = 4.0  # longest transaction, so that every request is answered within 5 s
+LONG_S = 60.0  # longest transaction that moves a whole journal
+SLOW_S = 1.0  # a transaction that fails after so long shows that the database does not answer
+REST_S = 1.0  # for so long all other transactions then fail at once, instead of waiting one after the other
+SERVED = "served"  # kind of the snapshots that are leases of steps; their step is the end of the lease
+BUSY_TIMEOUT_MS = 3500  # SQLite's wait for a lock
 SERVER_OPTIONS: dict[str, Any] = {
     "application_name": "curriculum-mixer",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-    # a process that is stopped in the middle of a transaction keeps its locks no longer than others wait for them
+    # a process that stops in the middle of a transaction must not keep its locks longer than others wait for them
     "options": "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=2500",
 }
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as the database has it."""
+    """The row of one run."""
 
     name: str
     fingerprint: str
@@ -61,7 +61,7 @@ class RunRecord:
 
 
 class Store:
-    """An open database, its tables up to date. ``Store.open(url)`` makes what is missing."""
+    """An open database with up-to-date tables; ``Store.open(url)`` creates or migrates them."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -102,14 +102,14 @@ class Store:
 
     @contextmanager
     def transaction(self, *, within_s: float = ANSWER_S, is_reading: bool = False) -> Iterator[sa.Connection]:
-        """Give a connection whose work is kept at the end, or not at all.
+        """Yield a connection in a transaction, which is committed at the end.
 
         Args:
             within_s: how long the database may take for all of it.
-            is_reading: nothing is written: what locks SQLite for writing does not matter.
+            is_reading: whether nothing is written, so that a write lock of SQLite does not matter.
 
         Raises:
-            StoreError: the work was not kept, or nobody heard that it was.
+            StoreError: the transaction was undone, or the answer to its commit was lost.
         """
         begin = time.monotonic()
         heeds_silence = self.is_server or not is_reading
@@ -119,7 +119,7 @@ class Store:
         try:
             with within(within_s), self.engine.begin() as connection:
                 if heeds_silence:
-                    self._check_answers(time.monotonic())  # it may have waited for a connection
+                    self._check_answers(time.monotonic())  # again, as getting a connection may have taken a while
                 if within_s > ANSWER_S and self.is_server:
                     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(within_s * 1000)}")
                 yield connection
@@ -137,7 +137,7 @@ class Store:
             raise StoreError(f"the database cannot be used: {silent[1]}", retry_after_s=1)
 
     def _check_file(self) -> None:
-        """Raise StoreError if what is written would be gone with a file that lies elsewhere."""
+        """Raise StoreError if the database's file was moved, replaced or deleted: writes to it would be lost."""
         if self._file is not None and _identity(self._file) != self._identity:
             raise StoreError(
                 f"{self._file} is no longer the file that this server opened: it was moved, replaced or deleted. "
@@ -145,7 +145,7 @@ class Store:
             )
 
     def ping(self) -> None:
-        """Raise StoreError unless the database answers and could be written."""
+        """Raise StoreError unless the database answers and can be written."""
         with self.transaction() as connection:
             if not self.is_server:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -154,13 +154,13 @@ class Store:
                 raise StoreError("the database can be read alone: it stands by for another one")
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close all connections."""
         self.engine.dispose()
 
     def take_over(self, run: str) -> str:
-        """Become the writer of a run, instead of any other; return the token that says so.
+        """Become the writer of a run in place of any other; return the writer's token.
 
-        It waits for what another writer is writing, and that one writes nothing afterwards.
+        A transaction of the other writer that is under way is waited for; later ones are refused.
         """
         writer = f"{secrets.token_hex(8)}, process {os.getpid()} on {socket.gethostname()}"[:200]
         insert: Any = (postgresql if self.is_server else sqlite).insert
@@ -170,9 +170,9 @@ class Store:
         return writer
 
     def check_writer(self, connection: sa.Connection, run: str, writer: str) -> None:
-        """Raise JournalError, so that the transaction is undone, unless this is the writer of a run until its end.
+        """Raise JournalError, which undoes the transaction, unless ``writer`` is the run's and stays so until its end.
 
-        SQLite begins a transaction with its first change: call it after that.
+        Call it after the first change: SQLite begins a transaction there.
         """
         at = tables.journal_writers.c
         found = connection.scalar(sa.select(at.writer).where(at.run == run).with_for_update(read=True))
@@ -183,21 +183,21 @@ class Store:
             )
 
     def confirm(self, run: str, writer: str) -> None:
-        """Raise JournalError unless this is the writer of a run."""
+        """Raise JournalError unless ``writer`` is the run's."""
         with self.transaction() as connection:
             self.check_writer(connection, run, writer)
 
     def add_run(
         self, record: RunRecord, *, lines: Sequence[bytes] = (), place: tuple[int, Mapping[str, Any]] | None = None
     ) -> None:
-        """Note a new run; for a fork, with the lines of its journal and the place that its streams go on from.
+        """Add a run; for a fork, with the lines of its journal and the place from which its streams continue.
 
         Raises:
             RunStateError: the database has a run of that name, which another server may have made.
         """
         values = {**vars(record), "curriculum": orjson.dumps(record.curriculum).decode()}
         numbered = [{"run": record.name, "number": n, "line": line} for n, line in enumerate(lines, start=1)]
-        snapshots: list[tuple[str, int, Mapping[str, Any]]] = [("served", 0, {})]  # no step was given
+        snapshots: list[tuple[str, int, Mapping[str, Any]]] = [(SERVED, 0, {})]  # no step was handed out
         if place is not None:
             snapshots.append(("place", *place))
         rows = [{"run": record.name, "kind": kind, "step": n, "state": _packed(state)} for kind, n, state in snapshots]
@@ -213,7 +213,7 @@ class Store:
             raise
 
     def drop_run(self, name: str) -> None:
-        """Forget a run that could not be started."""
+        """Delete a run that could not be started."""
         with self.transaction(within_s=LONG_S) as connection:
             for table in (tables.snapshots, tables.journal_lines, tables.journal_writers):
                 connection.execute(sa.delete(table).where(table.c.run == name))
@@ -240,10 +240,10 @@ class Store:
         forget_before: int = 0,
         writer: str | None = None,
     ) -> None:
-        """Keep a snapshot in place of one of the same step; drop those that nothing from ``forget_before`` on needs.
+        """Save a snapshot, in place of one of the same step; delete those that no step from ``forget_before`` on needs.
 
         Raises:
-            JournalError: ``writer``, if given, is not the run's any more.
+            JournalError: ``writer``, if given, is no longer the run's.
         """
         at = tables.snapshots.c
         mine = (at.run == run) & (at.kind == kind)
@@ -257,10 +257,10 @@ class Store:
                 connection.execute(sa.delete(tables.snapshots).where(mine & (at.step < kept)))
 
     def newest(self, run: str, kind: str, *, up_to: int | None = None) -> tuple[int, dict[str, Any]] | None:
-        """Return step and state of the newest snapshot, or of the newest that is not after ``up_to``.
+        """Return step and state of the newest snapshot, up to step ``up_to`` if that is given; None if there is none.
 
         Raises:
-            StateMismatchError: what is there is no whole snapshot.
+            StateMismatchError: the snapshot is damaged.
         """
         at = tables.snapshots.c
         query = sa.select(at.step, at.state).where((at.run == run) & (at.kind == kind)).order_by(at.step.desc())
@@ -279,7 +279,7 @@ class Store:
             ) from error
 
     def forget(self, run: str, kind: str, *, from_step: int, writer: str | None = None) -> None:
-        """Drop the snapshots of this step and later ones; raise JournalError as ``save`` does."""
+        """Delete the snapshots of ``from_step`` and later ones; raise JournalError as ``save`` does."""
         at = tables.snapshots.c
         void = sa.delete(tables.snapshots).where((at.run == run) & (at.kind == kind) & (at.step >= from_step))
         with self.transaction() as connection:
@@ -288,7 +288,7 @@ class Store:
                 self.check_writer(connection, run, writer)
 
     def note(self, *, run: str, who: str, origin: str, action: str, detail: Mapping[str, Any]) -> int:
-        """Write a line of the audit: who did what, when and from where; return its number."""
+        """Add an entry to the audit, of who did what, when and from where; return its id."""
         values = {"at": time.time(), "run": run, "who": who, "origin": origin, "action": action}
         adding = sa.insert(tables.audit).values(**values, detail=orjson.dumps(dict(detail)).decode())
         with self.transaction() as connection:
@@ -296,13 +296,13 @@ class Store:
         return number
 
     def complete(self, number: int, detail: Mapping[str, Any]) -> None:
-        """Say what became of something that the audit has: a line is written before it is done, for a kill may come."""
+        """Complete an entry of the audit, which is written before the action, as a kill may come in between."""
         changing = sa.update(tables.audit).where(tables.audit.c.id == number)
         with self.transaction() as connection:
             connection.execute(changing.values(detail=orjson.dumps(dict(detail)).decode()))
 
     def take_back(self, number: int) -> None:
-        """Strike out a line of the audit: it was refused, and nothing was done."""
+        """Delete an entry of the audit whose action was refused."""
         with self.transaction() as connection:
             connection.execute(sa.delete(tables.audit).where(tables.audit.c.id == number))
 
@@ -315,10 +315,10 @@ class Store:
 
 
 def _bring_up_to_date(connection: sa.Connection) -> None:
-    """Make the tables, or change those of an older release."""
+    """Create the tables, or migrate those of an older release."""
     found, at = {*sa.inspect(connection).get_table_names()}, tables.versions.c.version_num
     if not found & {*tables.metadata.tables}:
-        if connection.dialect.name == "sqlite":  # whose driver would make each table a transaction of its own
+        if connection.dialect.name == "sqlite":  # its driver would commit after each table
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         tables.metadata.create_all(connection)
         connection.execute(sa.insert(tables.versions).values({at: tables.REVISION}))
@@ -327,7 +327,7 @@ def _bring_up_to_date(connection: sa.Connection) -> None:
 
 
 def upgrade(connection: sa.Connection, revision: str = "head") -> None:
-    """Bring the tables to the newest revision, or another, as ``migrations`` say."""
+    """Migrate the tables to a revision, by default the newest."""
     from alembic import command  # takes as long to import as the rest of a start on a database that is up to date
     from alembic.config import Config
 
@@ -338,13 +338,13 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
 
 
 def _connect_with_deadline(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> object:
-    from service.storage.postgresql import DeadlineConnection  # its library is not needed for SQLite
+    from service.storage.postgresql import DeadlineConnection  # SQLite must not need psycopg
 
     return DeadlineConnection.connect(*arguments, **keywords)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from any other; None if there is none."""
+    """Return device and inode of a file; None if there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -365,5 +365,5 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _reason(error: SQLAlchemyError) -> str:
-    """The first line of what the driver said: the rest repeats the statement and its values."""
+    """Return the first line of the driver's message; the rest repeats the statement and its values."""
     return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,14 +1,14 @@
-"""The tables of the database, as a new one gets them; ``migrations`` changes those of older releases."""
+"""The tables of a new database; ``migrations`` brings those of older releases up to date."""
 
 from __future__ import annotations
 
 from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text
 
-REVISION = "second"  # of ``migrations``, that these are
+REVISION = "second"  # the newest of ``migrations``
 
 metadata = MetaData()
 
-versions = Table(  # Alembic's own
+versions = Table(  # Alembic reads and writes it
     "alembic_version",
     metadata,
     Column("version_num", String(32), nullable=False),
@@ -42,7 +42,7 @@ tokens = Table(
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
 )
-journal_lines = Table(  # of databases that are servers; beside SQLite a journal is a file
+journal_lines = Table(  # used where the database is a server; beside SQLite a journal is a file
     "journal_lines",
     metadata,
     Column("run", String(100), primary_key=True),

@@ -1,6 +1,7 @@
-"""A batch on the wire: an Arrow IPC stream of one record batch, tokens in the smallest dtype, and its digest.
+"""Encodes batches for HTTP: an Arrow IPC stream of one record batch, tokens in the smallest dtype, and its digest.
 
-Arrow, because every user of this package has it, no byte of it is code, and decoding copies nothing (ADR 6).
+Arrow, because every user of this package has it, it cannot carry code, and decoding copies nothing (ADR 6). The server
+writes the same bytes without Arrow (``encode``), which is faster; ``decode`` and ``split`` are the client's side.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from service.errors import BatchDigestError
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
 STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
-MAX_STEPS = 99  # in one answer with several
-HEAD_BYTES = 72  # of the line before a body among several, so that numbers lie at multiples of 8
+MAX_STEPS = 99  # in one answer with several batches
+HEAD_BYTES = 72  # of the line before each body in such an answer; a multiple of 8, so that arrays are aligned
 DIGEST_HEADER = "content-digest"  # RFC 9530
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """One rank's rows of a step as they are sent."""
+    """One rank's rows of a step, encoded."""
 
     data: memoryview
     step: int
@@ -42,7 +43,7 @@ class Body:
 
     @cached_property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """What goes before it alone, as ASGI takes headers; the digest takes 0.6 ms a MiB, once."""
+        """The headers of an answer with this body alone, as ASGI takes them; the digest takes 0.6 ms a MiB, once."""
         digest = hashlib.sha256(self.data).digest()
         headers = {
             "content-type": MEDIA_TYPE,
@@ -57,18 +58,18 @@ class Body:
 
     @property
     def etag(self) -> str:
-        """The tag among the headers."""
+        """The entity tag, one of the headers."""
         return dict(self.headers)[b"etag"].decode()
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the numbers of a batch lie in its body: they depend on its shape alone, so that Arrow writes one of each.
+    """Where the arrays of a batch lie in its body. Their shape alone decides, so that Arrow encodes each shape once.
 
     Attributes:
-        frame: all that comes before the numbers.
-        source_ids_at, row_numbers_at: where those begin.
-        num_bytes: of the body.
+        frame: the bytes before the first array.
+        source_ids_at, row_numbers_at: the offsets of those arrays.
+        num_bytes: the size of the body.
     """
 
     num_rows: int
@@ -80,7 +81,7 @@ class Layout:
     num_bytes: int
 
     def read(self, data: memoryview, *, step: int, phase: int) -> RowBatch:
-        """Return the batch in a body of this layout; its arrays are views of ``data``."""
+        """Return the batch in a body of this layout; rows and row numbers are views of ``data``."""
         num_rows = self.num_rows
         rows = np.frombuffer(data, self.dtype, num_rows * self.row_length, len(self.frame))
         source_ids = np.frombuffer(data, np.uint16, num_rows, self.source_ids_at)
@@ -88,7 +89,7 @@ class Layout:
         return RowBatch(step, phase, rows.reshape(num_rows, self.row_length), source_ids.astype(np.int64), row_numbers)
 
     def columns(self, records: Bytes) -> tuple[RowArray, npt.NDArray[np.uint16], IntArray]:
-        """Return the numbers in records of this layout, uint8 [n, HEAD_BYTES + num_bytes], as views of them.
+        """Return the arrays in records of this layout, uint8 [n, HEAD_BYTES + num_bytes], as views of them.
 
         Returns:
             Rows [n, b, T + 1], source_ids [n, b], row_numbers [n, b].
@@ -119,18 +120,18 @@ def layout_of(num_rows: int, row_length: int, dtype: np.dtype[Any]) -> Layout:
 
 
 class Encoded:
-    """One rank's rows of some steps of one phase as they are sent: a record for each, one after the other in memory.
+    """One rank's rows of some steps of one phase, encoded: a record for each step, contiguous in memory.
 
-    A record is a line and a body. Records that are sent together are one piece of this memory, and nothing is copied.
+    A record is a line of text (``_head``) and a body. Neighbouring records are sent as one slice, without a copy.
 
     Args:
         records: uint8 [n, HEAD_BYTES + bytes of a body].
-        steps: which they are of, in order.
-        phase: that all of them are in.
-        layout: of the bodies.
+        steps: the steps of the records, in order.
+        phase: the phase of all of them.
+        layout: the layout of the bodies.
 
     Attributes:
-        on_body: told when a body is made, which stays.
+        on_body: called when a ``Body`` is made; it is kept, and takes memory.
     """
 
     on_body: Callable[[], None] | None = None
@@ -143,21 +144,21 @@ class Encoded:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are sent."""
+        """The size of all records."""
         return self._records.nbytes
 
     @property
     def num_bodies(self) -> int:
-        """Bodies that were made so far."""
+        """How many ``Body`` objects were made."""
         return len(self._bodies)
 
     @property
     def rows(self) -> RowArray:
-        """The rows in it, [n, b, T + 1]."""
+        """The rows of all records, [n, b, T + 1]."""
         return self._layout.columns(self._records)[0]
 
     def body(self, step: int) -> Body:
-        """Return the body of a step; its headers are made once."""
+        """Return the body of a step, always the same object."""
         body = self._bodies.get(step)
         if body is None:
             size = self._records.shape[1]
@@ -169,12 +170,12 @@ class Encoded:
         return body
 
     def among(self, steps: range, room: int) -> range:
-        """Return the first of ``steps``, which is in it, and those in it after that, as many as fill ``room`` bytes."""
+        """Return the first of ``steps``, which must be here, and those after it that are, up to ``room`` bytes."""
         mine = steps[: len(range(steps.start, self.steps.stop, steps.step))]
         return mine[: max(1, -(-room // self._records.shape[1]))]
 
     def pieces(self, steps: range) -> list[memoryview]:
-        """Return records of steps that are in it: one piece if they follow each other."""
+        """Return the records of steps that are here, as one slice if the steps are consecutive."""
         size = self._records.shape[1]
         begins = [(step - self.steps.start) * size for step in steps]
         if steps.step == 1:
@@ -182,41 +183,41 @@ class Encoded:
         return [self._view[begin : begin + size] for begin in begins]
 
     def until(self, step: int) -> Encoded:
-        """Return what is before a step."""
+        """Return the records before a step."""
         steps = range(self.steps.start, min(self.steps.stop, step))
         return Encoded(self._records[: len(steps)], steps, self._phase, self._layout)
 
 
 class SendBuffer:
-    """Memory for the rows of global batches that one rank gets all of, in the places where they are sent."""
+    """Memory for the rows of whole global batches inside their encoded records, so that no copy is needed."""
 
     records: Bytes
 
     def __call__(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> RowArray:
-        """Return it, of a shape [n, b, T + 1]."""
+        """Return an uninitialised array of a shape [n, b, T + 1]."""
         layout = layout_of(shape[1], shape[2], dtype)
         self.records = _new_records(shape[0], layout)
         return layout.columns(self.records)[0]
 
 
 def _new_records(num_steps: int, layout: Layout) -> Bytes:
-    """Return records in which all is written that depends on the layout alone."""
+    """Return records in which everything is written that depends on the layout alone."""
     records = np.empty((num_steps, HEAD_BYTES + layout.num_bytes), dtype=np.uint8)
     for at, text in ((HEAD_BYTES, layout.frame), (-len(_END), _END)):
         records[:, at : at + len(text) or None] = np.frombuffer(text, np.uint8)
-    for end in (layout.source_ids_at, layout.row_numbers_at):  # what pads a column is nowhere left as it was
+    for end in (layout.source_ids_at, layout.row_numbers_at):  # the padding of a column must not be uninitialised
         records[:, HEAD_BYTES + end - 8 : HEAD_BYTES + end] = 0
     return records
 
 
 def encode(batches: RowBatches, rank: int, world_size: int, *, room: SendBuffer | None = None) -> Encoded:
-    """Return rows ``rank::world_size`` of global batches, in their dtype; the same bytes for the same rows, always.
+    """Return rows ``rank::world_size`` of global batches, encoded in their dtype; deterministic, byte for byte.
 
     Args:
-        batches: of steps that follow each other.
+        batches: of consecutive steps.
         rank: whose rows.
-        world_size: of how many ranks.
-        room: that the rows of all were read into.
+        world_size: the number of ranks.
+        room: the buffer that the rows were read into, if they were; then ``world_size`` is 1.
     """
     mine = slice(rank, None, world_size)
     rows = batches.rows[:, mine]
@@ -225,7 +226,7 @@ def encode(batches: RowBatches, rank: int, world_size: int, *, room: SendBuffer 
     all_rows, source_ids, row_numbers = layout.columns(records)
     if room is None:
         np.copyto(all_rows, rows)
-    np.copyto(source_ids, batches.source_ids[:, mine], casting="unsafe")  # numbers of sources are small
+    np.copyto(source_ids, batches.source_ids[:, mine], casting="unsafe")  # they fit into 16 bits
     np.copyto(row_numbers, batches.row_numbers[:, mine])
     view, size = memoryview(records.reshape(-1)), records.shape[1]  # type: ignore[arg-type]
     for begin, step in zip(range(0, len(view), size), batches.steps, strict=True):
@@ -235,12 +236,12 @@ def encode(batches: RowBatches, rank: int, world_size: int, *, room: SendBuffer 
 
 
 def _head(body: memoryview, step: int, phase: int) -> bytes:
-    """Return the line before a body: length, step, phase and a checksum of 128 bits; always as long, for alignment."""
+    """Return the line before a body, HEAD_BYTES long: length, step, phase and a checksum of 128 bits."""
     return f"{len(body):012d} {step:012d} {phase:012d} {xxhash.xxh3_128_hexdigest(body)}\n".encode()
 
 
 def split(data: bytes | memoryview) -> Iterator[RowBatch]:
-    """Yield the batches of several records; raise BatchDigestError for one that is not what its line says.
+    """Yield the batches of several records; raise BatchDigestError for a body that does not fit its checksum.
 
     Arrays are read-only views of ``data``.
     """
@@ -257,11 +258,11 @@ def split(data: bytes | memoryview) -> Iterator[RowBatch]:
         yield decode(body, step=int(step), phase=int(phase))
 
 
-_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow IPC stream
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # the end marker of an Arrow IPC stream
 
 
 def arrow_stream(rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray) -> bytes:
-    """Return the columns as Arrow writes them, which takes it 30 us: ``encode`` writes the same bytes."""
+    """Return the columns as Arrow writes them, which takes 30 us; ``encode`` writes the same bytes faster."""
     columns = [
         pa.FixedSizeListArray.from_arrays(arrow_array(rows), rows.shape[1]),
         arrow_array(source_ids),
@@ -278,14 +279,14 @@ def _padded(num_bytes: int) -> int:
     return num_bytes + -num_bytes % 8
 
 
-_layouts: dict[int, Layout] = {}  # of bodies that were decoded, by their length
+_layouts: dict[int, Layout] = {}  # the layouts of decoded bodies, by length
 MAX_LAYOUTS = 64
 
 
 def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
     """Return a rank's rows of a step; arrays are read-only views of ``data``.
 
-    Arrow reads the first head of a shape, which takes it 30 us. One that begins with the same bytes has the same shape.
+    Arrow decodes the first body of a shape, in 30 us. A body that starts with the same bytes has the same shape.
     """
     view = memoryview(data).toreadonly()
     known = _layouts.get(len(view))
@@ -298,7 +299,7 @@ def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
         if len(_layouts) < MAX_LAYOUTS:
             _layouts[len(view)] = layout
         return layout.read(view, step=step, phase=phase)
-    flat: RowArray = record.column("rows").flatten().to_numpy()  # written by an Arrow of another version
+    flat: RowArray = record.column("rows").flatten().to_numpy()  # another version of Arrow encoded it
     return RowBatch(
         step=step,
         phase=phase,

@@ -1,4 +1,4 @@
-"""What the dashboard's routes answer and take: shapes for the OpenAPI document, and checks of what comes in."""
+"""The schemas of the dashboard's routes (``web.routes.watching``): answers, for the OpenAPI document, and requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from mixer.config.curriculum import Weight
 
 Column = list[float | None]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
-Written = Annotated[float | None, Field(description="when, in seconds since 1970; null: the journal has no times")]
+Written = Annotated[
+    float | None,
+    Field(description="when that was written, in seconds since 1970; null if the journal has no times"),
+]
 SourceName = Annotated[str, Field(max_length=100)]
 
 
@@ -19,7 +22,7 @@ class _Answer(BaseModel):
 
 
 class Series(_Answer):
-    """A walk as columns: each of ``weights`` to ``width`` has one row per source shown, then one for the others."""
+    """A walk as columns: ``weights`` to ``width`` have one row per source shown, then one for all others."""
 
     names: list[str] = Field(description="sources shown by name, in declared order")
     num_others: int = Field(description="sources added up in the last row of each column; 0: there is no such row")
@@ -38,7 +41,7 @@ class Series(_Answer):
 
 
 class SourceNow(_Answer):
-    """One source as it stands."""
+    """The current state of one source."""
 
     name: str
     weight: float
@@ -62,9 +65,7 @@ class PhaseNow(_Answer):
     length: int
     kind: str
     regime: str
-    at: float | None = Field(
-        description="when that was written, in seconds since 1970; null if the journal has no times"
-    )
+    at: Written
 
 
 class RegimeNow(_Answer):
@@ -94,14 +95,12 @@ class AlarmNow(_Answer):
     source: str
     kind: str = Field(description="what found it")
     message: str
-    at: float | None = Field(
-        description="when that was written, in seconds since 1970; null if the journal has no times"
-    )
+    at: Written
     is_lasting: bool = Field(description="the newest decision that looked at the source holds it in alarm")
 
 
 class Overview(_Answer):
-    """Where a run stands."""
+    """The current state of a run."""
 
     end: int
     total_steps: int
@@ -151,9 +150,7 @@ class EntryNow(_Answer):
     line: int
     type: str
     step: int
-    at: float | None = Field(
-        description="when that was written, in seconds since 1970; null if the journal has no times"
-    )
+    at: Written
     text: str
 
 

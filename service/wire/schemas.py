@@ -1,4 +1,4 @@
-"""What goes over the wire as JSON: shared by the routes and the client."""
+"""The JSON schemas of the API, shared by the routes and the client; ``dashboard`` has those of the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Wire(BaseModel):
 
 
 class SourceReport(_Wire):
-    """What one rank saw of one source in one step."""
+    """The losses of one rank's rows of one source in one step."""
 
     rows: Count
     tokens: Count
@@ -70,7 +70,7 @@ class Feedback(_Wire):
         return cls(step=step, rank=losses.rank, world_size=world_size, sources=sources)
 
     def losses(self, names: tuple[str, ...]) -> SourceLosses:
-        """Return what a walk takes; raise FeedbackError for a source that the run does not have."""
+        """Return the losses as a walk takes them; raise FeedbackError for a source that the run does not have."""
         index = {name: i for i, name in enumerate(names)}
         columns = np.zeros((4, len(names)))
         for name, source in self.sources.items():
@@ -97,7 +97,7 @@ class FeedbackTaken(_Wire):
 
 
 class Weights(_Wire):
-    """The mixture of the phase that covers a step, and the bounds that it keeps."""
+    """The mixture of the phase that covers a step, and its bounds."""
 
     run: str
     step: int
@@ -112,7 +112,7 @@ class Weights(_Wire):
 
 
 class TokenizerFile(_Wire):
-    """What turned the run's text into token ids."""
+    """The tokenizer of the run."""
 
     run: str
     separator: str = Field(description="the token between documents")
@@ -122,7 +122,7 @@ class TokenizerFile(_Wire):
 
 
 class Phases(_Wire):
-    """Decisions as the journal has them (docs/journal.md); arrays have one number per name, in this order."""
+    """Phases as the journal has them (docs/journal.md); arrays have one number per name, in this order."""
 
     run: str
     names: tuple[str, ...]

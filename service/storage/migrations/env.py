@@ -1,4 +1,4 @@
-"""Run the migrations on the connection that ``store`` hands over; there is no command-line use."""
+"""Runs the migrations on the connection that ``store.upgrade`` passes; the command alembic does not work here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who writes the journal of a run: of two servers, the one that came last."""
+"""The table of the processes that write the journals: of two servers, the one that started last."""
 
 from __future__ import annotations
 
