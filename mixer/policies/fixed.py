@@ -54,8 +54,4 @@ class FixedPolicy(Policy):
 
 def epoch_capped(region: Region, caps: Array) -> Region:
     """Return the region with each upper bound lowered to ``caps`` [K], but never below its lower bound."""
-    bounds = [
-        dict(zip(region.names, values.tolist(), strict=True))
-        for values in (region.lower, np.minimum(region.upper, np.maximum(caps, region.lower)))
-    ]
-    return Region(region.names, floors=bounds[0], caps=bounds[1])
+    return Region.of(region.names, region.lower, np.minimum(region.upper, np.maximum(caps, region.lower)))
