@@ -51,7 +51,10 @@ MAX_LAG = 2**16  # steps; each report looks at the phases that are planned withi
 AUTO_EPOCHS = 4.0  # tokens read that often are worth nearly what new ones are: Muennighoff et al., arXiv 2305.16264
 MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that its phase may have
 
-ANDREA_PHASES = {"min_steps": 7, "max_steps": 42, "random_probability": 0.1} | {
+ANDREA_PHASES = {  # as published, but for the random phases at the start, which depend on the sources
+    "min_steps": 7,
+    "max_steps": 42,
+    "random_probability": 0.1,
     "random_decay": None,
     "after_random": "stay",
 }

@@ -18,6 +18,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from mixer.cli.questions import PolicyName
 from mixer.config.curriculum import Curriculum, Pivot, SourceConfig
 from mixer.config.policy import GuardConfig, PolicyConfig
 from mixer.delivery.batch import Planner
@@ -38,20 +39,7 @@ BASE: dict[str, Any] = {
         {"name": "b", "data_files": "b.jsonl", "tokens": 9},
     ],
 }
-POLICIES = (
-    "ucb",
-    "water_filling",
-    "linear",
-    "andrea",
-    "odm",
-    "exp3",
-    "softmax",
-    "ado",
-    "static",
-    "proportional",
-    "unimax",
-    "random",
-)
+POLICIES = get_args(PolicyName)
 HUGE: tuple[Any, ...] = (
     10**9,
     2**31,
