@@ -81,9 +81,7 @@ class Parts(_Model):
     )
     width: Numbers | None = Field(None, description="the optimism added to it")
     repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip  # noqa: E501
-    gain: Numbers | None = Field(
-        None, description="water_filling: what an e-fold of the source's tokens is worth, nats"
-    )
+    gain: Numbers | None = Field(None, description="water_filling: what reading a source promises: its slope against the mean slope, faded, times target and repetition")  # fmt: skip  # noqa: E501
     tokens: Numbers | None = Field(None, description="tokens of the source learned from so far")
     index: list[float | None] | None = Field(None, description="the score that the vertex is best for")
     alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip  # noqa: E501
