@@ -27,6 +27,8 @@ ALL: tuple[Mapping[str, Any], ...] = (
     {"name": "ucb", "reward": "velocity", "reference": REFERENCE},
     {"name": "water_filling", "losses": "heldout", "power": 2.0, "width": 1.0, "horizon": 30},
     {"name": "linear", "losses": "heldout"},
+    {"name": "d_ucb", "reward": "velocity", "reference": REFERENCE, "eta": 1.0, "discount": 0.5},
+    {"name": "sw_ucb", "reward": "target_gain"},
     {"name": "doremi", "reference": REFERENCE},
     {"name": "velocitune", "reference": REFERENCE},
     {"name": "skill_it", "graph": {NAMES[0]: {NAMES[1]: 1.0}}, "losses": "heldout"},

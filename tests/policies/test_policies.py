@@ -27,7 +27,7 @@ from mixer.policies import (
     make_policy,
 )
 from mixer.policies.rewards import LossReward
-from mixer.policies.ucb import RING_BITS
+from mixer.policies.unit_reward import RING_BITS
 from mixer.region.region import Region
 from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, IntArray, State

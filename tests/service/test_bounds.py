@@ -42,6 +42,8 @@ POLICIES = (
     "ucb",
     "water_filling",
     "linear",
+    "d_ucb",
+    "sw_ucb",
     "andrea",
     "odm",
     "exp3",
