@@ -11,6 +11,7 @@ from mixer.config.policy import (
     AdoConfig,
     AndreaConfig,
     DoremiConfig,
+    DUcbConfig,
     Exp3Config,
     LinearConfig,
     OdmConfig,
@@ -19,6 +20,7 @@ from mixer.config.policy import (
     SkillItConfig,
     SoftmaxConfig,
     StaticConfig,
+    SwUcbConfig,
     UcbConfig,
     UnimaxConfig,
     VelocituneConfig,
@@ -31,6 +33,7 @@ from mixer.policies.base import Policy
 from mixer.policies.doremi import DoremiPolicy
 from mixer.policies.exp3 import Exp3Policy
 from mixer.policies.fixed import FixedPolicy, epoch_capped
+from mixer.policies.forgetting_ucb import DUcbPolicy, SwUcbPolicy
 from mixer.policies.learnability import Learnability
 from mixer.policies.linear import LinearPolicy
 from mixer.policies.odm import OdmPolicy
@@ -59,11 +62,8 @@ def make_policy(curriculum: Curriculum) -> Policy:
                 first_tokens=float(curriculum.batch_tokens),
                 is_heldout=config.reward == "learnability_heldout",
             )
-        case UcbConfig():
-            mean_steps = (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
-            reference = _by_name(curriculum.names, config.reference) if config.reference else None
-            reward = make_reward(config.reward, reference=reference, wanted=targets)
-            return BoundedUcb(config, reward=reward, rows_per_phase=curriculum.batch_rows * mean_steps)
+        case UcbConfig() | DUcbConfig() | SwUcbConfig():
+            return _reward_bandit(curriculum, config, targets)
         case WaterFillingConfig():
             return WaterFillingPolicy(
                 config,
@@ -101,6 +101,19 @@ def make_policy(curriculum: Curriculum) -> Policy:
             return FixedPolicy(uniform, caps=caps)
         case RandomConfig():
             return FixedPolicy(uniform, teleports="always")
+
+
+def _reward_bandit(curriculum: Curriculum, config: UcbConfig | DUcbConfig | SwUcbConfig, wanted: Array) -> Policy:
+    reference = _by_name(curriculum.names, config.reference) if config.reference else None
+    reward = make_reward(config.reward, reference=reference, wanted=wanted)
+    rows = curriculum.batch_rows * (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
+    match config:
+        case UcbConfig():
+            return BoundedUcb(config, reward=reward, rows_per_phase=rows)
+        case DUcbConfig():
+            return DUcbPolicy(config, reward=reward, rows_per_phase=rows)
+        case SwUcbConfig():
+            return SwUcbPolicy(config, reward=reward, rows_per_phase=rows)
 
 
 def _check_epochs(curriculum: Curriculum, caps: Array, max_epochs: float) -> None:
