@@ -88,7 +88,7 @@ class WaterFillingPolicy(SlopePolicy):
         mean = float(slopes.mean())
         relative = slopes / mean if mean > 0 else np.ones(slopes.size)
         gate = self._config.gate
-        fade = np.minimum(relative / gate, 1.0) ** GATE_POWER if gate > 0 else 1.0
+        fade = (np.minimum(relative, gate) / gate) ** GATE_POWER if gate > 0 else 1.0
         return np.maximum(fade * relative**self._config.power, self._config.least)
 
     def shrunk(self, state: State, fit: Slopes) -> Array:

@@ -141,11 +141,11 @@ def feedback(journal: Path) -> list[dict[str, Any]]:
 
 def test_a_trainer_that_draws_by_the_weights_itself_reports_its_own_rows(folder: Path, tmp_path: Path) -> None:
     with running(curriculum_of(folder), tmp_path / "runs") as engine:
-        own: IntArray = np.array([2, 2, 2, 2])
+        own: IntArray = np.array([5, 1, 1, 1])
         losses = SourceLosses(own, own * T, np.full(4, 6.0 * T), rank=0)
         while not engine.is_ready:
             time.sleep(0.01)
-        with pytest.raises(FeedbackError, match=r"step 0 reports 2 rows of s\d, but its batch has \d of it"):
+        with pytest.raises(FeedbackError, match=r"step 0 reports 5 rows of s0, but its batch has \d of it"):
             engine.report(0, losses)  # nobody asked for weights to draw by
         asyncio.run(engine.phase(0, 10, may_decide=True))
         assert engine.report(0, losses)
