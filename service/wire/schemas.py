@@ -141,7 +141,7 @@ class PivotRequest(_Wire):
     caps: dict[str, Weight] | None = None
     exclude: tuple[str, ...] | None = None
     weights: dict[str, Weight] | None = Field(None, description="weights that hold from then on; sum 1")
-    ramp_steps: int | None = Field(None, ge=1, description="steps of the way to `weights`, along a straight line")
+    ramp_steps: int | None = Field(None, ge=1, lt=2**31, description="steps of the way to `weights`, along a straight line")
     policy: str | dict[str, Any] | None = Field(
         None, description="name, or settings with a name, of the policy that decides from then on"
     )
