@@ -255,9 +255,19 @@ class StaticConfig(Frozen):
 
 
 class ProportionalConfig(Frozen):
-    """Weights in proportion to each source's tokens, projected on each regime's region."""
+    """Weights in proportion to ``tokens^(1 / temperature)`` of each source, projected on each regime's region."""
 
     name: Literal["proportional"] = "proportional"
+    temperature: float = Field(
+        1.0, ge=1e-6, le=MAX_FACTOR, description="T: 1 is in proportion to tokens, larger is nearer to uniform"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_unless_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.temperature == 1:  # a setting that older journals do not know
+            data.pop("temperature", None)
+        return data
 
 
 class UnimaxConfig(Frozen):

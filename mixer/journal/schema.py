@@ -97,6 +97,20 @@ class RegionPart(_Model):
     upper: Numbers = Field(description="the largest weight that is really reached")
 
 
+class RulePart(_Model):
+    """Who decided a phase that the run's own policy did not decide."""
+
+    policy: dict[str, Any] | None = Field(
+        None, description="settings of the policy that a pivot named; left out where weights are written by hand"
+    )
+    weights: Numbers | None = Field(
+        None, description="the weights written by hand, one number per source; left out where a policy decided"
+    )
+    ramp_end: int | None = Field(
+        None, description="the step at which the ramp to them arrives; left out after it, and without one"
+    )
+
+
 class EpochsPart(_Model):
     """The caps by epochs of one phase, one number per source each, and what they were raised by."""
 
@@ -187,6 +201,10 @@ class PhaseLine(_Numbered):
     eta: float | None = Field(
         None, description="how far the step went towards its aim; of a bandit's step with `eta_decay`, else left out"
     )
+    rule: RulePart | None = Field(
+        None,
+        description="who decided, in the table below; left out where the run's own policy did",
+    )
     log_volume: float = Field(
         description="natural logarithm of the region's volume in its free coordinates: a random phase has density "
         "`exp(-log_volume)`"
@@ -233,6 +251,13 @@ class PivotLine(_Numbered):
     )
     caps: dict[str, float] | None = Field(description="new table of largest weights by name, or `null`")
     exclude: list[str] | None = Field(description="new list of sources pinned at 0, or `null`")
+    weights: dict[str, float] | None = Field(
+        None, description="weights by name that hold from then on, written by hand; left out if none were given"
+    )
+    ramp_steps: int | None = Field(None, description="length of the ramp to them, steps; left out without a ramp")
+    policy: dict[str, Any] | None = Field(
+        None, description="settings of the policy that decides from then on; left out if none was named"
+    )
 
 
 class AlarmLine(_Numbered):

@@ -15,6 +15,7 @@ from mixer.config.policy import (
     Exp3Config,
     LinearConfig,
     OdmConfig,
+    PolicyConfig,
     ProportionalConfig,
     RandomConfig,
     SkillItConfig,
@@ -32,7 +33,7 @@ from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Policy
 from mixer.policies.doremi import DoremiPolicy
 from mixer.policies.exp3 import Exp3Policy
-from mixer.policies.fixed import FixedPolicy, epoch_capped
+from mixer.policies.fixed import FixedPolicy, epoch_capped, proportional
 from mixer.policies.forgetting_ucb import DUcbPolicy, SwUcbPolicy
 from mixer.policies.learnability import Learnability
 from mixer.policies.linear import LinearPolicy
@@ -46,9 +47,9 @@ from mixer.policies.water_filling import WaterFillingPolicy
 from mixer.types import Array
 
 
-def make_policy(curriculum: Curriculum) -> Policy:
-    """Return the policy that the curriculum names, with its settings; raises ConfigError where they cannot work."""
-    config, num_sources = curriculum.policy, len(curriculum.names)
+def make_policy(curriculum: Curriculum, config: PolicyConfig | None = None) -> Policy:
+    """Return the policy of these settings, by default the run's own; raises ConfigError where they cannot work."""
+    config, num_sources = config or curriculum.policy, len(curriculum.names)
     uniform = np.full(num_sources, 1.0 / num_sources)
     tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
     wanted = getattr(config, "targets", None)
@@ -94,10 +95,10 @@ def make_policy(curriculum: Curriculum) -> Policy:
         case StaticConfig():
             return FixedPolicy(_by_name(curriculum.names, config.weights) if config.weights else uniform)
         case ProportionalConfig():
-            return FixedPolicy(tokens / tokens.sum())
+            return FixedPolicy(proportional(tokens, config.temperature))
         case UnimaxConfig():
             caps = np.minimum(1.0, config.max_epochs * tokens / (curriculum.total_steps * curriculum.batch_tokens))
-            _check_epochs(curriculum, caps, config.max_epochs)
+            _check_epochs(curriculum, caps, config)
             return FixedPolicy(uniform, caps=caps)
         case RandomConfig():
             return FixedPolicy(uniform, teleports="always")
@@ -116,15 +117,16 @@ def _reward_bandit(curriculum: Curriculum, config: UcbConfig | DUcbConfig | SwUc
             return SwUcbPolicy(config, reward=reward, rows_per_phase=rows)
 
 
-def _check_epochs(curriculum: Curriculum, caps: Array, max_epochs: float) -> None:
-    for regime in curriculum.regimes:
+def _check_epochs(curriculum: Curriculum, caps: Array, config: UnimaxConfig) -> None:
+    regimes = zip(curriculum.regimes, curriculum.rules, strict=True)
+    for regime in (regime for regime, rule in regimes if rule.policy == config):
         try:
             epoch_capped(regime.region, caps)
         except InfeasibleRegionError as error:
             reachable = float(np.minimum(regime.region.upper, np.maximum(caps, regime.region.lower)).sum())
             raise InfeasibleRegionError(
-                f"policy unimax: {max_epochs:g} epochs of every source fill only {reachable:.3g} of the run in regime "
-                f"{regime.name}; raise max_epochs, shorten the run, or raise floors",
+                f"policy unimax: {config.max_epochs:g} epochs of every source fill only {reachable:.3g} of the run in "
+                f"regime {regime.name}; raise max_epochs, shorten the run, or raise floors",
                 sources=error.sources,
                 excess=error.excess,
                 total=error.total,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.rules import resolved
 from mixer.delivery.batch import Planner
 from mixer.delivery.coordinator import ReaderFactory
 from mixer.errors import MixerError, RepeatedRowsError, StateMismatchError
@@ -392,7 +393,8 @@ class Engine:
             at: the end of the newest phase, a later step, or now: the first step on that no rank was given, which cuts
                 the newest phase.
         """
-        known = next((record for record in reversed(self.pivots) if _is_same(record, pivot)), None)
+        asked = resolved(pivot, self.curriculum.policy).model_dump(mode="json")
+        known = next((record for record in reversed(self.pivots) if _is_same(record, asked)), None)
         if known is not None and any((r.name, r.start) == (pivot.name, known["at_step"]) for r in self.walk.regimes):
             return int(known["at_step"])  # asked for again: the answer was lost
         if at == "now":
@@ -470,7 +472,8 @@ class Engine:
             self.decisions.add(record)
             self.patience.decided(record["start"])
             if is_new and not self._is_silence_told and not self.patience.last_reports():
-                told = silence(self.curriculum, record["kind"], record["start"])
+                decider = record.get("rule", {}).get("policy", {}).get("name")
+                told = silence(self.curriculum, record["kind"], record["start"], decider)
                 self._is_silence_told = told is not None
                 if told is not None:
                     log.warning("run %s: %s", self.name, told)
@@ -493,7 +496,6 @@ class Engine:
             self._on_event(kind, {"run": self.name, **record})
 
 
-def _is_same(record: Mapping[str, Any], pivot: Pivot) -> bool:
-    """Return whether a pivot line is of this pivot."""
-    asked = pivot.model_dump(mode="json")
-    return all(record[key] == asked[key] for key in ("name", "floors", "caps", "exclude"))
+def _is_same(record: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Return whether a pivot line is of the pivot that is asked for, with these fields."""
+    return all(record.get(key) == asked.get(key) for key in Pivot.model_fields)
