@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mixer.errors import InfeasibleRegionError
@@ -59,6 +59,8 @@ def test_the_region_of_bounds_is_what_they_say(active: tuple[str, ...]) -> None:
     warmup_end=st.integers(0, STEPS),
     pivots=st.dictionaries(st.integers(1, STEPS - 1), st.sampled_from(sorted(CHANGES)), max_size=5),
 )
+@example(warmup_end=10, pivots={10: "caps"})
+@example(warmup_end=10, pivots={4: "floors", 10: "caps", 11: "all"})
 def test_at_each_step_the_newest_pivot_holds_and_until_the_warmup_ends_its_sources_alone(
     warmup_end: int, pivots: dict[int, str]
 ) -> None:
