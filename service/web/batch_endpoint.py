@@ -31,10 +31,10 @@ MAX_JOINED_BYTES = 4 << 20
 
 
 async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s: float) -> Body:
-    """Return a rank's rows of a step and count them; see ``Engine.body``."""
-    body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
-    engine.note_served(1, len(body.data), world_size)
-    engine.note_alone(step)
+    """Return a rank's rows of a step and count them; see ``Handout.body``."""
+    body = engine.batches.held(step, rank, world_size) or await engine.batches.body(step, rank, world_size, wait_s)
+    engine.batches.note_served(1, len(body.data), world_size)
+    engine.batches.note_alone(step)
     return body
 
 
@@ -42,19 +42,19 @@ async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, w
     """Return records of a rank's rows of the first of ``steps``, and of those at hand, or at hand a moment later."""
     pieces: list[memoryview] = []
     num, left, until_s = 0, MAX_JOINED_BYTES, 0.0
-    engine.note_range(steps)
+    engine.batches.note_range(steps)
     while num < len(steps) and left > 0:
         rest = steps[num:]
-        taken = engine.at_hand(rest, rank, world_size, left)
+        taken = engine.batches.at_hand(rest, rank, world_size, left)
         if taken is None and num and engine.builder.next <= rest[0]:
             left_s = until_s - time.monotonic()
-            if left_s <= 0 or not engine.is_coming(rest[0]):
+            if left_s <= 0 or not engine.waits.is_coming(rest[0]):
                 break
-            await engine.moment(rest[0], left_s)  # it is being built, and answers cost it time
+            await engine.waits.moment(rest[0], left_s)  # it is being built, and answers cost it time
             continue
         if taken is None:
             try:
-                taken = (await engine.encoded(rest[0], rank, world_size, 0.0 if num else wait_s)), rest[:1]
+                taken = (await engine.batches.encoded(rest[0], rank, world_size, 0.0 if num else wait_s)), rest[:1]
             except MixerError:
                 if num:
                     break  # whoever asks for it first will hear why
@@ -65,7 +65,7 @@ async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, w
         num += len(these)
         until_s = until_s or time.monotonic() + LONGEST_S
         left -= sum(map(len, found))
-    engine.note_served(num, MAX_JOINED_BYTES - left, world_size)
+    engine.batches.note_served(num, MAX_JOINED_BYTES - left, world_size)
     return pieces
 
 
