@@ -149,9 +149,7 @@ class Trainer:
         Raises:
             InvalidLossError: the loss or its gradient is not finite. The parameters are then as they were.
         """
-        input_ids, labels = (batch[name].to(self._device, non_blocking=True) for name in ("input_ids", "labels"))
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            token_losses = self.model.token_losses(input_ids, labels)
+        token_losses = self._token_losses(batch)
         self._optimizer.zero_grad(set_to_none=True)
         mean_loss = token_losses.mean()
         mean_loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -168,9 +166,12 @@ class Trainer:
 
     def losses(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the losses of a batch without learning from it, float32 [B, T] nats, on the model's device."""
+        with torch.no_grad():
+            return self._token_losses(batch)
+
+    def _token_losses(self, batch: Mapping[str, Any]) -> Tensor:
         input_ids, labels = (batch[name].to(self._device, non_blocking=True) for name in ("input_ids", "labels"))
-        precise = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
-        with torch.no_grad(), precise:
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             return self.model.token_losses(input_ids, labels)
 
     def state_dict(self) -> dict[str, Any]:

@@ -180,10 +180,10 @@ def restart(folder: Path) -> None:
     states = {}
     for share in (0.01, 0.99):
         dataset = our_dataset(folder)
-        desk, step = dataset._main, int(share * 200_000)
-        desk.phase_at(0)
-        desk.phase_at(step)
-        desk.step = step
+        owner, step = dataset._main, int(share * 200_000)
+        owner._phase_at(0)
+        owner._phase_at(step)
+        owner._stand_at(step, 0)
         states[share] = json.dumps(dataset.state_dict())
     times: dict[float, list[float]] = {share: [] for share in states}
     for _ in range(15):

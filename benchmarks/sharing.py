@@ -64,8 +64,8 @@ def runs(
             engine.start()
         for step in range(num_steps):
             for engine in engines:
-                if engine.held(step, 0, 1) is None:
-                    asyncio.run(engine.body(step, 0, 1, 60.0))
+                if engine.batches.held(step, 0, 1) is None:
+                    asyncio.run(engine.batches.body(step, 0, 1, 60.0))
         for engine in engines:
             engine.stop()
         store.close()

@@ -87,10 +87,9 @@ class SourceLosses:
         Args:
             wanted: weight of each of the K sources, where there are no targets, [K].
         """
-        means, weights = self.means(), np.concatenate([wanted, np.ones(self.rows.size - wanted.size)])
-        if weights.size > wanted.size:
-            weights[: wanted.size] = 0.0
-        weights = np.where(self.tokens > 0, weights, 0.0)
+        num_targets = self.rows.size - wanted.size
+        weights = np.concatenate([np.zeros(wanted.size), np.ones(num_targets)]) if num_targets else wanted
+        means, weights = self.means(), np.where(self.tokens > 0, weights, 0.0)
         total = float(weights.sum())
         return float(weights @ np.where(weights > 0, means, 0.0)) / total if total > 0 else None
 

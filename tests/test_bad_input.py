@@ -72,7 +72,7 @@ FILES = [
     # Keys that no field has.
     file("unknown key", "flors: {web: 0.1}\n", "^flors: unknown key; did you mean 'floors'"),
     file("unknown key in a policy", "policy: {name: ucb, etta: 1}\n", "^policy.ucb.etta: unknown key; did you mean 'eta'"),
-    file("another policy's key", "policy: {name: andrea, kappa: 1}\n", "kappa: unknown key; known keys: name, eta, eta_decay"),
+    file("another policy's key", "policy: {name: andrea, kappa: 1}\n", r"^policy\.andrea\.kappa: unknown key; known keys: name, "),
     file("unknown key in a source", "sources: [{name: a, locl: topics}]\n", "^sources.0.locl: .* did you mean 'local'"),
     file("unknown key in a pivot", "pivots: [{name: a, at_step: 70, cap: {}}]\n", "pivots.0.cap: .* did you mean 'caps'"),
     file("unknown key of phases", "phases: {min_step: 7}\n", "phases.min_step: unknown key; did you mean 'min_steps'"),
@@ -108,8 +108,8 @@ FILES = [
     file("an exclusion of nobody", "exclude: [nobody]\n", "exclude: unknown source 'nobody'"),
     file("a pivot of nobody", "pivots: [{name: a, at_step: 70, caps: {wep: 1}}]\n", "pivot a: caps: unknown source 'wep'"),
     file("a target of nobody", "policy: {name: ucb, targets: {wep: 1}}\n", "policy: targets: unknown source 'wep'"),
-    file("an unknown policy", "policy: ucbb\n", "policy: unknown name 'ucbb'; did you mean 'ucb'.*; known: ucb, andrea"),
-    file("a policy without a name", "policy: {eta: 0.3}\n", "policy: name is missing; known: ucb, andrea"),
+    file("an unknown policy", "policy: ucbb\n", "policy: unknown name 'ucbb'; did you mean 'ucb'.*; known: ucb, "),
+    file("a policy without a name", "policy: {eta: 0.3}\n", "policy: name is missing; known: ucb, "),
     file("an unknown reward", "policy: {name: ucb, reward: los}\n", "unknown reward 'los'; did you mean 'loss'"),
     # Bounds.
     file("floors over 1", "floors: {web: 0.8, code: 0.8}\n", r"firehose .* 1\.6, .* web=0\.8, code=0\.8; lower them by 0\.6",

@@ -62,7 +62,7 @@ class MixtureLoader:
         if dataset.curriculum.prepared is not None or dataset.world_size == 1 or not is_up():
             return state
         place = {key: state.pop(key) for key in PLACE}
-        places = dataset._ranks.gathered(place)
+        places = dataset._main.ranks.gathered(place)
         steps = [(place["step"], place["row"]) for place in places]
         if len({*steps}) > 1:
             raise RankMismatchError(

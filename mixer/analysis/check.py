@@ -9,6 +9,7 @@ from typing import Any
 from mixer.config.curriculum import Curriculum
 from mixer.config.policy import UnimaxConfig
 from mixer.config.probes import probe_notes
+from mixer.config.rules import policies_of
 from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
 from mixer.policies import make_policy
 from mixer.region.region import MAX_VERTEX_SOURCES
@@ -39,7 +40,8 @@ def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
     """
     problems: list[str] = []
     try:
-        make_policy(curriculum)
+        for policy in policies_of(curriculum):
+            make_policy(curriculum, policy)
     except ConfigError as error:
         problems += error.problems
     reads_text, prepared_problems = _prepared_problems(curriculum)
@@ -67,7 +69,10 @@ def _epoch_notes(curriculum: Curriculum) -> Iterator[str]:
     """Yield a sentence on what ``max_epochs`` allows of each source, and on those of which it cannot say yet."""
     if curriculum.max_epochs not in (None, "auto") and isinstance(curriculum.policy, UnimaxConfig):
         yield "max_epochs has no effect: policy unimax has its own"
-    limits = zip(curriculum.sources, curriculum.epoch_limits, strict=True)
+    of_rules = [curriculum.limits_under(rule.policy) for rule in curriculum.rules]
+    has_limit = [any(limits[i] is not None for limits in of_rules) for i in range(len(curriculum.sources))]
+    own = [limit if has else None for limit, has in zip(curriculum.epoch_limits, has_limit, strict=True)]
+    limits = zip(curriculum.sources, own, strict=True)
     for source, limit in ((source, limit) for source, limit in limits if limit is not None):
         if source.tokens is None:
             yield (
@@ -123,7 +128,8 @@ def _prepared_problems(curriculum: Curriculum) -> tuple[bool, list[str]]:
 
 def _regime_facts(curriculum: Curriculum) -> list[dict[str, Any]]:
     facts = []
-    for regime, following in zip(curriculum.regimes, [*curriculum.regimes[1:], None], strict=True):
+    ends = [*curriculum.regimes[1:], None]
+    for regime, rule, following in zip(curriculum.regimes, curriculum.rules, ends, strict=True):
         region = regime.region
         is_listable = region.dimension < MAX_VERTEX_SOURCES
         facts.append(
@@ -138,6 +144,11 @@ def _regime_facts(curriculum: Curriculum) -> list[dict[str, Any]]:
                     name: [float(low), float(high)]
                     for name, low, high in zip(region.names, region.lower, region.upper, strict=True)
                 },
+                "policy": None if rule.policy is None else rule.policy.name,
+                "weights": None
+                if rule.weights is None
+                else {name: rule.weights.get(name, 0.0) for name in region.names},
+                "ramp_end": rule.ramp_end if regime.start < rule.ramp_end else None,
             }
         )
     return facts

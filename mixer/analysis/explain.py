@@ -33,9 +33,11 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
     alarms, opening_alarms = journal.alarms(phase), journal.alarms(opening)
     curriculum = deciding_curriculum(journal.header, phase["start"])
     names = [source["name"] for source in curriculum["sources"]]
+    rule = phase.get("rule") or {}
+    policy = rule.get("policy") or curriculum["policy"]
     answer: dict[str, Any] = {
         "step": step,
-        "policy": curriculum["policy"],
+        "policy": policy,
         "phase": {
             "index": phase["index"],
             "start": phase["start"],
@@ -46,7 +48,7 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
             "log_volume": phase["log_volume"],
             "eta": phase.get("eta"),
             "is_excursion": phase["kind"] == "random"
-            and curriculum["policy"]["name"] != "random"
+            and policy["name"] != "random"
             and curriculum["phases"].get("after_random") == "return",
         },
         "before": None if before is None else {"index": before["index"], "kind": before["kind"]},
@@ -55,6 +57,11 @@ def explain(path: str | Path, step: int) -> dict[str, Any]:
         "feedback": _losses(phase["feedback"], names),
         "alarms": [{key: value for key, value in alarm.items() if key not in UNTOLD} for alarm in alarms],
     }
+    if rule.get("weights"):
+        answer["written"] = {
+            "weights": dict(zip(names, rule["weights"], strict=True)),
+            "ramp_end": rule.get("ramp_end"),
+        }
     if phase.get("probes"):
         targets = [target["name"] for target in curriculum.get("targets", ())]
         answer["probes"] = _losses(phase["probes"], [*names, *targets])
@@ -179,6 +186,8 @@ def _why(answer: dict[str, Any]) -> str:
             f"It was random ({odds}): the weights are a uniformly random point of the region, of density "
             f"{_density(phase['log_volume'])}; losses had no part in them."
         )
+    if "written" in answer:
+        return _written(answer)
     if phase["kind"] == "fixed":
         return (
             f"The policy {policy['name']} never looks at losses: the weights are the point of the region it asks for."
@@ -202,6 +211,18 @@ def _why(answer: dict[str, Any]) -> str:
         f"A bandit went {eta:.4g} of the way to the region's best vertex, which fills sources in order of "
         f"their index above the floors: {gains or 'the region is a point'}.{first}"
     )
+
+
+def _written(answer: dict[str, Any]) -> str:
+    written, phase = answer["written"], answer["phase"]
+    shares = ", ".join(f"{name} {weight:.4g}" for name, weight in written["weights"].items() if weight)
+    end = written["ramp_end"]
+    if end is not None and phase["end"] < end:
+        return (
+            f"It lies on a ramp, which arrives at step {end} at the weights that are written by hand: {shares}; its "
+            "weights are the ramp's at the middle of the phase."
+        )
+    return f"The weights are written by hand, and no policy decides: {shares}."
 
 
 def _epochs(answer: dict[str, Any]) -> Iterator[str]:

@@ -111,12 +111,23 @@ def _regime_table(regime: dict[str, Any]) -> Table:
     vertices = "" if regime["num_vertices"] is None else f", {regime['num_vertices']} vertices"
     table = Table(
         title=f"{regime['name']}: steps {regime['start']} to {regime['end'] - 1}, "
-        f"{regime['dimension']} dimensions{vertices}",
+        f"{regime['dimension']} dimensions{vertices}; {_decider(regime)}",
         title_justify="left",
     )
     table.add_column("source")
     table.add_column("smallest", justify="right")
     table.add_column("largest", justify="right")
+    weights = regime["weights"]
+    if weights:
+        table.add_column("weight", justify="right")
     for name, (low, high) in regime["bounds"].items():
-        table.add_row(name, f"{low:.4g}", f"{high:.4g}")
+        table.add_row(name, f"{low:.4g}", f"{high:.4g}", *([f"{weights[name]:.4g}"] if weights else []))
     return table
+
+
+def _decider(regime: dict[str, Any]) -> str:
+    """Say who decides in a regime."""
+    if regime["weights"] is None:
+        return f"policy {regime['policy']} decides"
+    end = regime["ramp_end"]
+    return "weights written by hand" + ("" if end is None else f", reached by a ramp at step {end}")

@@ -14,6 +14,8 @@ PolicyName = Literal[
     "ucb",
     "water_filling",
     "linear",
+    "d_ucb",
+    "sw_ucb",
     "andrea",
     "odm",
     "exp3",

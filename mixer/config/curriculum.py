@@ -29,15 +29,25 @@ from mixer.config.policy import (
     Epochs,
     Frozen,
     GuardConfig,
-    LinearConfig,
     PolicyConfig,
-    ProportionalConfig,
-    StaticConfig,
     UnimaxConfig,
     WaterFillingConfig,
 )
+from mixer.config.policy_problems import places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
-from mixer.config.problems import describe, is_unknown_keys_alone, shown, suggestion, without_unknown_keys
+from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
+from mixer.config.rules import (
+    Rule,
+    RuleFields,
+    Weight,
+    WrittenWeights,
+    excluded_weights,
+    long_ramps,
+    plan_rules,
+    policies_of,
+    resolved,
+    unused_weights,
+)
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.region.regimes import FIREHOSE, WARMUP, Bounds, Regime, plan_regimes
 from mixer.sampling.phases import PhaseLaw
@@ -51,7 +61,10 @@ MAX_LAG = 2**16  # steps; each report looks at the phases that are planned withi
 AUTO_EPOCHS = 4.0  # tokens read that often are worth nearly what new ones are: Muennighoff et al., arXiv 2305.16264
 MAX_PHASE_STEPS = 2**20  # a decision near a boundary looks at every length that its phase may have
 
-ANDREA_PHASES = {"min_steps": 7, "max_steps": 42, "random_probability": 0.1} | {
+ANDREA_PHASES = {  # as published, but for the random phases at the start, which depend on the sources
+    "min_steps": 7,
+    "max_steps": 42,
+    "random_probability": 0.1,
     "random_decay": None,
     "after_random": "stay",
 }
@@ -63,9 +76,6 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`
-MAX_LINEAR_SOURCES = 256
-TABLES = ("targets", "weights", "reference", "graph")  # of a policy, by source
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
@@ -188,7 +198,7 @@ class PhasesConfig(Frozen):
         return self
 
 
-class _PivotFields(Frozen):
+class _PivotFields(RuleFields):
     name: Name
     floors: dict[str, Weight] | None = None
     caps: dict[str, Weight] | None = None
@@ -203,9 +213,23 @@ class _PivotFields(Frozen):
         """Return the bounds in force after this pivot."""
         return bounds.replaced(floors=self.floors, caps=self.caps, exclude=self.exclude)
 
+    def as_asked(self) -> dict[str, Any]:
+        """Return the fields that were given, a policy without settings by its name, as a request has them."""
+        policy = self.policy
+        is_bare = policy is not None and policy.model_fields_set <= {"name"}
+        return self.model_dump(exclude_none=True) | ({"policy": policy.name} if policy is not None and is_bare else {})
+
+    @property
+    def hands_over_alone(self) -> bool:
+        """Whether it says who decides and leaves the bounds as they are."""
+        return self.has_rule and self.floors is None and self.caps is None and self.exclude is None
+
 
 class Pivot(_PivotFields):
-    """A redrawing of the region: each table given replaces the one in force, each left out stays."""
+    """A redrawing of the region: each table given replaces the one in force, each left out stays.
+
+    So does who decides: ``weights``, along a ramp if ``ramp_steps`` is given, or a ``policy``.
+    """
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -220,8 +244,13 @@ class ScheduledPivot(_PivotFields):
 
     at_step: int = Field(gt=0, le=MAX_STEPS)
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Return the pivot that a journal's line says."""
+        return cls(**{key: record[key] for key in cls.model_fields if key in record})
 
-class Curriculum(Frozen):
+
+class Curriculum(WrittenWeights):
     """The whole run. ``Curriculum.from_yaml(path)`` reads and checks a file; all problems are reported at once."""
 
     version: int = CONFIG_VERSION
@@ -350,20 +379,33 @@ class Curriculum(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _policies_resolved(self) -> Self:
+        self.__dict__["pivots"] = tuple(resolved(pivot, self.policy) for pivot in self.pivots)
+        return self
+
+    @model_validator(mode="after")
     def _whole(self) -> Self:
         problems = [*self._name_problems()]
         is_named = not problems  # a region needs known names
         problems += self._schedule_problems()
+        is_planned = not problems
         if is_named:
             try:
                 _ = self.regimes
+                if is_planned:
+                    problems += excluded_weights(self.regimes, self.rules)
+                    problems += [what for _, what in long_ramps(self.regimes, self.rules, total_steps=self.total_steps)]
+                    problems += unused_weights(self, self.rules)
             except InfeasibleRegionError as error:
                 if not problems:
                     raise
                 problems.append(str(error))
             except ConfigError as error:
                 problems += error.problems
-        problems += self._policy_problems()
+        problems += policy_problems(self, self.policy)
+        for pivot in self.pivots:
+            if pivot.policy is not None:
+                problems += [f"pivot {pivot.name}: {problem}" for problem in policy_problems(self, pivot.policy)]
         problems += probe_problems(self)
         if not problems:
             problems += epoch_problems(self)
@@ -390,14 +432,10 @@ class Curriculum(Frozen):
         for pivot in self.pivots:
             tables = (("floors", pivot.floors), ("caps", pivot.caps), ("exclude", pivot.exclude))
             places += [(f"pivot {pivot.name}: {key}", table) for key, table in tables if table is not None]
-        places += [(f"policy: {key}", getattr(self.policy, key, None) or ()) for key in TABLES]
-        for teacher, taught in (getattr(self.policy, "graph", None) or {}).items():
-            places.append((f"policy: graph: {teacher}", taught))
+            places += places_of_rule(pivot, f"pivot {pivot.name}: ")
+        places += places_of_rule(self, "")
         yield from drawn_target_problems(self, places)
-        for place, names in places:
-            for name in names:
-                if name not in declared:
-                    yield f"{place}: unknown source {name!r}{suggestion(name, self.probed_names)}"
+        yield from unknown_names(self, places)
         warmup = self.curriculum_warmup_sources
         for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
             yield f"curriculum_warmup_sources: {name} is listed twice"
@@ -425,43 +463,6 @@ class Curriculum(Frozen):
             problems += self.phase_law.boundary_problems(sorted(starts))
         return problems
 
-    def _policy_problems(self) -> Iterable[str]:
-        policy = self.policy
-        values: Sequence[float] = ()
-        targets = getattr(policy, "targets", None)
-        if targets:
-            values = list(targets.values())
-        elif isinstance(policy, StaticConfig) and policy.weights:
-            values = list(policy.weights.values())
-            total = sum(values)
-            if not abs(total - 1) <= 1e-6:
-                yield f"policy: weights sum to {total:.6g}, not 1; static weights are a point of the simplex"
-        if any(not 0 <= value < float("inf") for value in values):
-            yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
-        elif targets and sum(values) <= 0:
-            yield "policy: targets are all 0; at least one source must be wanted"
-        reference = getattr(policy, "reference", None)
-        if reference and (missing := [name for name in self.names if name not in reference]):
-            yield f"policy {policy.name} needs a reference loss of every source; missing: {', '.join(missing)}"
-        if any(value < 0 for row in (getattr(policy, "graph", None) or {}).values() for value in row.values()):
-            yield f"policy {policy.name}: what a source teaches another is not negative in graph"
-        if isinstance(policy, LinearConfig) and len(self.names) > MAX_LINEAR_SOURCES:
-            yield (
-                f"policy linear: {len(self.names)} sources; it keeps a number for every pair of them and takes at most "
-                f"{MAX_LINEAR_SOURCES}; choose water_filling or ucb, or join sources"
-            )
-        if isinstance(policy, ProportionalConfig | UnimaxConfig):
-            unknown = [source.name for source in self.sources if source.tokens is None]
-            if unknown:
-                yield f"policy {policy.name} needs `tokens:` of every source; missing: {', '.join(unknown)}"
-        if isinstance(policy, UnimaxConfig):
-            for source in self.sources:
-                if source.max_epochs != "inherit":
-                    yield (
-                        f"source {source.name}: max_epochs has no effect under policy unimax, which has its own; "
-                        "remove it, or choose another policy"
-                    )
-
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The sources' names in declared order, K of them."""
@@ -479,14 +480,27 @@ class Curriculum(Frozen):
 
     @cached_property
     def epoch_limits(self) -> tuple[float | None, ...]:
-        """As often as each source may be read, [K]; None without a limit. UniMax has its own, and these are off."""
-        if isinstance(self.policy, UnimaxConfig):
+        """As often as each source may be read, [K]; None without a limit. ``limits_under`` says where it holds."""
+        named = policies_of(self)
+        if all(isinstance(policy, UnimaxConfig) for policy in named):
             return (None,) * len(self.sources)
         common = self.max_epochs
         if common == "auto":
-            common = AUTO_EPOCHS if isinstance(self.policy, WaterFillingConfig) else None
+            common = AUTO_EPOCHS if any(isinstance(policy, WaterFillingConfig) for policy in named) else None
         own = [source.max_epochs for source in self.sources]
         return tuple(common if limit == "inherit" else limit for limit in own)
+
+    def limits_under(self, policy: PolicyConfig | None) -> tuple[float | None, ...]:
+        """Return ``epoch_limits`` as they hold where this policy, or weights written by hand (None), decide, [K].
+
+        UniMax has its own, and these are off; those of ``max_epochs: auto`` are water_filling's.
+        """
+        if isinstance(policy, UnimaxConfig):
+            return (None,) * len(self.sources)
+        if self.max_epochs != "auto" or isinstance(policy, WaterFillingConfig):
+            return self.epoch_limits
+        limits = zip(self.sources, self.epoch_limits, strict=True)
+        return tuple(None if source.max_epochs == "inherit" else limit for source, limit in limits)
 
     @property
     def has_epoch_limits(self) -> bool:
@@ -540,11 +554,21 @@ class Curriculum(Frozen):
         return plan_regimes(self.bounds, warmup=self.warmup, changes=changes)
 
     @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """Who decides in each of the planned regimes."""
+        return plan_rules(self, self.pivots, self.regimes)
+
+    @cached_property
     def suspended_if_lost(self) -> frozenset[str]:
         """The streamed sources that the run is to go on without while they cannot be reached."""
         if self.prepared is not None:
             return frozenset()
         return frozenset(source.name for source in self.sources if source.on_failure == "suspend")
+
+    @cached_property
+    def is_planned(self) -> bool:
+        """Whether decisions look at ``total_steps``, which then cannot change while the run goes on."""
+        return self.has_epoch_limits or any(plans_ahead(policy) for policy in policies_of(self))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -555,14 +579,7 @@ class Curriculum(Frozen):
         faults of a network and bad records. Fields that are newer than the first release count only where they are set,
         so that older runs keep their fingerprint.
         """
-        policy = self.policy
-        is_planned = (
-            self.has_epoch_limits
-            or isinstance(policy, UnimaxConfig)
-            or (isinstance(policy, WaterFillingConfig) and policy.horizon is None)
-            or getattr(policy, "eta_decay", "none") != "none"
-        )
-        left_out = {"prepared", "retries"} | (set() if is_planned else {"total_steps"})
+        left_out = {"prepared", "retries"} | (set() if self.is_planned else {"total_steps"})
         data = self.model_dump(mode="json", exclude=left_out)
         if not self.holdout:
             del data["holdout"]

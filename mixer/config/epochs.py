@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 MAX_LISTED = 20  # sources that a message names
 
 
-def allowed_tokens(curriculum: Curriculum, unique_tokens: Array) -> Array:
+def allowed_tokens(
+    curriculum: Curriculum, unique_tokens: Array, limits: tuple[float | None, ...] | None = None
+) -> Array:
     """Return the tokens that each source may give in the run, [K]: its limit times its distinct tokens.
 
-    It is inf without a limit, or where the number of distinct tokens is unknown (0 in ``unique_tokens``, [K]).
+    It is inf without a limit, or where the number of distinct tokens is unknown (0 in ``unique_tokens``, [K]). By
+    default ``limits`` are those of the run.
     """
-    limits = np.array([np.inf if limit is None else limit for limit in curriculum.epoch_limits])
-    is_limited = np.isfinite(limits) & (unique_tokens > 0)
-    return np.where(is_limited, np.where(is_limited, limits, 0.0) * unique_tokens, np.inf)
+    most = np.array([np.inf if limit is None else limit for limit in limits or curriculum.epoch_limits])
+    is_limited = np.isfinite(most) & (unique_tokens > 0)
+    return np.where(is_limited, np.where(is_limited, most, 0.0) * unique_tokens, np.inf)
 
 
 def declared_tokens(curriculum: Curriculum) -> Array:

@@ -34,6 +34,7 @@ class Frozen(BaseModel):
 
 Target = Annotated[float, Field(le=1e12)]  # its sum with others, and its share of that, are exact enough
 Reference = Annotated[float, Field(ge=0, le=MAX_FACTOR)]  # a loss, nats
+REWARDS = ("progress", "loss", "excess", "velocity", "target_gain")  # of rewards.py
 
 
 class UcbConfig(Frozen):
@@ -70,24 +71,68 @@ class UcbConfig(Frozen):
     @field_validator("reward")
     @classmethod
     def _known_reward(cls, reward: str) -> str:
-        known = ("learnability", "learnability_heldout", "progress", "loss", "excess", "velocity", "target_gain")
-        if reward not in known and ":" not in reward:
-            raise ValueError(
-                f"unknown reward {reward!r}{suggestion(reward, known)}; "
-                f"known: {', '.join(known)}, or your own as package.module:function"
-            )
-        return reward
+        return _checked_reward(reward, ("learnability", "learnability_heldout", *REWARDS))
 
     @model_validator(mode="after")
     def _reference_where_it_is_used(self) -> Self:
-        is_used = self.reward in ("excess", "velocity")
-        if is_used and not self.reference:
-            raise ValueError(
-                f"reward {self.reward} needs reference: the loss of each source under a reference model, nats"
-            )
-        if self.reference is not None and not is_used:
-            raise ValueError(f"reference is for the rewards excess and velocity, not for {self.reward}; leave it out")
+        _check_reference(self.reward, self.reference)
         return self
+
+
+class _RewardBandit(Frozen):
+    """What D-UCB and SW-UCB share: a reward, and a step towards the best vertex of the region."""
+
+    name: str
+    reward: str = Field(
+        "progress", description="progress, loss, excess, velocity, target_gain, or package.module:function"
+    )
+    eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
+    xi: float = Field(0.6, ge=0, le=MAX_FACTOR, description="of the width; the published bound asks for more than 1/2")
+    targets: dict[str, Target] | None = Field(None, description="target_gain: weight of each source in the goal")
+    reference: dict[str, Reference] | None = Field(
+        None, description="excess, velocity: losses of a reference model, nats"
+    )
+
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, reward: str) -> str:
+        return _checked_reward(reward, REWARDS)
+
+    @model_validator(mode="after")
+    def _reference_where_it_is_used(self) -> Self:
+        _check_reference(self.reward, self.reference)
+        return self
+
+
+class DUcbConfig(_RewardBandit):
+    """D-UCB (Garivier and Moulines 2011): upper confidence bounds that forget by a discount."""
+
+    name: Literal["d_ucb"] = "d_ucb"
+    discount: float = Field(0.98, gt=0, le=1, description="gamma, per phase")
+
+
+class SwUcbConfig(_RewardBandit):
+    """SW-UCB (Garivier and Moulines 2011): upper confidence bounds over a sliding window."""
+
+    name: Literal["sw_ucb"] = "sw_ucb"
+    window: int = Field(50, ge=1, le=1000, description="tau, phases")
+
+
+def _checked_reward(reward: str, known: tuple[str, ...]) -> str:
+    if reward not in known and ":" not in reward:
+        raise ValueError(
+            f"unknown reward {reward!r}{suggestion(reward, known)}; "
+            f"known: {', '.join(known)}, or your own as package.module:function"
+        )
+    return reward
+
+
+def _check_reference(reward: str, reference: dict[str, Reference] | None) -> None:
+    is_used = reward in ("excess", "velocity")
+    if is_used and not reference:
+        raise ValueError(f"reward {reward} needs reference: the loss of each source under a reference model, nats")
+    if reference is not None and not is_used:
+        raise ValueError(f"reference is for the rewards excess and velocity, not for {reward}; leave it out")
 
 
 class WaterFillingConfig(Frozen):
@@ -210,9 +255,19 @@ class StaticConfig(Frozen):
 
 
 class ProportionalConfig(Frozen):
-    """Weights in proportion to each source's tokens, projected on each regime's region."""
+    """Weights in proportion to ``tokens^(1 / temperature)`` of each source, projected on each regime's region."""
 
     name: Literal["proportional"] = "proportional"
+    temperature: float = Field(
+        1.0, ge=1e-6, le=MAX_FACTOR, description="T: 1 is in proportion to tokens, larger is nearer to uniform"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_unless_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.temperature == 1:  # a setting that older journals do not know
+            data.pop("temperature", None)
+        return data
 
 
 class UnimaxConfig(Frozen):
@@ -230,6 +285,8 @@ class RandomConfig(Frozen):
 
 PolicyConfig = Annotated[
     UcbConfig
+    | DUcbConfig
+    | SwUcbConfig
     | AndreaConfig
     | OdmConfig
     | Exp3Config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mixer.config.policy import MAX_STEPS, Frozen
+from mixer.config.policy import MAX_STEPS, Frozen, PolicyConfig
 
 if TYPE_CHECKING:
     from mixer.config.curriculum import Curriculum
@@ -46,10 +46,13 @@ def probe_problems(curriculum: Curriculum) -> Iterable[str]:
     for target in curriculum.targets:
         if target.max_epochs != "inherit":
             yield f"source {target.name}: max_epochs of a target has no effect, as it is never drawn; take it out"
-    policy = curriculum.policy
+
+
+def probe_policy_problems(curriculum: Curriculum, policy: PolicyConfig) -> Iterable[str]:
+    """Yield a sentence if a policy learns from held-out losses that nobody measures."""
     settings = (("losses", getattr(policy, "losses", None)), ("reward", getattr(policy, "reward", None)))
     for what, chosen in settings:
-        if probes is None and chosen in OF_PROBES:
+        if curriculum.probes is None and chosen in OF_PROBES:
             yield (
                 f"policy {policy.name}: {what} is {chosen}, but there are no probes to measure held-out losses; ask "
                 "for them, as in `probes: {}`"

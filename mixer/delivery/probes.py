@@ -54,11 +54,7 @@ class ProbeRows:
                 f"probes: no source has a held-out row with holdout {curriculum.holdout}; raise holdout, and prepare "
                 "the sources again"
             )
-        if num_rows < world_size:
-            raise TopologyError(
-                f"probes: {num_rows} held-out rows in all are fewer than the {world_size} ranks that share them; raise "
-                "`probes: {rows: N}`, or the holdout"
-            )
+        check_shared(num_rows, world_size)
 
     @property
     def source_ids(self) -> IntArray:
@@ -92,3 +88,12 @@ class ProbeRows:
         sizes = np.full(size, source.num_rows, dtype=np.int64)
         keys = np.full(size, order_key(self._seed, source.name, 0), dtype=np.uint64)
         return np.sort(permuted(np.arange(size), sizes, keys, sides(sizes)))
+
+
+def check_shared(num_rows: int, world_size: int) -> None:
+    """Raise TopologyError if the rows of a probe are fewer than the ranks, of which each has to run the model."""
+    if num_rows < world_size:
+        raise TopologyError(
+            f"probes: {num_rows} held-out rows in all are fewer than the {world_size} ranks that share them; raise "
+            "`probes: {rows: N}`, or the holdout"
+        )

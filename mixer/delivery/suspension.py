@@ -14,7 +14,7 @@ from mixer.config.curriculum import Curriculum, Pivot
 from mixer.delivery.batch import BatchReader, RowBatch
 from mixer.delivery.coordinator import Decider
 from mixer.errors import MixerError, PivotError, SourceUnavailableError, TopologyError
-from mixer.region.regimes import OUT_OF_REACH, Regime
+from mixer.region.regimes import BACK_IN_REACH, OUT_OF_REACH, Regime
 
 log = logging.getLogger(__name__)
 
@@ -146,4 +146,4 @@ def refused(curriculum: Curriculum, readers: str) -> TopologyError:
 
 def _name(step: int, out: list[str]) -> str:
     """Return the name of the regime from ``step`` on; the step comes first, for many sources are cut short."""
-    return f"{OUT_OF_REACH}{step}-{'-'.join(out)}"[:100] if out else f"with-all-{step}"
+    return f"{OUT_OF_REACH}{step}-{'-'.join(out)}"[:100] if out else f"{BACK_IN_REACH}{step}"

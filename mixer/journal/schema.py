@@ -81,9 +81,7 @@ class Parts(_Model):
     )
     width: Numbers | None = Field(None, description="the optimism added to it")
     repetition: Numbers | None = Field(None, description="learnability: what repetition leaves of a token's worth, 1 for a source not yet read through")  # fmt: skip  # noqa: E501
-    gain: Numbers | None = Field(
-        None, description="water_filling: what an e-fold of the source's tokens is worth, nats"
-    )
+    gain: Numbers | None = Field(None, description="water_filling: what reading a source promises: its slope against the mean slope, faded, times target and repetition")  # fmt: skip  # noqa: E501
     tokens: Numbers | None = Field(None, description="tokens of the source learned from so far")
     index: list[float | None] | None = Field(None, description="the score that the vertex is best for")
     alarm: Numbers | None = Field(None, description="1 for a source that the guard holds in alarm, whose index counts as 0; left out if there is none")  # fmt: skip  # noqa: E501
@@ -97,6 +95,20 @@ class RegionPart(_Model):
     caps: Numbers = Field(description="as declared, 0 for excluded sources")
     lower: Numbers = Field(description="the smallest weight that is really reached")
     upper: Numbers = Field(description="the largest weight that is really reached")
+
+
+class RulePart(_Model):
+    """Who decided a phase that the run's own policy did not decide."""
+
+    policy: dict[str, Any] | None = Field(
+        None, description="settings of the policy that a pivot named; left out where weights are written by hand"
+    )
+    weights: Numbers | None = Field(
+        None, description="the weights written by hand, one number per source; left out where a policy decided"
+    )
+    ramp_end: int | None = Field(
+        None, description="the step at which the ramp to them arrives; left out after it, and without one"
+    )
 
 
 class EpochsPart(_Model):
@@ -189,6 +201,10 @@ class PhaseLine(_Numbered):
     eta: float | None = Field(
         None, description="how far the step went towards its aim; of a bandit's step with `eta_decay`, else left out"
     )
+    rule: RulePart | None = Field(
+        None,
+        description="who decided, in the table below; left out where the run's own policy did",
+    )
     log_volume: float = Field(
         description="natural logarithm of the region's volume in its free coordinates: a random phase has density "
         "`exp(-log_volume)`"
@@ -235,6 +251,13 @@ class PivotLine(_Numbered):
     )
     caps: dict[str, float] | None = Field(description="new table of largest weights by name, or `null`")
     exclude: list[str] | None = Field(description="new list of sources pinned at 0, or `null`")
+    weights: dict[str, float] | None = Field(
+        None, description="weights by name that hold from then on, written by hand; left out if none were given"
+    )
+    ramp_steps: int | None = Field(None, description="length of the ramp to them, steps; left out without a ramp")
+    policy: dict[str, Any] | None = Field(
+        None, description="settings of the policy that decides from then on; left out if none was named"
+    )
 
 
 class AlarmLine(_Numbered):

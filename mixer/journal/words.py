@@ -29,6 +29,7 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
             return _phase(record, names)
         case "pivot":
             tables = [f"{key} {record[key]}" for key in ("floors", "caps", "exclude") if record[key] is not None]
+            tables += _rule(record)
             cuts = record["at_step"] < record["decided_before"]
             how = f" cuts the newest phase at step {record['at_step']}" if cuts else ""
             return f"pivot {record['name']}{how}: {'; '.join(tables) or 'the bounds stay'}"
@@ -42,6 +43,14 @@ def told(record: Mapping[str, Any], names: Sequence[str]) -> str:
             return f"{record['source']}: {record['detector']}, {facts_in_words(record)}"
         case kind:
             return str(kind)
+
+
+def _rule(pivot: Mapping[str, Any]) -> list[str]:
+    """Return what a pivot says of who decides."""
+    policy, ramp_steps = pivot.get("policy"), pivot.get("ramp_steps")
+    ramp = f" after a ramp of {ramp_steps} steps" if ramp_steps else ""
+    weights = [f"weights {pivot['weights']}{ramp}"] if pivot.get("weights") else []
+    return weights + ([f"policy {policy['name']} decides"] if policy else [])
 
 
 def _phase(record: Mapping[str, Any], names: Sequence[str]) -> str:

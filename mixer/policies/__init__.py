@@ -14,6 +14,7 @@ from mixer.policies.doremi import DoremiPolicy
 from mixer.policies.exp3 import Exp3Policy
 from mixer.policies.factory import make_policy
 from mixer.policies.fixed import FixedPolicy, epoch_capped
+from mixer.policies.forgetting_ucb import DUcbPolicy, SwUcbPolicy
 from mixer.policies.learnability import Learnability
 from mixer.policies.linear import LinearPolicy
 from mixer.policies.odm import OdmPolicy
@@ -28,6 +29,7 @@ __all__ = [
     "AndreaPolicy",
     "BoundedUcb",
     "Choice",
+    "DUcbPolicy",
     "DoremiPolicy",
     "Exp3Policy",
     "FixedPolicy",
@@ -37,6 +39,7 @@ __all__ = [
     "Policy",
     "SkillItPolicy",
     "SoftmaxPolicy",
+    "SwUcbPolicy",
     "VelocitunePolicy",
     "WaterFillingPolicy",
     "epoch_capped",

@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer.config.policy import DoremiConfig
 from mixer.losses import SourceLosses
-from mixer.policies.point import PointPolicy, nats, normalised_exp
+from mixer.policies.point import PointPolicy, exponentiated, nats
 from mixer.types import Array, State
 
 
@@ -36,12 +36,12 @@ class DoremiPolicy(PointPolicy):
 
     def absorb(self, state: State, steps: Sequence[SourceLosses], *, since: int, until: int) -> State:
         """Return the memory with one more update per step."""
-        new, c = dict(state), self._config.smoothing
+        new = dict(state)
         for losses in steps:
             excess = np.maximum(nats(losses) - self._reference, 0.0)
             new["mean"] = np.where(losses.tokens > 0, excess, new["mean"])
-            raised = normalised_exp(np.log(np.maximum(new["mixture"], 1e-300)) + self._config.eta * new["mean"])
-            new["mixture"] = (1 - c) * raised + c / raised.size
+            gains = self._config.eta * new["mean"]
+            new["mixture"] = exponentiated(new["mixture"], gains, smoothing=self._config.smoothing)
             new["tokens"] = new["tokens"] + losses.tokens
         return new
 

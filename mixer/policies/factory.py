@@ -11,14 +11,17 @@ from mixer.config.policy import (
     AdoConfig,
     AndreaConfig,
     DoremiConfig,
+    DUcbConfig,
     Exp3Config,
     LinearConfig,
     OdmConfig,
+    PolicyConfig,
     ProportionalConfig,
     RandomConfig,
     SkillItConfig,
     SoftmaxConfig,
     StaticConfig,
+    SwUcbConfig,
     UcbConfig,
     UnimaxConfig,
     VelocituneConfig,
@@ -30,7 +33,8 @@ from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Policy
 from mixer.policies.doremi import DoremiPolicy
 from mixer.policies.exp3 import Exp3Policy
-from mixer.policies.fixed import FixedPolicy, epoch_capped
+from mixer.policies.fixed import FixedPolicy, epoch_capped, proportional
+from mixer.policies.forgetting_ucb import DUcbPolicy, SwUcbPolicy
 from mixer.policies.learnability import Learnability
 from mixer.policies.linear import LinearPolicy
 from mixer.policies.odm import OdmPolicy
@@ -43,9 +47,9 @@ from mixer.policies.water_filling import WaterFillingPolicy
 from mixer.types import Array
 
 
-def make_policy(curriculum: Curriculum) -> Policy:
-    """Return the policy that the curriculum names, with its settings; raises ConfigError where they cannot work."""
-    config, num_sources = curriculum.policy, len(curriculum.names)
+def make_policy(curriculum: Curriculum, config: PolicyConfig | None = None) -> Policy:
+    """Return the policy of these settings, by default the run's own; raises ConfigError where they cannot work."""
+    config, num_sources = config or curriculum.policy, len(curriculum.names)
     uniform = np.full(num_sources, 1.0 / num_sources)
     tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
     wanted = getattr(config, "targets", None)
@@ -59,11 +63,8 @@ def make_policy(curriculum: Curriculum) -> Policy:
                 first_tokens=float(curriculum.batch_tokens),
                 is_heldout=config.reward == "learnability_heldout",
             )
-        case UcbConfig():
-            mean_steps = (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
-            reference = _by_name(curriculum.names, config.reference) if config.reference else None
-            reward = make_reward(config.reward, reference=reference, wanted=targets)
-            return BoundedUcb(config, reward=reward, rows_per_phase=curriculum.batch_rows * mean_steps)
+        case UcbConfig() | DUcbConfig() | SwUcbConfig():
+            return _reward_bandit(curriculum, config, targets)
         case WaterFillingConfig():
             return WaterFillingPolicy(
                 config,
@@ -94,24 +95,38 @@ def make_policy(curriculum: Curriculum) -> Policy:
         case StaticConfig():
             return FixedPolicy(_by_name(curriculum.names, config.weights) if config.weights else uniform)
         case ProportionalConfig():
-            return FixedPolicy(tokens / tokens.sum())
+            return FixedPolicy(proportional(tokens, config.temperature))
         case UnimaxConfig():
             caps = np.minimum(1.0, config.max_epochs * tokens / (curriculum.total_steps * curriculum.batch_tokens))
-            _check_epochs(curriculum, caps, config.max_epochs)
+            _check_epochs(curriculum, caps, config)
             return FixedPolicy(uniform, caps=caps)
         case RandomConfig():
             return FixedPolicy(uniform, teleports="always")
 
 
-def _check_epochs(curriculum: Curriculum, caps: Array, max_epochs: float) -> None:
-    for regime in curriculum.regimes:
+def _reward_bandit(curriculum: Curriculum, config: UcbConfig | DUcbConfig | SwUcbConfig, wanted: Array) -> Policy:
+    reference = _by_name(curriculum.names, config.reference) if config.reference else None
+    reward = make_reward(config.reward, reference=reference, wanted=wanted)
+    rows = curriculum.batch_rows * (curriculum.phases.min_steps + curriculum.phases.max_steps) / 2
+    match config:
+        case UcbConfig():
+            return BoundedUcb(config, reward=reward, rows_per_phase=rows)
+        case DUcbConfig():
+            return DUcbPolicy(config, reward=reward, rows_per_phase=rows)
+        case SwUcbConfig():
+            return SwUcbPolicy(config, reward=reward, rows_per_phase=rows)
+
+
+def _check_epochs(curriculum: Curriculum, caps: Array, config: UnimaxConfig) -> None:
+    regimes = zip(curriculum.regimes, curriculum.rules, strict=True)
+    for regime in (regime for regime, rule in regimes if rule.policy == config):
         try:
             epoch_capped(regime.region, caps)
         except InfeasibleRegionError as error:
             reachable = float(np.minimum(regime.region.upper, np.maximum(caps, regime.region.lower)).sum())
             raise InfeasibleRegionError(
-                f"policy unimax: {max_epochs:g} epochs of every source fill only {reachable:.3g} of the run in regime "
-                f"{regime.name}; raise max_epochs, shorten the run, or raise floors",
+                f"policy unimax: {config.max_epochs:g} epochs of every source fill only {reachable:.3g} of the run in "
+                f"regime {regime.name}; raise max_epochs, shorten the run, or raise floors",
                 sources=error.sources,
                 excess=error.excess,
                 total=error.total,

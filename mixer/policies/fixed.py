@@ -52,10 +52,20 @@ class FixedPolicy(Policy):
         return self._chosen[1]
 
 
+def proportional(tokens: Array, temperature: float) -> Array:
+    """Return weights in proportion to ``tokens^(1 / temperature)``, [K], of tokens > 0.
+
+    T = 1 reads every source equally often, a large T reads all in equal shares. Multilingual BERT's exponentially
+    smoothed weighting (Devlin et al. 2019) is S = 1 / T = 0.7; XLM-R's alpha (Conneau et al., arXiv 1911.02116,
+    section 3.1) is 1 / T = 0.3.
+    """
+    if temperature == 1.0:
+        return np.asarray(tokens / tokens.sum())
+    logs = np.log(tokens) / temperature
+    powers = np.exp(logs - logs.max())
+    return np.asarray(powers / powers.sum())
+
+
 def epoch_capped(region: Region, caps: Array) -> Region:
     """Return the region with each upper bound lowered to ``caps`` [K], but never below its lower bound."""
-    bounds = [
-        dict(zip(region.names, values.tolist(), strict=True))
-        for values in (region.lower, np.minimum(region.upper, np.maximum(caps, region.lower)))
-    ]
-    return Region(region.names, floors=bounds[0], caps=bounds[1])
+    return Region.of(region.names, region.lower, np.minimum(region.upper, np.maximum(caps, region.lower)))

@@ -1,4 +1,4 @@
-"""The default index: a fitted slope per token with an optimistic width.
+"""The index that `ucb` has by default: a fitted slope per token with an optimistic width.
 
 It recovered about 78 % of a true-gradient oracle's gain in our toy runs, where loss level and rectified loss drop did
 worse than uniform.

@@ -54,6 +54,12 @@ def normalised_exp(logs: Array) -> Array:
     return np.asarray(values / values.sum())
 
 
+def exponentiated(mixture: Array, gains: Array, *, smoothing: float) -> Array:
+    """Return ``(1 - smoothing) w exp(gains) / sum + smoothing / K``, a step of exponentiated gradient, [K]."""
+    raised = normalised_exp(np.log(np.maximum(mixture, 1e-300)) + gains)
+    return (1 - smoothing) * raised + smoothing / raised.size
+
+
 def filled_in(values: Array, known: Array) -> Array:
     """Return values with those that are not known at the mean of the known ones, 0 if none is, [K]."""
     is_known = known > 0

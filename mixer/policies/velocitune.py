@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer.config.policy import VelocituneConfig
 from mixer.losses import SourceLosses, add_losses
-from mixer.policies.point import PointPolicy, normalised_exp
+from mixer.policies.point import PointPolicy, exponentiated
 from mixer.policies.rewards import VelocityReward
 from mixer.types import Array, State
 
@@ -36,11 +36,10 @@ class VelocitunePolicy(PointPolicy):
         """Return the memory with one more update."""
         if not steps:
             return state
-        losses, c = add_losses(steps), self._config.smoothing
+        losses = add_losses(steps)
         memory, left = self._velocity.update({name: state[name] for name in ("first", "seen")}, losses)
         mean = np.where(np.isnan(left), state["mean"], left)
-        raised = normalised_exp(np.log(np.maximum(state["mixture"], 1e-300)) + self._config.eta * mean)
-        mixture = (1 - c) * raised + c / raised.size
+        mixture = exponentiated(state["mixture"], self._config.eta * mean, smoothing=self._config.smoothing)
         return {"tokens": state["tokens"] + losses.tokens, "mean": mean, "mixture": mixture, **memory}
 
     def point(self, state: State) -> Array:

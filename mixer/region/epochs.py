@@ -63,8 +63,10 @@ def epoch_caps(region: Region, *, allowed: Array, used: Array, left: float, phas
         return math.fsum(within(caps).tolist()) >= 1.0 - ROUNDING / 2
 
     def found(caps: Array, **factors: float) -> EpochCaps:
-        floors, most = (dict(zip(region.names, v.tolist(), strict=True)) for v in (region.floors, within(caps)))
-        return EpochCaps(caps, Region(region.names, floors=floors, caps=most), **factors)
+        most = within(caps)
+        if (most == region.caps).all():  # no cap is below what the region has
+            return EpochCaps(caps, region, **factors)
+        return EpochCaps(caps, Region.of(region.names, region.floors, most), **factors)
 
     if suffices(caps := shared(1.0)):
         return found(caps)

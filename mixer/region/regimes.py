@@ -10,6 +10,9 @@ from mixer.region.region import Region
 
 WARMUP, FIREHOSE = "warmup", "firehose"  # the names of the two regimes that no pivot names
 OUT_OF_REACH = "without-"  # begins the names of regimes in which sources are suspended until they can be read again
+BACK_IN_REACH = "with-all-"  # and of those in which all can be read again
+IN_ALARM = "guard-"  # begins the names of regimes that suspend a source in alarm
+AUTOMATIC = (OUT_OF_REACH, BACK_IN_REACH, IN_ALARM)  # regimes that nobody wrote; they move fixed weights, if need be
 
 
 @dataclass(frozen=True)

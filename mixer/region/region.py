@@ -87,6 +87,15 @@ class Region:
         for array in (self.floors, self.caps, self.lower, self.upper):
             array.setflags(write=False)
 
+    @classmethod
+    def of(cls, names: Sequence[str], floors: Array, caps: Array) -> Region:
+        """Return the region of these bounds, each [K] in the order of ``names``; raises as the constructor."""
+        return cls(
+            names,
+            floors=dict(zip(names, floors.tolist(), strict=True)),
+            caps=dict(zip(names, caps.tolist(), strict=True)),
+        )
+
     def __repr__(self) -> str:
         return f"Region({len(self.names)} sources, {self.dimension} free dimensions)"
 
@@ -307,7 +316,7 @@ class Region:
         values = np.full(len(self.names), default)
         for name in self._known(f"{what}s", table):
             value = table[name]
-            if not (isinstance(value, numbers.Real) and 0.0 <= value <= 1.0):  # also refuses NaN
+            if not (isinstance(value, (float, numbers.Real)) and 0.0 <= value <= 1.0):  # also refuses NaN
                 raise ConfigError(f"{what} of {name} is {value!r}; a {what} is a number from 0 to 1")
             values[index[name]] = value
         return values

@@ -10,15 +10,15 @@ from typing import Any
 import orjson
 
 from mixer.config.curriculum import Curriculum
+from mixer.config.policy import PolicyConfig
+from mixer.config.rules import policies_of
 from mixer.errors import JournalError, MixerError
 from mixer.journal.file import Journal
 from mixer.journal.scan import FIRST, Line, Position
 from mixer.journal.schema import check_record
-from mixer.losses import SourceLosses
-from mixer.policies import Choice, Policy, make_policy
-from mixer.region.region import Region
-from mixer.types import Array, BoolArray, State
+from mixer.types import State
 from mixer.walk.apply import apply
+from mixer.walk.deciders import Deciders, Learn
 from mixer.walk.guard import initial_guard_state
 from mixer.walk.state import STATE_VERSION, to_lists
 from mixer.walk.walk import Walk
@@ -58,40 +58,24 @@ class _Tape(Journal):
         pass
 
 
-class _Together(Policy):
-    """The policy in force, and beside it those that forks need later: they learn from the same reports."""
+class _Together(Deciders):
+    """The policies in force, and beside them those that forks need later: they learn from the same reports."""
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
-        self._policies = policies
-        self.kind, self.teleports = policies[0].kind, policies[0].teleports
-        self.is_by_step = True  # whatever follows: a fork's state must not depend on forks of the fork; sums are exact
+    is_by_step = True  # whatever follows: a fork's state must not depend on forks of the fork; sums are exact
 
-    @property
-    def in_sums(self) -> bool:
-        return self._policies[0].in_sums  # its decisions learn from what it would have kept as one sum
+    def __init__(self, curricula: Sequence[Curriculum]) -> None:
+        super().__init__(curricula[0])  # its decisions learn from what it would have kept as one sum
+        self._runs = [(Deciders(curriculum), policies_of(curriculum)) for curriculum in curricula]
 
-    def initial(self, num_sources: int) -> State:
-        return self._joined([policy.initial(num_sources) for policy in self._policies])
+    def learned(self, state: State, configs: Sequence[PolicyConfig], learn: Learn) -> State:
+        found: State = {}
+        for i, (deciders, named) in enumerate(self._runs):
+            part = deciders.learned(_part(state, i), named if i else configs, learn)
+            found |= {f"{i}.{name}": values for name, values in part.items()}
+        return found
 
-    def absorb(self, state: State, steps: Sequence[SourceLosses], *, since: int, until: int) -> State:
-        states = enumerate(self._policies)
-        return self._joined([p.absorb(_part(state, i), steps, since=since, until=until) for i, p in states])
-
-    def absorb_probe(self, state: State, losses: SourceLosses, *, step: int) -> State:
-        states = enumerate(self._policies)
-        return self._joined([p.absorb_probe(_part(state, i), losses, step=step) for i, p in states])
-
-    def after_pivot(self, state: State) -> State:
-        return self._joined([policy.after_pivot(_part(state, i)) for i, policy in enumerate(self._policies)])
-
-    def choose(
-        self, state: State, region: Region, weights: Array, unique_tokens: Array, alarmed: BoolArray | None = None
-    ) -> Choice:
-        return self._policies[0].choose(_part(state, 0), region, weights, unique_tokens, alarmed)
-
-    @staticmethod
-    def _joined(states: Sequence[State]) -> State:
-        return {f"{i}.{name}": values for i, state in enumerate(states) for name, values in state.items()}
+    def memory(self, state: State, configs: Sequence[PolicyConfig], config: PolicyConfig) -> State:
+        return self._runs[0][0].memory(_part(state, 0), configs, config)
 
 
 def _part(state: Mapping[str, Any], i: int) -> dict[str, Any]:
@@ -117,8 +101,9 @@ class Redrive:
     def _walk(self) -> Walk:
         left = self._curricula[self._generation :]
         self._tape = _Tape()  # an empty journal: the walk begins
-        policy = _Together([make_policy(curriculum) for curriculum in left])
-        walk = Walk(left[0], journal=self._tape, policy=policy, on_alarm=lambda _: None, on_silence=lambda _: None)
+        walk = Walk(
+            left[0], journal=self._tape, policy=_Together(left), on_alarm=lambda _: None, on_silence=lambda _: None
+        )
         self._tape.written.clear()  # the header
         return walk
 

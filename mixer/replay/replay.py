@@ -81,9 +81,7 @@ class Replay:
             self.phases.append(phase)
             self._lines.add(record)
         elif line.kind == "pivot":
-            self._pivots.append(
-                ScheduledPivot(**{key: record[key] for key in ("name", "at_step", "floors", "caps", "exclude")})
-            )
+            self._pivots.append(ScheduledPivot.of(record))
             self._cut(line, record)
         else:
             old = self._curricula[self._generation]

@@ -65,4 +65,4 @@ def _feistel(x: KeyArray, a: KeyArray, b: KeyArray, key: KeyArray) -> KeyArray:
         mixed += left
         mixed %= b if r % 2 else a
         left, right = right, mixed
-    return right * a + left if ROUNDS % 2 else left + right * a
+    return left + right * a  # halves as they were, as the number of rounds is even

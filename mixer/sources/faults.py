@@ -221,7 +221,9 @@ def _retry_after_s(error: BaseException) -> float | None:
 class _Calm:
     """The settings of two libraries while at least one source reads, in whatever thread; then as they were.
 
-    They are global, and sources are read in several threads: the first to come saves them, the last restores them.
+    They are global, and sources are read in several threads: the first to come saves them, the last restores them. So
+    what else the process does with these libraries, such as pushing a checkpoint to the hub, keeps its retries. The hub
+    has no setting for its own: the function that makes them is wrapped once, when the first source opens.
     """
 
     def __init__(self) -> None:
@@ -234,6 +236,8 @@ class _Calm:
         with self._lock:
             self._num_inside += 1
             self._timeout_s = timeout_s
+            if not hasattr(_http._http_backoff_base, "of_hub"):
+                _http._http_backoff_base = _wrapped(_http._http_backoff_base)
             if self._num_inside == 1:
                 self._quieten()
                 self._let_calls_be_made_once()
@@ -241,6 +245,11 @@ class _Calm:
             if self._limit_time not in hooks["request"]:  # the session is replaced after some faults
                 hooks["request"].append(self._limit_time)
                 get_session().event_hooks = hooks
+
+    @property
+    def is_entered(self) -> bool:
+        """Whether a source reads."""
+        return self._num_inside > 0
 
     def leave(self) -> None:
         """Let the libraries be as they were, if nobody else reads."""
@@ -269,9 +278,6 @@ class _Calm:
             "STREAMING_OPEN_RETRY_INTERVAL",
         ):
             self._set(datasets.config, name, 0)
-        backoff = getattr(_http, "_http_backoff_base", None)
-        if backoff is not None:  # huggingface_hub before 1.0 has none, and retries some requests 5 times within 23 s
-            self._set(_http, "_http_backoff_base", partial(_once, backoff))
 
     def _set(self, owner: Any, name: str, value: Any) -> None:
         self._undo.append(partial(setattr, owner, name, getattr(owner, name)))
@@ -301,8 +307,15 @@ class _Calm:
         self._reset()
 
 
-def _once(backoff: Callable[..., Any], method: str, url: str, **options: Any) -> Any:
-    return backoff(method, url, **(options | {"max_retries": 0} if method in READING else options))
+def _wrapped(backoff: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the hub's function that retries requests, which makes those that read once while a source reads."""
+
+    def once(method: str, url: str, **options: Any) -> Any:
+        is_ours = _CALM.is_entered and method in READING
+        return backoff(method, url, **(options | {"max_retries": 0} if is_ours else options))
+
+    once.of_hub = backoff  # type: ignore[attr-defined]
+    return once
 
 
 _CALM = _Calm()

@@ -32,7 +32,7 @@ def apply(walk: Walk, record: Mapping[str, Any]) -> bool:
             losses = record_to_losses(dict(record), len(walk.curriculum.probed_names))
             walk.report_probe(record["step"], losses, is_recorded=True)
         case "pivot":
-            pivot = Pivot(**{key: record[key] for key in ("name", "floors", "caps", "exclude")})
+            pivot = Pivot(**{key: record[key] for key in Pivot.model_fields if key in record})
             walk.pivot(pivot, at_step=record["at_step"], cut=record["at_step"] < record["decided_before"])
         case "unique_tokens":
             walk.learn_unique_tokens(record["source"], record["tokens"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from mixer.config.curriculum import Curriculum
 from mixer.config.epochs import allowed_tokens
+from mixer.config.policy import PolicyConfig
 from mixer.region.epochs import EpochCaps, epoch_caps
 from mixer.region.region import Region
 from mixer.types import Array
@@ -31,10 +32,21 @@ class EpochLimits:
         self._curriculum = curriculum
         self._has_warned = False
 
-    def at(self, region: Region, phases: DecidedPhases, *, length: int, unique_tokens: Array) -> EpochCaps | None:
-        """Return the caps of the phase of ``length`` steps that follows; None if no source has a limit yet."""
+    def at(
+        self,
+        region: Region,
+        phases: DecidedPhases,
+        *,
+        length: int,
+        unique_tokens: Array,
+        policy: PolicyConfig | None,
+    ) -> EpochCaps | None:
+        """Return the caps of the phase of ``length`` steps that follows; None if no source has a limit yet.
+
+        ``policy`` decides it; None if weights are written by hand.
+        """
         run = self._curriculum
-        allowed = allowed_tokens(run, unique_tokens)
+        allowed = allowed_tokens(run, unique_tokens, run.limits_under(policy))
         if not np.isfinite(allowed).any():
             return None
         row = run.sequence_length

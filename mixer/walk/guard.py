@@ -23,7 +23,7 @@ from mixer.errors import MixerError, PivotError
 from mixer.journal.words import alarm_in_words
 from mixer.losses import add_losses
 from mixer.policies.regression import SUMS, with_point
-from mixer.region.regimes import OUT_OF_REACH, Regime, regime_at
+from mixer.region.regimes import IN_ALARM, OUT_OF_REACH, Regime, regime_at
 from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, State
 from mixer.walk.reports import ReportSum, lower
@@ -38,7 +38,6 @@ MAD = 1.4826  # standard deviation of a normal distribution over its median abso
 MEDIAN_GAIN = 2.0 / 0.4287  # over the window: the step of a running median that varies as one over the window does;
 # 0.4287 is the density of ln|r| at its median for normal r
 MAX_Z = 4.0  # a single observation adds at most this to a drift: falls count by lasting
-PIVOT_PREFIX = "guard-"  # begins the names of the regimes that suspend a source in alarm
 GUARD_IS_OFF = "the {} is of a run with a guard, but this curriculum turns it off; leave `guard: off` out"
 MIN_TIDE, TIDE_RATE = 4, 0.1  # fewer sources have no common movement; without a tide 57 of 64 alarmed as losses decayed
 CLIFF, DRIFT = 1, 2  # bits of ``alarms``
@@ -254,7 +253,7 @@ def without(source: str, regimes: Sequence[Regime], step: int) -> ScheduledPivot
         PivotError: it is out already, or its region is one that ends when another source can be read again.
     """
     regime = regime_at(regimes, step)
-    name = f"{PIVOT_PREFIX}{step}-{source}"[:100]
+    name = f"{IN_ALARM}{step}-{source}"[:100]
     if regime.region.upper[regime.region.names.index(source)] == 0.0:
         raise PivotError(f"{source} has weight 0 already")
     if regime.name.startswith(OUT_OF_REACH):

@@ -173,6 +173,7 @@ def decision_record(
     is_new_regime: bool,
     limited: EpochCaps | None,
     eta: float | None,
+    rule: dict[str, Any] | None,
     boundary: int | None,
     probability_random: float,
     counts: IntArray,
@@ -191,6 +192,7 @@ def decision_record(
         is_new_regime: whether the line says what the regime's region is.
         limited: the caps by epochs.
         eta: in force, where it decays.
+        rule: who decided, unless the run's own policy.
         boundary: the first step of the next regime.
         probability_random: with which the phase was to be random.
         counts: rows by step and source, [length, K].
@@ -210,6 +212,7 @@ def decision_record(
         "region": region_record(regime) if is_new_regime else None,
         **({} if limited is None else {"epochs": epochs_record(limited)}),
         **({} if eta is None else {"eta": eta}),
+        **({} if rule is None else {"rule": rule}),
         "log_volume": region.log_volume(),
         "counts": counts.sum(axis=0),
         "feedback": feedback_summary(used, phase.start),

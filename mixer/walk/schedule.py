@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from typing import Self
 
 from mixer.config.curriculum import Curriculum, ScheduledPivot
-from mixer.errors import PivotError
-from mixer.region.regimes import Regime, plan_regimes, regime_at
+from mixer.config.policy import PolicyConfig
+from mixer.config.rules import Rule, excluded_weights, long_ramps, plan_rules, policies_of
+from mixer.errors import PivotError, WeightsError
+from mixer.region.regimes import AUTOMATIC, Regime, plan_regimes, regime_at
 from mixer.sampling.phases import Phase
+
+
+def in_order(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot]) -> list[ScheduledPivot]:
+    """Return the pivots of a curriculum and those asked for since then, in order of their first step."""
+    return sorted([*curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
 
 
 def planned_regimes(curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot]) -> tuple[Regime, ...]:
     """Return the regimes that a curriculum and the pivots asked for since then plan; of one step, the last holds."""
-    pivots = sorted([*curriculum.pivots, *live_pivots], key=lambda pivot: pivot.at_step)
-    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in pivots]
+    changes = [(pivot.at_step, pivot.name, pivot.apply) for pivot in in_order(curriculum, live_pivots)]
     return plan_regimes(curriculum.bounds, warmup=curriculum.warmup, changes=changes)
 
 
@@ -26,16 +32,31 @@ class Schedule:
     Attributes:
         live_pivots: those that came while the walk ran, in the order they came in.
         regimes: in order of their first step, live pivots included.
+        rules: who decides in each of them.
+        policies: settings of all that any rule names, the run's own first; a pivot adds to the end.
     """
 
     curriculum: Curriculum
     live_pivots: tuple[ScheduledPivot, ...]
     regimes: tuple[Regime, ...]
+    rules: tuple[Rule, ...]
+    policies: tuple[PolicyConfig, ...]
 
     @classmethod
     def of(cls, curriculum: Curriculum, live_pivots: Sequence[ScheduledPivot] = ()) -> Self:
         """Return the plan of a curriculum and these pivots."""
-        return cls(curriculum, tuple(live_pivots), planned_regimes(curriculum, live_pivots))
+        regimes = planned_regimes(curriculum, live_pivots)
+        rules = plan_rules(curriculum, in_order(curriculum, live_pivots), regimes)
+        return cls(curriculum, tuple(live_pivots), regimes, rules, policies_of(curriculum, live_pivots))
+
+    def rule_at(self, step: int) -> Rule:
+        """Return who decides in the regime that ``step`` lies in."""
+        pairs = zip(reversed(self.regimes), reversed(self.rules), strict=True)
+        return next(rule for regime, rule in pairs if regime.start <= step)
+
+    def rules_from(self, step: int) -> Sequence[Rule]:
+        """Return who decides at ``step``, and in the regimes after it."""
+        return [self.rule_at(step), *(r for g, r in zip(self.regimes, self.rules, strict=True) if g.start > step)]
 
     def regime_at(self, step: int) -> Regime:
         """Return the regime that ``step`` lies in."""
@@ -55,24 +76,26 @@ class Schedule:
         boundary = self.boundary_after(start)
         return self.curriculum.phase_law.length(index, None if boundary is None else boundary - start)
 
-    def pivots_at(self, step: int) -> bool:
-        """Whether a pivot redraws the region at ``step``."""
-        return any(pivot.at_step == step for pivot in (*self.curriculum.pivots, *self.live_pivots))
+    def redraws_at(self, step: int) -> bool:
+        """Whether a pivot redraws the region at ``step``; one that only says who decides does not."""
+        pivots = (*self.curriculum.pivots, *self.live_pivots)
+        return any(pivot.at_step == step and not pivot.hands_over_alone for pivot in pivots)
 
     def has_name(self, name: str) -> bool:
         """Whether a regime has this name already."""
         return name in {regime.name for regime in self.regimes}
 
-    def with_pivot(self, new: ScheduledPivot, *, frontier: int, check: Callable[[Regime], object]) -> Self:
+    def with_pivot(self, new: ScheduledPivot, *, frontier: int, check: Callable[[Regime, Rule], object]) -> Self:
         """Return the plan with one more live pivot.
 
         Args:
             new: the pivot, at a step that can still be decided; before ``frontier`` it cuts the newest phase.
             frontier: the first step that no phase covers yet.
-            check: raises if a policy cannot decide in a regime.
+            check: raises if a rule cannot decide in a regime.
 
         Raises:
-            PivotError: no whole phases lead from one regime to the next.
+            PivotError: no whole phases lead from one regime to the next, or a ramp is longer than its regime.
+            WeightsError: weights written by hand that new bounds exclude, unless a failure asks for the pivot.
             InfeasibleRegionError, UnknownSourceError: the bounds cannot be.
         """
         plan = type(self).of(self.curriculum, [*self.live_pivots, new])
@@ -84,9 +107,25 @@ class Schedule:
         )
         if problems:
             raise PivotError(f"pivot {new.name}: {problems[0]}")
-        for regime in plan.regimes:
-            check(regime)
+        plan._check_written(new, known=[*excluded_weights(self.regimes, self.rules)])
+        for regime, rule in zip(plan.regimes, plan.rules, strict=True):
+            check(regime, rule)
         return plan
+
+    def _check_written(self, new: ScheduledPivot, *, known: Sequence[str]) -> None:
+        """Raise if weights written by hand cannot be in a regime of this plan, unless that was so before ``new``.
+
+        A ramp that ``new`` falls into goes on in its regime. A pivot that nobody wrote may move weights.
+        """
+        for name, problem in long_ramps(self.regimes, self.rules, total_steps=self.curriculum.total_steps):
+            if name == new.name:
+                raise PivotError(problem)
+        if new.name.startswith(AUTOMATIC) and not new.has_rule:
+            return
+        for problem in excluded_weights(self.regimes, self.rules):
+            if problem not in known:
+                where = f"pivot {new.name}: "
+                raise WeightsError(problem if problem.startswith(where) else where + problem)
 
 
 class PlannedStarts:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from mixer.config.curriculum import Curriculum, Pivot, ScheduledPivot
+from mixer.config.rules import Rule, policies_of, resolved
 from mixer.errors import (
     ConfigError,
     PivotError,
@@ -31,13 +32,14 @@ from mixer.errors import (
 from mixer.journal.file import Journal
 from mixer.journal.records import losses_to_record
 from mixer.losses import SourceLosses, check_losses
-from mixer.policies import Choice, Policy, make_policy
+from mixer.policies import Choice, Policy
 from mixer.region.regimes import OUT_OF_REACH, Regime
 from mixer.region.region import Region
 from mixer.sampling.phases import Kind, Phase
 from mixer.sampling.randomness import passing_generator
 from mixer.types import Array, State
 from mixer.walk.decided import DecidedPhases
+from mixer.walk.deciders import Deciders, check_live_rule
 from mixer.walk.decision import Before, Decision, home_of, home_record
 from mixer.walk.epochs import EpochLimits
 from mixer.walk.eta_decay import eta_in_force
@@ -46,9 +48,11 @@ from mixer.walk.inbox import Inbox
 from mixer.walk.limits import Limits
 from mixer.walk.probes import ProbeInbox
 from mixer.walk.recorder import Recorder, decision_record
+from mixer.walk.reports import ReportSum
 from mixer.walk.schedule import PlannedStarts, Schedule
 from mixer.walk.silence import silence
 from mixer.walk.state import STATE_VERSION, check_state, to_arrays, to_lists
+from mixer.walk.written import rule_record, written_weights
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
@@ -75,7 +79,8 @@ class Walk:
         journal: where every decision, report and pivot is recorded; None keeps no record. The journal of a fork
             makes the walk begin where it left its parent.
         sources: for a new journal's header, what is known of the data: by source, a digest of files or a commit.
-        policy: who chooses, instead of the policy that the curriculum names; no journal knows of it.
+        policy: who chooses, instead of the policy that the curriculum names, or of all that it and its pivots name; no
+            journal knows of it.
         on_alarm: told the ``alarm`` line of each alarm, once the decision that found it is in force; by default it is
             logged as a warning.
         on_silence: told in words, once, that the policy decides from losses and none was ever reported; by default that
@@ -94,7 +99,7 @@ class Walk:
         *,
         journal: Journal | None = None,
         sources: Mapping[str, str] | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Deciders | None = None,
         on_alarm: Callable[[dict[str, Any]], None] | None = None,
         on_silence: Callable[[str], None] | None = None,
     ) -> None:
@@ -102,10 +107,10 @@ class Walk:
         self.names = curriculum.names
         self.forked_at: int | None = None
         self._lock = threading.RLock()
-        self._policy = policy or make_policy(curriculum)
+        self._deciders = policy if isinstance(policy, Deciders) else Deciders(curriculum, own=policy)
         self._plan = Schedule.of(curriculum)
         self._phases = DecidedPhases(curriculum)
-        self._policy_state = self._policy.initial(len(self.names))
+        self._policy_state = self._deciders.initial()
         self._guard = None if curriculum.guard is None else Guard(curriculum.guard, curriculum.batch_tokens)
         self._guard_state = self._guard.initial(len(self.names)) if self._guard else {}
         self._on_alarm = on_alarm or warn
@@ -115,16 +120,16 @@ class Walk:
         self._inbox = Inbox(
             len(self.names),
             batch_rows=curriculum.batch_rows,
-            is_by_step=self._policy.is_by_step,
+            is_by_step=self._deciders.is_by_step,
             # a source may be lost at any step: what a decision uses must not hang on which reports came before the cut
-            in_sums=self._policy.in_sums and not curriculum.suspended_if_lost,
+            in_sums=self._deciders.in_sums and not curriculum.suspended_if_lost,
             is_guarded=self._guard is not None,
         )
         self._probes = ProbeInbox(curriculum)
         self._skipped: dict[tuple[str, str], None] = {}  # records that were left out, in order
         self._unique_tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
         self._epochs = EpochLimits(curriculum)
-        self._returns = curriculum.phases.after_random == "return" and self._policy.teleports == "by chance"
+        self._returns = curriculum.phases.after_random == "return"
         self._home: Array | None = None  # in an excursion, where the walk goes on from
         self._starts = PlannedStarts()
         self._before: Before | None = None  # of the newest phase, unless that was undone
@@ -156,8 +161,9 @@ class Walk:
 
     @property
     def looks_at_losses(self) -> bool:
-        """Whether decisions rest on reported losses."""
-        return self._policy.looks_at_losses
+        """Whether decisions, now or in the regimes to come, rest on reported losses."""
+        rules = self._plan.rules_from(self.frontier)
+        return any(self._deciders.of(rule.policy).looks_at_losses for rule in rules if rule.policy is not None)
 
     @property
     def reported(self) -> dict[int, list[list[int]]]:
@@ -283,19 +289,23 @@ class Walk:
         """Redraw the region from ``at_step`` (default: the end of the newest phase) and return that step.
 
         Args:
-            pivot: the new bounds.
+            pivot: the new bounds, and who decides under them.
             at_step: the first step under them.
             cut: allow a step that the newest phase covers. That phase then ends there, perhaps sooner than
                 ``min_steps``; at its very first step its decision is undone. Batches composed from there on are void.
 
         Raises:
             PivotError: the step is decided already (with ``cut``: before the newest phase, or reported on), no whole
-                phases reach it, or the name is taken.
+                phases reach it, the name is taken, a ramp is longer than its regime, or this run cannot take in the
+                policy.
             InfeasibleRegionError, UnknownSourceError: the new bounds cannot be; nothing changes.
+            WeightsError: weights written by hand that the bounds exclude.
+            ConfigError: a policy that cannot decide in this run.
         """
         step = self.frontier if at_step is None else operator.index(at_step)
         self._check_pivot_step(pivot.name, step, cut=cut)
-        new = ScheduledPivot(at_step=step, **pivot.model_dump(exclude={"at_step"}))
+        asked = resolved(pivot, self.curriculum.policy)
+        new = ScheduledPivot(at_step=step, **asked.model_dump(exclude={"at_step"}))
         plan = self._replanned(self._plan, new)
         self._recording.write({"type": "pivot", "decided_before": self.frontier, **new.model_dump(mode="json")})
         if step < self.frontier:
@@ -306,11 +316,15 @@ class Walk:
         return step
 
     def _replanned(self, plan: Schedule, new: ScheduledPivot) -> Schedule:
-        """Return a plan with one more pivot, or raise PivotError or InfeasibleRegionError."""
+        """Return a plan with one more pivot, or raise as ``pivot`` does."""
+        check_live_rule(self.curriculum, new, is_by_step=self._deciders.is_by_step)
+        policies = policies_of(self.curriculum, [*plan.live_pivots, new])
 
-        def check(regime: Regime) -> None:  # a policy may have bounds of its own
-            inside = regime.region.project(regime.region.lower)
-            self._policy.choose(self._policy_state, regime.region, inside, self._unique_tokens)
+        def check(regime: Regime, rule: Rule) -> None:  # a policy may have bounds of its own
+            if rule.policy is not None:
+                inside = regime.region.project(regime.region.lower)
+                memory = self._deciders.memory(self._policy_state, policies, rule.policy)
+                self._deciders.of(rule.policy).choose(memory, regime.region, inside, self._unique_tokens)
 
         return plan.with_pivot(new, frontier=self.frontier, check=check)
 
@@ -478,7 +492,9 @@ class Walk:
         if decision.limited:
             self._epochs.warn(decision.limited, decision.phase.start, self._unique_tokens)
         if self._on_silence and not self._inbox.had:
-            told = silence(self.curriculum, decision.phase.kind, decision.phase.start)
+            decider = self._plan.rule_at(decision.phase.start).policy
+            name = None if decider is None else decider.name
+            told = silence(self.curriculum, decision.phase.kind, decision.phase.start, name)
             if told is not None:
                 self._on_silence(told)
                 self._on_silence = None
@@ -494,9 +510,9 @@ class Walk:
         regime = seen.plan.regime_at(start)
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
         length = seen.plan.length_at(start, index)
-        region, known = regime.region, self._unique_tokens
+        rule, region, known = seen.plan.rule_at(start), regime.region, self._unique_tokens
         before = self._phases.weights if self._home is None else self._home
-        limited = self._epochs.at(region, self._phases, length=length, unique_tokens=known)
+        limited = self._epochs.at(region, self._phases, length=length, unique_tokens=known, policy=rule.policy)
         if limited is None:
             is_moved = is_new_regime and not (start == self.forked_at and _is_inside(before, region))
         else:
@@ -504,16 +520,17 @@ class Walk:
             is_moved = not region.contains(before)
         landed = region.project(before) if is_moved else before  # a fork begins where it was
 
-        steps = [reports.losses for reports in used]
-        learned = self._policy_state
-        for probe in probes:
-            learned = self._policy.absorb_probe(learned, probe.losses, step=probe.first_step)
-        learned = self._policy.absorb(learned, steps, since=since, until=start)
-        if seen.plan.pivots_at(start):
-            learned = self._policy.after_pivot(learned)
-
-        kind, choice = self._choose(index, region, landed, learned, seen.state)
-        eta = eta_in_force(self.curriculum, seen.plan, start) if kind == "bandit" else None
+        learned = self._learned(seen.plan, used, probes, since=since, until=start)
+        if rule.policy is None:
+            kind: Kind = "fixed"
+            choice = Choice(written_weights(rule, region, landed=landed, newest=newest, start=start, length=length))
+            chance = 0.0
+        else:
+            policy = self._deciders.of(rule.policy)
+            chance = self._probability_random(policy, index)
+            memory = self._deciders.memory(learned, seen.plan.policies, rule.policy)
+            kind, choice = self._choose(policy, memory, index, region, landed, seen.state)
+        eta = eta_in_force(seen.plan, start) if kind == "bandit" else None
         if eta is not None:
             choice = replace(choice, weights=region.step(landed, choice.weights, eta[1]))
         phase = self._phases.following(length=length, kind=kind, regime=regime.name, weights=choice.weights)
@@ -528,30 +545,45 @@ class Walk:
                 is_new_regime=is_new_regime,
                 limited=limited,
                 eta=eta and eta[0],
+                rule=rule_record(self.curriculum, rule, region, start),
                 boundary=seen.plan.boundary_after(start),
-                probability_random=self._probability_random(index),
+                probability_random=chance,
                 counts=self._phases.counts(phase)[0],
                 used=used,
                 probes=probes,
             )
             seen.lines.append(line)
-        home = landed if self._returns and kind == "random" else None
+        home = landed if self._returns and kind == "random" and policy.teleports == "by chance" else None
         return Decision(phase, learned, used, probes, seen, limited, home)
 
+    def _learned(
+        self, plan: Schedule, used: list[ReportSum], probes: list[ReportSum], *, since: int, until: int
+    ) -> State:
+        """Return what the policies of a plan know after these reports and held-out losses, and a pivot at ``until``."""
+        steps, is_redrawn = [reports.losses for reports in used], plan.redraws_at(until)
+
+        def learn(policy: Policy, memory: State) -> State:
+            for probe in probes:
+                memory = policy.absorb_probe(memory, probe.losses, step=probe.first_step)
+            memory = policy.absorb(memory, steps, since=since, until=until)
+            return policy.after_pivot(memory) if is_redrawn else memory
+
+        return self._deciders.learned(self._policy_state, plan.policies, learn)
+
     def _choose(
-        self, index: int, region: Region, landed: Array, learned: State, guard_state: State
+        self, policy: Policy, memory: State, index: int, region: Region, landed: Array, guard_state: State
     ) -> tuple[Kind, Choice]:
-        chance = self._probability_random(index)
+        chance = self._probability_random(policy, index)
         if chance == 1.0 or (chance > 0.0 and self.curriculum.phase_law.is_random(index)):
             point = region.sample(passing_generator(self.curriculum.seed, "phase.point", index))
             return "random", Choice(point)
         alarmed = self._guard.in_alarm(guard_state) if self._guard else None
-        return self._policy.kind, self._policy.choose(learned, region, landed, self._unique_tokens, alarmed)
+        return policy.kind, policy.choose(memory, region, landed, self._unique_tokens, alarmed)
 
-    def _probability_random(self, index: int) -> float:
-        """Return the probability with which a phase is random under this policy."""
+    def _probability_random(self, policy: Policy, index: int) -> float:
+        """Return the probability with which a phase is random under a policy."""
         sure = {"always": 1.0, "never": 0.0}
-        teleports = self._policy.teleports
+        teleports = policy.teleports
         return sure[teleports] if teleports in sure else self.curriculum.phase_law.probability_random(index)
 
 

@@ -153,7 +153,7 @@ class MixerClient:
 
     def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
         """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""
-        return self._send(self._calls.pivot(PivotRequest(**pivot.model_dump(exclude_none=True), at=at)))
+        return self._send(self._calls.pivot(PivotRequest(**pivot.as_asked(), at=at)))
 
     def status(self) -> Status:
         """Return how the run is doing."""

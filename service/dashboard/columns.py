@@ -226,7 +226,7 @@ class WalkColumns:
         elif kind == "pivot":
             self._cut(record)
             if self.is_own:
-                self.pivots.append(ScheduledPivot(**{key: record[key] for key in ScheduledPivot.model_fields}))
+                self.pivots.append(ScheduledPivot.of(record))
             self._plan()
         elif kind == "alarm":
             said = {"kind": record["detector"], "message": facts_in_words(record)}

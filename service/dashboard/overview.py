@@ -38,7 +38,7 @@ def overview(
         "batch_tokens": curriculum.batch_tokens,
         "batch_rows": curriculum.batch_rows,
         "seed": curriculum.seed,
-        "policy": curriculum.policy.name,
+        "policy": _decider(newest, curriculum.policy.name),
         "fingerprint": chronicle.header["fingerprint"],
         "num_lines": chronicle.num_lines,
         "num_entries": len(chronicle.entries),
@@ -55,6 +55,12 @@ def overview(
         "alarms": [_alarm(chronicle, alarm) for alarm in chronicle.alarms[: -MAX_LISTED - 1 : -1]],
         "num_alarms": len(chronicle.alarms),
     }
+
+
+def _decider(newest: Mapping[str, Any] | None, own: str) -> str:
+    """Return who decided the newest phase: the name of a policy, or that weights were written by hand."""
+    rule = (newest or {}).get("rule") or {}
+    return "weights written by hand" if rule.get("weights") else str((rule.get("policy") or {}).get("name", own))
 
 
 def _regimes(chronicle: WalkColumns) -> list[dict[str, Any]]:

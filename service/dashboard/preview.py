@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from mixer.config.curriculum import ScheduledPivot
-from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError
+from mixer.config.rules import excluded_weights, plan_rules
+from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError, WeightsError
 from mixer.region.regimes import regime_at
-from mixer.walk.schedule import planned_regimes
+from mixer.walk.schedule import in_order, planned_regimes
 from service.dashboard.columns import WalkColumns
 from service.dashboard.projection import corners, outline
 
@@ -42,6 +43,10 @@ def preview(
         regimes = planned_regimes(chronicle.curriculum, [*others, pivot])
     except (InfeasibleRegionError, UnknownSourceError, ConfigError) as error:
         return {"is_feasible": False, "at_step": step, **_problem(error)}
+    rules = plan_rules(chronicle.curriculum, in_order(chronicle.curriculum, [*others, pivot]), regimes)
+    for excluded in excluded_weights(regimes, rules):
+        if excluded.startswith(f"regime {PROVISIONAL} "):
+            return {"is_feasible": False, "at_step": step, **_problem(WeightsError(excluded))}
     region = regime_at(regimes, step).region
     in_force = chronicle.regime_at(step).region
     num_sources = len(chronicle.names)

@@ -64,6 +64,16 @@ class Builder:
         self._is_stopping = False
         self._thread = threading.Thread(target=self._work, name=f"engine-{parts.name}", daemon=True)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the first batch is built, or was before, and nothing keeps the run from going on."""
+        return self.problem is None and (self.next > 0 or self.end is not None)
+
+    @property
+    def queue_depth(self) -> int:
+        """Batches that are built and lie ahead of the newest step asked for."""
+        return max(0, self.next - 1 - self.wanted)
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()

@@ -1,23 +1,23 @@
-"""One run as the routes see it: its decisions, its batches, and what trainers tell it.
+"""One run as the routes see it: an engine puts together its decisions, its batches, and what trainers tell it.
 
-Global batches are built once, ahead of those who ask (``building``), and sliced for every rank; steps that have left
-memory are built again on request (``rebuilding``).
+Each part does one thing, and routes ask it for that: ``decisions`` has the phases, ``builder`` builds batches ahead,
+``batches`` hands them out, ``patience`` waits for reports, ``watch`` has what a page shows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.rules import resolved
 from mixer.delivery.batch import Planner
 from mixer.delivery.coordinator import ReaderFactory
-from mixer.errors import MixerError, RepeatedRowsError, StateMismatchError
+from mixer.errors import RepeatedRowsError, StateMismatchError
 from mixer.journal.words import alarm_in_words
 from mixer.losses import SourceLosses
 from mixer.sampling.phases import Phase
@@ -26,24 +26,24 @@ from mixer.walk.silence import silence
 from mixer.walk.walk import Walk
 from service.dashboard import checkpoint as views
 from service.dashboard.columns import Watch
-from service.errors import NotReadyError, RequestError, RunEndedError, RunStateError, StallError, lasts
+from service.errors import RequestError
 from service.runs.builder import Builder
-from service.runs.cache import BatchCache, BuiltBatches
+from service.runs.cache import BatchCache
 from service.runs.context import RunContext, check_memory, window_bytes
 from service.runs.given import GivenBatches, Said
+from service.runs.handout import Handout
 from service.runs.leases import StepLeases
 from service.runs.phases import PhaseIndex, UndecidedError
 from service.runs.probes import ServedProbes
-from service.runs.rebuilder import Rebuilder
 from service.runs.report_wait import ReportWait
 from service.runs.reports import Reports
 from service.runs.sharing import Sharing
-from service.runs.waiting import resolve
+from service.runs.step_wait import StepWait
 from service.settings import Settings
 from service.storage.journal_lines import TableLines
 from service.storage.run_journal import RunJournal, open_lines, recover
 from service.storage.store import Store
-from service.wire.batches import Body, Encoded
+from service.wire.batches import Body
 
 if TYPE_CHECKING:
     import datasets
@@ -83,7 +83,7 @@ class Engine:
         self.pivots: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []  # of the guard
         self._is_silence_told = False
-        self._said = Said()
+        self.said = Said()  # by the newest reports
         self.patience = ReportWait(
             lag=curriculum.feedback_lag,
             wait_s=settings.feedback_wait_s,
@@ -124,13 +124,13 @@ class Engine:
             watch=self.watch,
             on_event=on_event,
         )
-        self.counters, self._bell = self._parts.counters, self._parts.bell
+        self.counters = self._parts.counters
         self.builder = Builder(self._parts)
-        self._back = Rebuilder(self._parts, lambda: self.builder.oldest)
-        self._is_draining = False
+        self.waits = StepWait(self._parts, self.builder)
         self._given = GivenBatches()
+        self.batches = Handout(self._parts, self.builder, self.waits, self._given)
         self.probes = ServedProbes(self._parts)
-        self._reports = Reports(self._parts, self._given, self._built)
+        self._reports = Reports(self._parts, self._given, self.batches.built)
 
     def _recover(self, store: Store) -> Walk:
         """Return the walk as it stands at the end of the journal, having been told of every line."""
@@ -161,9 +161,8 @@ class Engine:
 
     def drain(self) -> None:
         """Build no more, and let nobody wait: what is there is handed out, and the rest is to be asked for again."""
-        self._is_draining = True
         self.builder.halt()
-        self._bell.ring()
+        self.waits.drain()
 
     def stop(self, *, within_s: float | None = None) -> None:
         """Stop deciding and building, take a snapshot, and let go of the journal.
@@ -188,108 +187,13 @@ class Engine:
         """What turned text into token ids; raises TokenizerError if the run has only the ids."""
         return self._parts.rows.tokenizer
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the first batch is built, or was before, and nothing keeps the run from going on."""
-        return self.builder.problem is None and (self.builder.next > 0 or self.builder.end is not None)
-
-    @property
-    def queue_depth(self) -> int:
-        """Batches that are built and lie ahead of the newest step asked for."""
-        return max(0, self.builder.next - 1 - self.builder.wanted)
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of the batches in memory."""
-        return self._parts.window.num_bytes + self._back.num_bytes
-
     def set_paused(self, *, is_paused: bool) -> None:
         """Stop, or go on, deciding and handing out; reports are still taken."""
         self.builder.is_paused = is_paused
         self.builder.wake()
-        self._bell.ring()
+        self._parts.bell.ring()
 
     # What trainers ask.
-
-    def check_ranks(self, rank: int, world_size: int) -> None:
-        """Raise RequestError or TopologyError unless this rank can have a share of the global batch."""
-        if not 0 <= rank < world_size:
-            raise RequestError(f"rank {rank} of {world_size}: ranks count from 0 to world_size - 1")
-        self.curriculum.rows_of_rank(world_size)
-
-    def held(self, step: int, rank: int, world_size: int) -> Body | None:
-        """Return a rank's rows if they are encoded already, at no cost; note who asked."""
-        taken = self.at_hand(range(step, step + 1), rank, world_size, 0)
-        return None if taken is None else taken[0].body(step)
-
-    def at_hand(self, steps: range, rank: int, world_size: int, room: int) -> tuple[Encoded, range] | None:
-        """Return a rank's rows of the first of ``steps``, and which of those after it are with it; note who asked.
-
-        None if they are not encoded, or may not be handed out at no cost.
-
-        Args:
-            steps: in order.
-            rank: whose rows.
-            world_size: of how many ranks.
-            room: bytes, of which the last may exceed them.
-        """
-        built = self._built(steps[0])
-        encoded = None if built is None else built.held(rank, world_size)
-        if encoded is None or self.builder.is_paused:
-            return None
-        taken = encoded.among(steps, room)
-        taken = taken[: self.served.claim_first(taken)]
-        if not taken or self._built(steps[0]) is not built:  # what was there before a claim a pivot may have made void
-            return None
-        self._note_asked(taken, rank, world_size)
-        self._given.note(taken, rank, world_size)
-        return encoded, taken
-
-    def note_range(self, steps: range) -> None:
-        """Note that all of these steps are asked for, those after the first as they come."""
-        self.builder.ask(steps[-1])
-
-    def is_coming(self, step: int) -> bool:
-        """Whether a step is not built yet, but will be in a moment."""
-        return self.builder.next <= step < self.builder.run_end and self.builder.is_coming(step)
-
-    async def moment(self, step: int, most_s: float) -> None:
-        """Wait until a step is built, or something else has changed that may matter to it, ``most_s`` at most."""
-        ticket = self._bell.ticket(step)
-        late = ticket.get_loop().call_later(most_s, resolve, ticket)
-        try:
-            if step >= self.builder.next:
-                await ticket
-        finally:
-            late.cancel()
-            self._bell.forget(ticket)
-
-    def _built(self, step: int) -> BuiltBatches | None:
-        return self._parts.window.get(step) or self._back.held(step)
-
-    async def encoded(self, step: int, rank: int, world_size: int, wait_s: float) -> Encoded:
-        """Return what holds a rank's rows of a step, which may be handed out, waiting up to ``wait_s`` for them.
-
-        Raises:
-            RequestError, TopologyError: a rank that cannot be.
-            NotReadyError, RunStateError, StallError: not yet; the same request will do later.
-            StepGoneError, RunEndedError: not any more.
-        """
-        self.check_ranks(rank, world_size)
-        self._note_asked(range(step, step + 1), rank, world_size)
-        await self._until(lambda: step < self.builder.next, step, wait_s, claims=True)
-        built = self._parts.window.get(step)
-        if built is None:
-            built = await asyncio.to_thread(self._back.read, step)
-        encoded = built.held(rank, world_size)
-        if encoded is None:
-            encoded = await asyncio.to_thread(built.encoded, rank, world_size)
-        self._given.note(range(step, step + 1), rank, world_size)
-        return encoded
-
-    async def body(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
-        """Return a rank's rows of a step; see ``encoded``."""
-        return (await self.encoded(step, rank, world_size, wait_s)).body(step)
 
     async def probe(self, step: int, rank: int, world_size: int, wait_s: float) -> Body:
         """Return a rank's held-out rows of the probe of a step; waits up to ``wait_s`` for its decision.
@@ -298,10 +202,10 @@ class Engine:
             ProbeNotOfferedError: the step offers none.
             RequestError, TopologyError, NotReadyError, RunStateError, StallError, RunEndedError: as ``encoded``.
         """
-        self.check_ranks(rank, world_size)
+        self.batches.check_ranks(rank, world_size)
         if step >= self.decisions.frontier:
             self.builder.want(step)
-        await self._until(lambda: step < self.decisions.frontier, step, wait_s, claims=True)
+        await self.waits.until(lambda: step < self.decisions.frontier, step, wait_s, claims=True)
         return await asyncio.to_thread(self.probes.body, self.decisions.at(step), step, rank, world_size)
 
     async def phase(self, step: int, wait_s: float, *, may_decide: bool) -> Phase:
@@ -311,25 +215,16 @@ class Engine:
         """
         if may_decide and step >= self.decisions.frontier:
             self.builder.want(step)
-        await self._until(lambda: step < self.decisions.frontier, step, wait_s if may_decide else 0, claims=may_decide)
+        await self.waits.until(
+            lambda: step < self.decisions.frontier, step, wait_s if may_decide else 0, claims=may_decide
+        )
         try:
             found = self.decisions.at(step)
         except UndecidedError:  # cut away meanwhile
-            raise self._not_yet(step) from None
+            raise self.waits.not_yet(step) from None
         if may_decide:
             self._given.note_weights(found.start)
         return found
-
-    def note_served(self, num_batches: int, num_bytes: int, world_size: int) -> None:
-        """Count batches that are handed out."""
-        counters, curriculum = self.counters, self.curriculum
-        counters.batches_served += num_batches
-        counters.bytes_served += num_bytes
-        counters.tokens_served += num_batches * curriculum.batch_tokens // world_size
-
-    def note_alone(self, step: int) -> None:
-        """Note that a batch was asked for alone, which takes headers: those of the next ones are better made ahead."""
-        self.builder.headers_before = step + 2 * self._settings.ahead_steps
 
     def progress(self, step: int) -> dict[str, Progress]:
         """Return what each source has given to the batches before ``step``.
@@ -339,7 +234,7 @@ class Engine:
         """
         reader, decisions = self.builder.reader, self.decisions
         if reader is None or not 0 < decisions.frontier >= step:
-            raise self._not_yet(step)
+            raise self.waits.not_yet(step)
         if self._parts.rows.is_prepared:
             return reader.progress(step)
         rows = Planner(self.curriculum, decisions.at).drawn_before(step).tolist()
@@ -380,10 +275,6 @@ class Engine:
         self.builder.wake()
         return is_new
 
-    def differs(self, step: int, losses: SourceLosses) -> bool | None:
-        """Return whether a report says something else than the one that counts; None if that is not known any more."""
-        return self._said.differs(step, losses)
-
     def pivot(self, pivot: Pivot, at: Literal["next", "now"] | int = "next") -> int:
         """Redraw the region and return from which step on; see ``Walk.pivot``.
 
@@ -392,7 +283,8 @@ class Engine:
             at: the end of the newest phase, a later step, or now: the first step on that no rank was given, which cuts
                 the newest phase.
         """
-        known = next((record for record in reversed(self.pivots) if _is_same(record, pivot)), None)
+        asked = resolved(pivot, self.curriculum.policy).model_dump(mode="json")
+        known = next((record for record in reversed(self.pivots) if _is_same(record, asked)), None)
         if known is not None and any((r.name, r.start) == (pivot.name, known["at_step"]) for r in self.walk.regimes):
             return int(known["at_step"])  # asked for again: the answer was lost
         if at == "now":
@@ -401,68 +293,6 @@ class Engine:
         self.builder.wake()
         return step
 
-    def _note_asked(self, steps: range, rank: int, world_size: int) -> None:
-        self.patience.asked(steps[0], world_size)
-        self.counters.last_asked[rank] = (steps[-1], time.monotonic())
-        if steps[-1] > self.builder.wanted:
-            self.builder.want(steps[-1])
-
-    async def _until(self, is_there: Callable[[], bool], step: int, wait_s: float, *, claims: bool) -> None:
-        """Wait until a step is there and, if it is to be handed out, no pivot can change it any more."""
-        if step < 0:
-            raise RequestError(f"step is {step}; steps count from 0")
-        deadline = time.monotonic() + min(wait_s, self._settings.max_wait_s)
-        while True:
-            # one beyond reach is to be wanted again whenever others have come nearer
-            ticket = self._bell.ticket(step if step <= self.builder.wanted else -1)
-            try:
-                if step >= self.builder.run_end:
-                    end = self.builder.end
-                    if end is None or await self._claim(end):  # it ends there for every rank
-                        raise self._ended(step)
-                elif is_there() and not self.builder.is_paused and (not claims or await self._claim(step)):
-                    return
-                left = deadline - time.monotonic()
-                if left <= 0 or self._is_draining or (self.builder.problem is not None and lasts(self.builder.problem)):
-                    raise self._not_yet(step)
-                late = ticket.get_loop().call_later(left, resolve, ticket)
-                try:
-                    await ticket
-                finally:
-                    late.cancel()
-                self.builder.want(step)
-            finally:
-                self._bell.forget(ticket)
-
-    async def _claim(self, step: int) -> bool:
-        """Claim a step; False while a pivot is cutting."""
-        served = self.served
-        while not served.claim(step):
-            if served.is_leased(step):
-                return served.claim(step)  # it may have been leased just now
-            await asyncio.shield(asyncio.wrap_future(served.extending(step)))
-        return True
-
-    def _ended(self, step: int) -> RunEndedError:
-        why = "its sources have no more rows" if self.builder.end is not None else "that is its total_steps"
-        return RunEndedError(
-            f"step {step} was asked for, but run {self.name} ends before step {self.builder.run_end}: {why}"
-        )
-
-    def _not_yet(self, step: int) -> MixerError:
-        if self.builder.is_paused:
-            return RunStateError(f"run {self.name} is paused", retry_after_s=1)
-        if self.builder.problem is not None:
-            return StallError(f"run {self.name} cannot go on: {self.builder.problem}", cause=self.builder.problem)
-        frontier, reach = self.decisions.frontier, self.patience.reach
-        why = f"step {step} is not there yet: steps below {self.builder.next} are built and below {frontier} decided"
-        if frontier > reach and self.walk.looks_at_losses:
-            why += (
-                f"; the newest report is of step {self.patience.newest_report}, and no phase that rests on losses is "
-                f"decided beyond step {reach} before there is a newer one: report the steps in between"
-            )
-        return NotReadyError(why, retry_after_s=0.2)
-
     def _on_line(self, record: dict[str, Any], number: int, is_new: bool) -> None:  # noqa: FBT001  # as journals call it
         self.watch.add(record, is_new=is_new, number=number)
         kind = record["type"]
@@ -470,7 +300,8 @@ class Engine:
             self.decisions.add(record)
             self.patience.decided(record["start"])
             if is_new and not self._is_silence_told and not self.patience.last_reports():
-                told = silence(self.curriculum, record["kind"], record["start"])
+                decider = record.get("rule", {}).get("policy", {}).get("name")
+                told = silence(self.curriculum, record["kind"], record["start"], decider)
                 self._is_silence_told = told is not None
                 if told is not None:
                     log.warning("run %s: %s", self.name, told)
@@ -486,14 +317,13 @@ class Engine:
                 log.warning("run %s: %s", self.name, message)
                 self._on_event("alarm", {"run": self.name, "code": "guard", "message": message, **record})
         elif kind == "feedback":
-            self._said.note(record)
+            self.said.note(record)
             if is_new:
                 self.patience.reported(record["step"], record["rank"])
         if is_new and kind in ("phase", "pivot"):
             self._on_event(kind, {"run": self.name, **record})
 
 
-def _is_same(record: Mapping[str, Any], pivot: Pivot) -> bool:
-    """Return whether a pivot line is of this pivot."""
-    asked = pivot.model_dump(mode="json")
-    return all(record[key] == asked[key] for key in ("name", "floors", "caps", "exclude"))
+def _is_same(record: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Return whether a pivot line is of the pivot that is asked for, with these fields."""
+    return all(record.get(key) == asked.get(key) for key in Pivot.model_fields)

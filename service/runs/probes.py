@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mixer.delivery.batch import RowBatches
-from mixer.errors import FeedbackError, ProbeNotOfferedError, TopologyError
+from mixer.delivery.probes import check_shared
+from mixer.errors import FeedbackError, ProbeNotOfferedError
 from mixer.losses import SourceLosses
 from mixer.sampling.phases import Phase
 from mixer.walk.probes import NO_PROBES, offers_probe
@@ -41,11 +42,7 @@ class ServedProbes:
                 f"step {step} offers no probe: it lies in phase {phase.index}, which begins at step {phase.start}"
             )
         rows = self._rows.batch(step, phase.index)
-        if len(rows.rows) < world_size:
-            raise TopologyError(
-                f"probes: {len(rows.rows)} held-out rows in all are fewer than the {world_size} ranks that share them; "
-                "raise `probes: {rows: N}`, or the holdout"
-            )
+        check_shared(len(rows.rows), world_size)
         return encode(RowBatches.of(rows), rank, world_size).body(step)
 
     def report(self, step: int, losses: SourceLosses, world_size: int | None) -> bool:

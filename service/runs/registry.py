@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mixer.config.curriculum import Curriculum
+from mixer.config.policy import PolicyConfig
+from mixer.config.rules import policies_of
 from mixer.errors import ConfigError, MixerError, StateMismatchError, StepError
 from service.errors import ForbiddenError, RequestError, RunStateError, StallError, UnknownRunError
 from service.runs.engine import Engine
@@ -286,9 +288,15 @@ def _check_reads_known(curriculum: Curriculum, known: Curriculum | None) -> None
     for key in ("tokenizer", "prepared"):
         if getattr(curriculum, key) not in (None, getattr(known, key)):
             raise ForbiddenError(f"{key} differs from the config file's; a request may not name files")
-    reward = getattr(curriculum.policy, "reward", "")
-    if ":" in reward and reward != getattr(known and known.policy, "reward", ""):
-        raise ForbiddenError(f"reward {reward!r} is code of yours; a request may not name code")
+    check_code_known(policies_of(curriculum), known)
+
+
+def check_code_known(policies: Iterable[PolicyConfig], known: Curriculum | None) -> None:
+    """Raise ForbiddenError if policies of a request would import code that those of the known run do not."""
+    rewards = {getattr(policy, "reward", "") for policy in (() if known is None else policies_of(known))}
+    for reward in (getattr(policy, "reward", "") for policy in policies):
+        if ":" in reward and reward not in rewards:
+            raise ForbiddenError(f"reward {reward!r} is code of yours; a request may not name code")
 
 
 def check_name(name: str, settings: Settings, known: Iterable[str]) -> None:

@@ -32,10 +32,10 @@ MAX_JOINED_BYTES = 4 << 20
 
 
 async def batch_of(engine: Engine, step: int, rank: int, world_size: int, wait_s: float) -> Body:
-    """Return a rank's rows of a step and count them; see ``Engine.body``."""
-    body = engine.held(step, rank, world_size) or await engine.body(step, rank, world_size, wait_s)
-    engine.note_served(1, len(body.data), world_size)
-    engine.note_alone(step)
+    """Return a rank's rows of a step and count them; see ``Handout.body``."""
+    body = engine.batches.held(step, rank, world_size) or await engine.batches.body(step, rank, world_size, wait_s)
+    engine.batches.note_served(1, len(body.data), world_size)
+    engine.batches.note_alone(step)
     return body
 
 
@@ -43,19 +43,19 @@ async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, w
     """Return records of a rank's rows: of the first of ``steps``, and of those after it that are ready in a moment."""
     pieces: list[memoryview] = []
     num, left, deadline = 0, MAX_JOINED_BYTES, 0.0
-    engine.note_range(steps)
+    engine.batches.note_range(steps)
     while num < len(steps) and left > 0:
         rest = steps[num:]
-        taken = engine.at_hand(rest, rank, world_size, left)
+        taken = engine.batches.at_hand(rest, rank, world_size, left)
         if taken is None and num and engine.builder.next <= rest[0]:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not engine.is_coming(rest[0]):
+            if left_s <= 0 or not engine.waits.is_coming(rest[0]):
                 break
-            await engine.moment(rest[0], left_s)  # fewer, larger answers leave the builder more time
+            await engine.waits.moment(rest[0], left_s)  # fewer, larger answers leave the builder more time
             continue
         if taken is None:
             try:
-                taken = (await engine.encoded(rest[0], rank, world_size, 0.0 if num else wait_s)), rest[:1]
+                taken = (await engine.batches.encoded(rest[0], rank, world_size, 0.0 if num else wait_s)), rest[:1]
             except MixerError:
                 if num:
                     break  # the request that asks for this step first gets the error
@@ -66,7 +66,7 @@ async def batches_of(engine: Engine, steps: range, rank: int, world_size: int, w
         num += len(these)
         deadline = deadline or time.monotonic() + MAX_EXTRA_WAIT_S
         left -= sum(map(len, found))
-    engine.note_served(num, MAX_JOINED_BYTES - left, world_size)
+    engine.batches.note_served(num, MAX_JOINED_BYTES - left, world_size)
     return pieces
 
 

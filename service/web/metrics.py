@@ -73,8 +73,8 @@ class _RunCollector:
                 family.add_metric([engine.name], getattr(engine.counters, attribute))
             yield family
         gauges: dict[str, tuple[str, Callable[[Engine], float]]] = {
-            "queue_depth": ("Batches ahead of the newest step asked for.", lambda e: e.queue_depth),
-            "bytes_held": ("Bytes of batches in memory.", lambda e: e.bytes_held),
+            "queue_depth": ("Batches ahead of the newest step asked for.", lambda e: e.builder.queue_depth),
+            "bytes_held": ("Bytes of batches in memory.", lambda e: e.batches.num_bytes),
             "next_step": ("Next step to be built.", lambda e: e.builder.next),
             "frontier": ("First step that no phase covers.", lambda e: e.walk.frontier),
             "phase": (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixer.config.curriculum import Weight
+from mixer.config.rules import Weight
 
 Column = list[float | None]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]

@@ -131,12 +131,22 @@ class Phases(_Wire):
 
 
 class PivotRequest(_Wire):
-    """A redrawing of the region: each table given replaces the one in force, each left out stays."""
+    """A redrawing of the region: each table given replaces the one in force, each left out stays.
+
+    So does who decides: `weights`, along a ramp if `ramp_steps` is given, or a `policy`.
+    """
 
     name: Name
     floors: dict[str, Weight] | None = None
     caps: dict[str, Weight] | None = None
     exclude: tuple[str, ...] | None = None
+    weights: dict[str, Weight] | None = Field(None, description="weights that hold from then on; sum 1")
+    ramp_steps: int | None = Field(
+        None, ge=1, lt=2**31, description="steps of the way to `weights`, along a straight line"
+    )
+    policy: str | dict[str, Any] | None = Field(
+        None, description="name, or settings with a name, of the policy that decides from then on"
+    )
     at: Literal["next", "now"] | Step = Field(
         "next",
         description="next: the end of the newest phase; now: the first step that no rank was given, which cuts that "

@@ -389,7 +389,7 @@ def test_a_source_out_of_reach_is_suspended_and_taken_back_without_losing_a_row(
         retries={"attempts": 1},
     )
     dataset = MixtureDataset(curriculum, provenance=True, journal=folder / "suspended.jsonl")
-    network = Outage(dataset._reader, 2, monkeypatch)
+    network = Outage(dataset._main.reader, 2, monkeypatch)
     seen: dict[int, list[int]] = {}
     drawn: list[set[int]] = []
     for batch in Reporting(dataset):
@@ -417,7 +417,7 @@ def test_a_source_that_is_not_to_be_suspended_stops_the_run_and_loses_nothing(
 ) -> None:
     curriculum = a_curriculum(folder, pivots=[], policy="static", retries={"attempts": 1})
     dataset = MixtureDataset(curriculum)
-    Outage(dataset._reader, 2, monkeypatch).is_down = True
+    Outage(dataset._main.reader, 2, monkeypatch).is_down = True
     batches = []
     with pytest.raises(SourceUnavailableError, match="source s2: cannot be reached: gone; gave up"):
         batches += [batch["input_ids"] for batch in iter(dataset)]

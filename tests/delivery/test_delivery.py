@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -318,8 +318,8 @@ def test_a_data_set_that_is_dropped_leaves_no_thread_and_no_socket(folder: Path)
     dataset = MixtureDataset(a_curriculum(folder, total_steps=8, pivots=[]))
     loader = DataLoader(dataset, batch_size=None, num_workers=1)
     assert len(list(loader)) == 8
-    socket_path = Path(dataset._answering.open()[0])
-    thread = dataset._answering._thread
+    socket_path = Path(dataset._main.server.open()[0])
+    thread = dataset._main.server._thread
     assert thread is not None
     assert thread.is_alive()
     assert socket_path.exists()
@@ -423,7 +423,7 @@ def test_a_copy_whose_original_is_gone_says_so(folder: Path) -> None:
     copy = _copy_of(MixtureDataset(a_curriculum(folder)))
     next(iter(copy))
     original = _kept.pop()
-    original._answering.close()
+    original._main.server.close()
     with pytest.raises(TopologyError, match="the process that decides the mixture is gone"):
         _copy_again(copy)
 
@@ -675,3 +675,24 @@ def test_a_source_that_stops_gives_its_last_row_also_where_that_ends_a_batch(fol
         lengths.append(len(list(MixtureDataset(run))))
     assert lengths[0] == lengths[1]
     assert 10 < lengths[0] < 5000
+
+
+def test_a_copy_composes_and_leaves_the_rest_to_the_data_set_that_it_is_of(folder: Path) -> None:
+    original = MixtureDataset(a_curriculum(folder))
+    batch = next(iter(original))
+    only_there: list[Callable[[MixtureDataset], object]] = [
+        lambda dataset: dataset.walk,
+        lambda dataset: dataset.report(batch, losses_of(batch)),
+        lambda dataset: dataset.delivered(batch),
+        lambda dataset: dataset.probe_batch(batch),
+    ]
+    for made in (_copy_of(original), copy.copy(original), copy.copy(_copy_of(original))):
+        assert made.step == original.step == 1
+        with pytest.raises(TopologyError, match="has read nothing yet"):
+            made.progress()
+        assert next(iter(made))["step"] == 1
+        assert made.progress().keys() == original.progress().keys()
+        for call in only_there:
+            with pytest.raises(TopologyError, match="only delivers"):
+                call(made)
+    assert original.report(batch, losses_of(batch))

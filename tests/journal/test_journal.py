@@ -500,6 +500,20 @@ def test_every_field_that_is_written_is_documented_and_no_other(tmp_path: Path) 
             if record["type"] == "phase":
                 for name in ("parts", "region", "feedback", "epochs"):
                     found.setdefault(f"phase.{name}", set()).update(record.get(name) or {})
+    written = {"source-0": 0.5, "source-1": 0.5}
+    with Journal.create(tmp_path / "written.jsonl") as journal:
+        walk = Walk(curriculum(3), journal=journal)
+        for step, pivot in (
+            (20, Pivot(name="a", weights=written, ramp_steps=50)),
+            (80, Pivot(name="b", policy="linear")),
+        ):
+            walk.phase_at(step)
+            walk.pivot(pivot)
+        walk.phase_at(150)
+    for record in lines(tmp_path / "written.jsonl"):
+        if record["type"] in ("phase", "pivot"):
+            found[record["type"]].update(set(record) - {"type", "number", "chain"})
+            found.setdefault("phase.rule", set()).update(record.get("rule") or {})
     run = curriculum(3)
     with Journal.create(tmp_path / "parent.jsonl") as journal:
         drive(Walk(run, journal=journal), 60)

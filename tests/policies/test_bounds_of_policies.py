@@ -17,6 +17,7 @@ from tests.support.curricula import POLICIES, curriculum
 from tests.support.strategies import source_names
 
 NUM_SOURCES = 6
+NUM_LOSSES = 2_000  # different reports; decisions pick among them
 NAMES = source_names(NUM_SOURCES)
 REFERENCE = dict.fromkeys(NAMES, 2.0)
 ALL: tuple[Mapping[str, Any], ...] = (
@@ -27,6 +28,8 @@ ALL: tuple[Mapping[str, Any], ...] = (
     {"name": "ucb", "reward": "velocity", "reference": REFERENCE},
     {"name": "water_filling", "losses": "heldout", "power": 2.0, "width": 1.0, "horizon": 30},
     {"name": "linear", "losses": "heldout"},
+    {"name": "d_ucb", "reward": "velocity", "reference": REFERENCE, "eta": 1.0, "discount": 0.5},
+    {"name": "sw_ucb", "reward": "target_gain"},
     {"name": "doremi", "reference": REFERENCE},
     {"name": "velocitune", "reference": REFERENCE},
     {"name": "skill_it", "graph": {NAMES[0]: {NAMES[1]: 1.0}}, "losses": "heldout"},
@@ -61,22 +64,26 @@ def decide(policy_fields: Mapping[str, Any], num: int, *, seed: int) -> list[byt
     state: State = policy.initial(NUM_SOURCES)
     region, since, found = random_region(rng), 0, []
     weights: Array = region.project(np.full(NUM_SOURCES, 1 / NUM_SOURCES))
-    for _ in range(num):
-        until = since + int(rng.integers(7, 43))
-        if rng.uniform() < 0.05:
+    losses = [random_losses(rng) for _ in range(min(num, NUM_LOSSES))]
+    picked = rng.integers(0, len(losses), (num, 3)).tolist()  # drawn at once: a call for each takes longer than some
+    lengths, nums_steps = rng.integers(7, 43, num).tolist(), rng.integers(0, 3, num).tolist()  # policies decide
+    is_pivot, is_probed, is_saved = (rng.uniform(size=(3, num)) < [[0.05], [0.7], [0.02]]).tolist()
+    alarmed = rng.uniform(size=(num, NUM_SOURCES)) < 0.1
+    unique = rng.choice([0.0, 10.0, 1e6], (num, NUM_SOURCES))
+    for i in range(num):
+        until = since + lengths[i]
+        if is_pivot[i]:
             region = random_region(rng)
             weights, state = region.project(weights), policy.after_pivot(state)
-        if rng.uniform() < 0.7:
-            state = policy.absorb_probe(state, random_losses(rng), step=since)
-        steps = [random_losses(rng) for _ in range(rng.integers(0, 3))]
+        if is_probed[i]:
+            state = policy.absorb_probe(state, losses[picked[i][2]], step=since)
+        steps = [losses[k] for k in picked[i][: nums_steps[i]]]
         state = policy.absorb(state, steps, since=since, until=until)
-        alarmed = rng.uniform(size=NUM_SOURCES) < 0.1
-        unique = rng.choice([0.0, 10.0, 1e6], NUM_SOURCES)
-        weights = policy.choose(state, region, weights, unique, alarmed).weights
+        weights = policy.choose(state, region, weights, unique[i], alarmed[i]).weights
         assert region.contains(weights, atol=1e-12), (policy_fields, region.lower, region.upper, weights)
         found.append(weights.tobytes())
         since = until
-        if rng.uniform() < 0.02:  # as a checkpoint keeps it
+        if is_saved[i]:  # as a checkpoint keeps it
             state = {name: np.array(values) for name, values in json.loads(json.dumps(_plain(state))).items()}
     return found
 

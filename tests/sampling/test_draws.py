@@ -237,6 +237,26 @@ def test_the_largest_number_below_1_draws_the_last_source_that_has_a_weight(monk
     assert multinomial_counts(weights, seed=0, start=0, length=1, batch_rows=4).tolist() == [[0] * 9 + [4, 0]]
 
 
+def test_the_number_0_draws_the_first_source_that_has_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixer.sampling.draws.uniforms", lambda num, *_key: np.zeros(num))
+    weights = np.array([0.0, 0.5, 0.5])
+    assert multinomial_counts(weights, seed=0, start=0, length=1, batch_rows=4).tolist() == [[0, 4, 0]]
+
+
+def test_draws_and_their_order_are_those_of_every_release() -> None:
+    counts = multinomial_counts(np.array([0.5, 0.3, 0.2]), seed=7, start=11, length=3, batch_rows=8)
+    assert counts.tolist() == [[5, 2, 1], [5, 1, 2], [4, 4, 0]]
+    source_ids, numbers = plan_rows(counts, np.array([100, 200, 300]), seed=7, start=11)
+    assert source_ids.tolist() == [[2, 1, 0, 0, 0, 0, 0, 1], [0, 0, 2, 0, 1, 0, 0, 2], [0, 1, 1, 1, 0, 1, 0, 0]]
+    assert numbers.tolist() == [
+        [300, 200, 103, 101, 104, 100, 102, 201],
+        [109, 106, 302, 107, 202, 105, 108, 301],
+        [113, 205, 204, 206, 112, 203, 110, 111],
+    ]
+    one, _ = plan_rows(counts[:1], np.array([100, 200, 300]), seed=7, start=11)  # of a phase that was cut to one step
+    assert one.tolist() == source_ids[:1].tolist()
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=3 * FEW), st.data())
 def test_the_smallest_of_many_are_those_of_a_stable_sort(values: list[int], data: st.DataObject) -> None:
     array, num = np.array(values, dtype=np.float64), data.draw(st.integers(0, len(values)))

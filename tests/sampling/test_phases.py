@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from mixer.sampling.phases import Phase, PhaseLaw
@@ -68,7 +68,9 @@ def test_steps_fit_exactly_if_some_number_of_phases_fills_them(law: PhaseLaw, st
     assert law.fits(steps) == (steps in reachable)
 
 
-@given(laws(), st.integers(1, 300))
+@given(laws(), st.integers(0, 300))
+@example(PhaseLaw(seed=0, min_steps=1, max_steps=1), 0)
+@example(PhaseLaw(seed=0, min_steps=1, max_steps=1), 2)
 def test_the_nearest_fits_are_the_nearest(law: PhaseLaw, steps: int) -> None:
     below, above = law.nearest_fits(steps)
     assert law.fits(above)
@@ -103,6 +105,42 @@ def test_the_first_phases_are_random_with_probability_one() -> None:
     law = PhaseLaw(seed=0, random_probability=0.0, initial_random=4)
     assert [law.is_random(index) for index in range(6)] == [True] * 4 + [False] * 2
     assert [law.probability_random(index) for index in range(6)] == [1.0] * 4 + [0.0] * 2
+
+
+def test_random_phases_fade_with_the_cube_root_after_the_first_ones() -> None:
+    law = PhaseLaw(seed=0, random_probability=0.5, initial_random=3, random_decay=8.0)
+    assert [law.probability_random(index) for index in (0, 2, 3)] == [1.0, 1.0, 0.5]
+    assert law.probability_random(3 + 7 * 8) == pytest.approx(0.25)  # (1 + 56 / 8)^(-1/3) = 1/2
+    assert law.probability_random(3 + 26 * 8) == pytest.approx(0.5 / 3)
+
+
+def test_kinds_are_those_of_every_release() -> None:
+    law = PhaseLaw(seed=7, random_probability=0.3)
+    assert [index for index in range(40) if law.is_random(index)] == [
+        2,
+        3,
+        5,
+        8,
+        9,
+        12,
+        13,
+        15,
+        18,
+        19,
+        24,
+        25,
+        34,
+        35,
+        37,
+        39,
+    ]
+
+
+def test_a_phase_names_its_weights_and_ends_after_its_last_step() -> None:
+    zeros = np.zeros(2)
+    phase = Phase(3, 20, 10, "bandit", "firehose", ("a", "b"), np.array([0.25, 0.75]), zeros.astype(np.int64), zeros)
+    assert phase.by_source() == {"a": 0.25, "b": 0.75}
+    assert phase.end == 30
 
 
 def test_the_run_begins_with_as_many_random_phases_as_sources_at_most_16() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,3 +45,16 @@ def test_a_passing_generator_draws_as_one_of_its_own_whatever_was_drawn_before(
 
 def test_the_numbers_of_a_stream_are_those_of_every_release() -> None:
     assert uniforms(3, 7, "phase", 11).tolist() == [0.3240392452551243, 0.08135431768246282, 0.014494565972519746]
+
+
+@given(seeds, purposes, places)
+def test_a_thread_that_asks_for_the_first_time_gets_the_same_numbers(
+    seed: int, purpose: str, indices: list[int]
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(uniforms, 9, seed, purpose, *indices).result().tolist() == (
+            uniforms(9, seed, purpose, *indices).tolist()
+        )
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(lambda: passing_generator(seed, purpose, *indices).standard_normal(9)).result()
+    assert drawn.tolist() == generator(seed, purpose, *indices).standard_normal(9).tolist()

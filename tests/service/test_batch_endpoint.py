@@ -206,6 +206,7 @@ class Held:
 
     def __init__(self, row_length: int) -> None:
         self._rows, self._numbers = np.zeros((3, 1, row_length), dtype=np.uint8), np.zeros((3, 1), dtype=np.int64)
+        self.batches = self.waits = self  # the parts of an engine that an answer asks
 
     def at_hand(self, steps: range, _rank: int, _world_size: int, room: int) -> tuple[Encoded, range] | None:
         first = steps[0] // 3 * 3
@@ -347,8 +348,8 @@ def test_a_range_that_is_asked_for_has_phases_decided_that_rest_on_no_losses(
     with running(curriculum, tmp_path / "runs", ahead_steps=16) as engine:
         body(engine, 0)
         first = engine.decisions.frontier
-        engine.note_range(range(1, 17))
-        assert engine.is_coming(first) == is_decided or engine.builder.next > first
+        engine.batches.note_range(range(1, 17))
+        assert engine.waits.is_coming(first) == is_decided or engine.builder.next > first
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and (engine.decisions.frontier == first) == is_decided:
             time.sleep(0.01)

@@ -17,6 +17,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from mixer.cli.questions import PolicyName
 from mixer.config.curriculum import Curriculum, Pivot, SourceConfig
 from mixer.config.policy import GuardConfig, PolicyConfig
 from mixer.delivery.batch import Planner
@@ -37,20 +38,7 @@ BASE: dict[str, Any] = {
         {"name": "b", "data_files": "b.jsonl", "tokens": 9},
     ],
 }
-POLICIES = (
-    "ucb",
-    "water_filling",
-    "linear",
-    "andrea",
-    "odm",
-    "exp3",
-    "softmax",
-    "ado",
-    "static",
-    "proportional",
-    "unimax",
-    "random",
-)
+POLICIES = get_args(PolicyName)
 HUGE: tuple[Any, ...] = (
     10**9,
     2**31,
@@ -105,9 +93,10 @@ def numbers_of(model: type[BaseModel]) -> Iterator[tuple[Place, float | None]]:
 
 def policy_of(place: Place) -> list[str]:
     """Return the policies that have a setting; one for settings of others."""
-    if place[0] != "policy":
+    if "policy" not in place:
         return ["ucb"]
-    return [name for name in POLICIES if place[1] in {each for _, each, *_ in _policy_places(name)}]
+    setting = place[place.index("policy") + 1]
+    return [name for name in POLICIES if setting in {each for _, each, *_ in _policy_places(name)}]
 
 
 def _policy_places(name: str) -> list[Place]:
@@ -127,7 +116,11 @@ def with_number(place: Place, value: Any, policy: str = "ucb") -> dict[str, Any]
     if place[0] == "curriculum_warmup_steps":
         data["curriculum_warmup_sources"] = ["a"]
     if place[0] == "pivots":
-        data["pivots"] = [{"name": "later", "at_step": 100}]
+        of_policy = {"policy": {"name": policy}} if "policy" in place else {}
+        of_ramp = {"weights": {"a": 1.0}} if "ramp_steps" in place else {}
+        data["pivots"] = [{"name": "later", "at_step": 100, **of_policy, **of_ramp}]
+    if place[0] == "ramp_steps":
+        data["weights"] = {"a": 1.0}
     if place[0] == "tokenizer":
         data["tokenizer"] = {}
     if place == ("phases", "max_steps"):

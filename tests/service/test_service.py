@@ -25,6 +25,7 @@ from mixer.errors import (
     PivotError,
     StateMismatchError,
     TopologyError,
+    WeightsError,
 )
 from mixer.journal.file import read_journal
 from service.client import MixerClient, RemoteMixtureDataset
@@ -216,6 +217,30 @@ def test_a_pivot_is_in_force_at_the_next_boundary_and_reaches_the_batches_there(
             ("local", "127.0.0.1", "without-s1"),
         ]
         assert [line["detail"]["at_step"] for line in audit] == [taken.at_step, 40]
+
+
+def test_a_pivot_over_http_takes_weights_and_policies_and_no_code(tmp_path: Path) -> None:
+    with Served(write_run(tmp_path), tmp_path / "runs") as server, MixerClient(server.url) as client:
+        names = tuple(client.config()["names"])
+        fixed = Pivot(name="fixed", weights={"s0": 0.25, "s1": 0.5, "s2": 0.25}, ramp_steps=5)
+        with pytest.raises(WeightsError, match="the weight of s3 is 0, below its floor"):
+            client.pivot(Pivot(name="bad", weights=fixed.weights, floors={"s3": 0.1}))
+        code = {"name": "code", "policy": {"name": "ucb", "reward": "os:system"}}
+        refused = post(server.url + "/pivots", json=code)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+        assert client.weights(0).regime != "fixed"
+        taken = client.pivot(fixed)
+        assert client.pivot(fixed) == taken, "asked for again, as its answer was lost"
+        for step in range(40):
+            client.report(step, losses_of(client.batch(step), 0), names)
+        assert list(client.weights(39).weights.values()) == [0.25, 0.5, 0.25, 0.0]
+        free = client.pivot(Pivot(name="free", policy="ucb"))
+        assert client.pivot(Pivot(name="free", policy="ucb")) == free
+        for step in range(40, STEPS):
+            client.report(step, losses_of(client.batch(step), 0), names)
+        assert client.weights(STEPS - 1).kind != "fixed"
+        lines = [line for line in get(server.url + "/pivots").json() if line["detail"]["at_step"] is not None]
+        assert [line["detail"]["name"] for line in lines][:2] == ["fixed", "fixed"]
 
 
 def test_a_step_too_far_ahead_waits_until_others_have_come_near(tmp_path: Path) -> None:

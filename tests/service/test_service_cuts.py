@@ -329,7 +329,7 @@ def test_a_database_that_is_down_stops_delivery_at_the_end_of_the_lease_alone(fo
         for step in range(1, lease):
             body(engine, step)
         with pytest.raises(StoreError):
-            asyncio.run(engine.body(lease, 0, 2, 60))
+            asyncio.run(engine.batches.body(lease, 0, 2, 60))
         assert engine.builder.problem is None
         store.save = save  # type: ignore[method-assign]
         assert rows_of(body(engine, lease)).step == lease
@@ -338,8 +338,8 @@ def test_a_database_that_is_down_stops_delivery_at_the_end_of_the_lease_alone(fo
 def test_what_was_looked_at_before_a_cut_and_claimed_after_it_is_not_handed_out(folder: Path, tmp_path: Path) -> None:
     with running(curriculum_of(folder, "prepared"), tmp_path, feedback_wait_s=0.0) as engine:
         body(engine, 0, 0, 1)
-        wait_until(lambda: engine._built(2) is not None)
-        engine._built(2).encoded(0, 1)  # type: ignore[union-attr]
+        wait_until(lambda: engine.batches.built(2) is not None)
+        engine.batches.built(2).encoded(0, 1)  # type: ignore[union-attr]
         served = engine._parts.served
         claim_first = served.claim_first
         cuts: list[int] = []
@@ -350,7 +350,7 @@ def test_what_was_looked_at_before_a_cut_and_claimed_after_it_is_not_handed_out(
             return claim_first(steps)
 
         served.claim_first = claim_late  # type: ignore[method-assign]
-        found = engine.held(2, 0, 1)
+        found = engine.batches.held(2, 0, 1)
         assert cuts == [1]
         assert found is None or rows_of(found).phase == rows_of(body(engine, 2, 0, 1)).phase
         given = body(engine, 2, 0, 1)
@@ -364,7 +364,7 @@ def test_as_many_ranks_as_a_batch_has_rows_are_given_theirs_and_report_them(fold
         train(engine, range(3), world_size=run.batch_rows)
         assert engine.counters.reports == 3 * run.batch_rows
         with pytest.raises(RequestError, match=f"rank {run.batch_rows} of {run.batch_rows}: ranks count from 0"):
-            engine.check_ranks(run.batch_rows, run.batch_rows)
+            engine.batches.check_ranks(run.batch_rows, run.batch_rows)
 
 
 def test_the_depth_of_the_queue_is_how_many_batches_are_built_beyond_the_newest_asked_for(
@@ -376,6 +376,6 @@ def test_the_depth_of_the_queue_is_how_many_batches_are_built_beyond_the_newest_
         before = -1
         while before != engine.builder.next:  # until nothing was built meanwhile
             before = engine.builder.next
-            ahead = [step for step in range(2, 70) if engine._built(step) is not None]
-            depth = engine.queue_depth
+            ahead = [step for step in range(2, 70) if engine.batches.built(step) is not None]
+            depth = engine.builder.queue_depth
         assert depth == len(ahead) >= 2

@@ -126,6 +126,11 @@ def decide(runs: RunRegistry, step: int) -> list[int]:
         ({"prepared": "/etc"}, ForbiddenError, "prepared differs from the config file's; a request may not name files"),
         ({"tokenizer": {"file": "/etc/passwd"}}, ForbiddenError, "tokenizer differs"),
         ({"policy": {"name": "ucb", "reward": "os:system"}}, ForbiddenError, "reward 'os:system' is code of yours"),
+        (
+            {"pivots": [{"name": "p", "at_step": 60, "policy": {"name": "ucb", "reward": "os:system"}}]},
+            ForbiddenError,
+            "reward 'os:system' is code of yours",
+        ),
         ({"floors": {"s0": 0.9, "s1": 0.9}}, ConfigError, "floors sum to 1.8"),
         ({"nonsense": 1}, ConfigError, "nonsense"),
     ],

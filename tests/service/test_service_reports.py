@@ -104,8 +104,8 @@ def test_a_rank_reports_the_batch_that_it_was_given_and_no_other(folder: Path, t
             engine.report(0, whole, 4)
         assert engine.report(0, mine, 4)
         assert not engine.report(0, whole, 1)
-        assert engine.differs(0, whole)
-        assert engine.differs(0, mine) is False
+        assert engine.said.differs(0, whole)
+        assert engine.said.differs(0, mine) is False
 
 
 @given(st.data())
@@ -141,11 +141,11 @@ def feedback(journal: Path) -> list[dict[str, Any]]:
 
 def test_a_trainer_that_draws_by_the_weights_itself_reports_its_own_rows(folder: Path, tmp_path: Path) -> None:
     with running(curriculum_of(folder), tmp_path / "runs") as engine:
-        own: IntArray = np.array([5, 1, 1, 1])
+        own: IntArray = np.array([3, 1, 2, 2])  # the batch has two of each
         losses = SourceLosses(own, own * T, np.full(4, 6.0 * T), rank=0)
-        while not engine.is_ready:
+        while not engine.builder.is_ready:
             time.sleep(0.01)
-        with pytest.raises(FeedbackError, match=r"step 0 reports 5 rows of s0, but its batch has \d of it"):
+        with pytest.raises(FeedbackError, match=r"step 0 reports 3 rows of s\d, but its batch has \d of it"):
             engine.report(0, losses)  # nobody asked for weights to draw by
         asyncio.run(engine.phase(0, 10, may_decide=True))
         assert engine.report(0, losses)
@@ -214,7 +214,7 @@ def ask_ahead(engine: Engine, until: int) -> None:
     for step in range(until):
         try:
             asyncio.run(engine.phase(step, 0.05, may_decide=True))
-            asyncio.run(engine.body(step, 0, 1, 0.05))
+            asyncio.run(engine.batches.body(step, 0, 1, 0.05))
         except NotReadyError as error:
             if "no phase that rests on losses is decided beyond" in str(error):
                 return
@@ -229,7 +229,7 @@ def test_whoever_asks_far_ahead_leaves_the_steps_that_a_trainer_needs(folder: Pa
         with pytest.raises(
             NotReadyError, match=r"the newest report is of step 29, and no phase .* report the steps in"
         ):
-            asyncio.run(engine.body(engine.decisions.frontier + 1, 0, 1, 0.0))
+            asyncio.run(engine.batches.body(engine.decisions.frontier + 1, 0, 1, 0.0))
         train(engine, range(30, 200), world_size=1)  # and goes on as far as it likes
         assert engine.decisions.frontier > 200
 

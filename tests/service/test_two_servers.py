@@ -121,7 +121,7 @@ def test_an_engine_that_lost_its_run_stops_and_leaves_what_the_newer_one_wrote(
         with pytest.raises(JournalError, match="another server"):
             older.pivot(Pivot(name="other", exclude=("s1",)), "now")
         older.stop()  # as SIGTERM does
-        assert not any(older.held(at, 0, 2) for at in range(step + 20))
+        assert not any(older.batches.held(at, 0, 2) for at in range(step + 20))
     with running(curriculum, tmp_path, database=url) as again:
         assert train(again, range(step, step + 20)) == given
     older._parts.store.close()

@@ -16,7 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._http import http_backoff
 
+from mixer.sources.faults import calm
 from tests.support.hub import Fault, Hub, serving
 
 COMMIT = "0" * 39 + "1"
@@ -130,3 +133,19 @@ def test_a_server_that_asks_for_an_hour_is_given_up_at_once(hub: Hub, tmp_path: 
     result = read(hub, tmp_path, files={"jsonl": FILES["jsonl"]})
     assert result["error"]["code"] == "source-unavailable"
     assert "which asks to wait 3600 s; gave up opening it after 1 attempt in 0 s" in result["error"]["message"]
+
+
+def test_the_hub_retries_what_else_the_process_asks_but_not_what_a_source_reads(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def ask() -> int:
+        hub.faults[:] = [Fault("503", METADATA, times=1)]
+        options: dict[str, Any] = {"base_wait_time": 0.01, "retry_on_status_codes": 503}
+        return int(http_backoff("GET", f"{hub.url}{METADATA}/{REPOSITORY}", **options).status_code)
+
+    for _ in range(2):
+        with calm(60.0), pytest.raises(HfHubHTTPError, match="503"):
+            ask()
+        assert ask() == 200

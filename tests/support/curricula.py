@@ -33,6 +33,8 @@ POLICIES: tuple[Mapping[str, Any], ...] = (
     {"name": "ucb", "reward": "loss", "gamma": 0.9},
     {"name": "ucb", "reward": PEOPLE_REWARD},
     {"name": "water_filling"},
+    {"name": "d_ucb"},
+    {"name": "sw_ucb", "window": 5},
     {"name": "andrea"},
     {"name": "odm"},
     {"name": "exp3"},

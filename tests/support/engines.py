@@ -96,7 +96,9 @@ def body(engine: Engine, step: int, rank: int = 0, world_size: int = 2) -> Body:
         if getattr(engine, "is_dead", False):
             raise KilledError
         try:
-            return engine.held(step, rank, world_size) or asyncio.run(engine.body(step, rank, world_size, 0.3))
+            return engine.batches.held(step, rank, world_size) or asyncio.run(
+                engine.batches.body(step, rank, world_size, 0.3)
+            )
         except NotReadyError:
             continue
     raise AssertionError(f"step {step} did not come")

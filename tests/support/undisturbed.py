@@ -34,7 +34,7 @@ def engine_in(folder: Path, curriculum: Curriculum, **settings: Any) -> Iterator
 
 
 def rows_of(engine: Engine, step: int, rank: int, num_ranks: int, *, wait_s: float = 60.0) -> RowBatch:
-    body = asyncio.run(engine.body(step, rank, num_ranks, wait_s))
+    body = asyncio.run(engine.batches.body(step, rank, num_ranks, wait_s))
     return decode(body.data, step=step, phase=0)
 
 

@@ -11,6 +11,7 @@ from mixer.config.curriculum import Pivot
 from mixer.errors import MixerError
 from service.errors import StoreError
 from service.runs.engine import Engine
+from service.runs.registry import check_code_known
 from service.storage.store import Store
 from service.web.middleware import origin_of
 from service.web.routes.common import EngineOf, errors, identity_of, needs
@@ -122,6 +123,8 @@ def _add_pivots(router: APIRouter, engine_of: EngineOf) -> None:
     @router.post("/pivots", dependencies=[needs("admin")], summary="Redraw the region", status_code=201)
     def pivot(request: Request, engine: Run, body: PivotRequest) -> PivotTaken:
         asked = Pivot(**body.model_dump(exclude={"at"}))
+        if asked.policy is not None and not request.app.state.settings.allow_new_sources:
+            check_code_known([asked.policy], engine.curriculum)
         detail = body.model_dump(mode="json")
         store: Store = request.app.state.store
         who, origin = identity_of(request).name, origin_of(request.scope)

@@ -86,7 +86,7 @@ def delivery(engine_of: EngineOf) -> APIRouter:
     async def feedback(engine: Run, body: Feedback) -> FeedbackTaken:
         losses = body.losses(engine.walk.names)
         is_new = await run_in_threadpool(engine.report, body.step, losses, body.world_size)
-        return FeedbackTaken(is_new=is_new, differs=None if is_new else engine.differs(body.step, losses))
+        return FeedbackTaken(is_new=is_new, differs=None if is_new else engine.said.differs(body.step, losses))
 
     @router.get(
         "/probes/{step}",
@@ -149,14 +149,14 @@ def run_status(engine: Engine) -> Status:
     counters = engine.counters
     return Status(
         run=engine.name,
-        is_ready=engine.is_ready,
+        is_ready=engine.builder.is_ready,
         is_paused=engine.builder.is_paused,
         problem=None if engine.builder.problem is None else str(engine.builder.problem),
         end=engine.builder.run_end,
         next_step=engine.builder.next,
         frontier=engine.walk.frontier,
-        queue_depth=engine.queue_depth,
-        bytes_held=engine.bytes_held,
+        queue_depth=engine.builder.queue_depth,
+        bytes_held=engine.batches.num_bytes,
         batches_built=counters.batches_built,
         batches_served=counters.batches_served,
         tokens_served=counters.tokens_served,

@@ -135,7 +135,7 @@ def _problem_of(engine: Engine) -> MixerError | None:
     problem = engine.builder.problem or engine.served.problem
     if problem is not None:
         return StallError(f"run {engine.name} cannot go on: {problem}")  # health probes expect 503
-    if not engine.is_ready and not engine.builder.is_paused:
+    if not engine.builder.is_ready and not engine.builder.is_paused:
         return _StartingError(f"run {engine.name} has not built its first batch yet", retry_after_s=1)
     return None
 
