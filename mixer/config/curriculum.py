@@ -76,6 +76,7 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+TRAINER_SECTIONS = ("andrea",)  # of the same file, which trainers read: they shape no decision and no batch
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
@@ -90,6 +91,30 @@ def check_folder(folder: str) -> str:
             "name one, and copy it to where it is wanted"
         )
     return folder
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the fields of a file, unchecked; raise ConfigError, naming the line, if it is not a mapping of names."""
+    path = Path(path)
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}: a value cannot be read: {error}") from error
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
+    not_names = [key for key in data if not isinstance(key, str)]
+    if not_names:
+        raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
+    return dict(data)
 
 
 class SourceConfig(Frozen):
@@ -306,27 +331,13 @@ class Curriculum(WrittenWeights):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Read and check a file; raise ConfigError with every problem found."""
-        path = Path(path)
-        try:
-            data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from error
-        except MarkedYAMLError as error:
-            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-        except YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
-        except ValueError as error:  # a number of thousands of digits
-            raise ConfigError(f"{path}: a value cannot be read: {error}") from error
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
-        not_names = [key for key in data if not isinstance(key, str)]
-        if not_names:
-            raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
-        return cls.from_data(data, base_dir=path.resolve().parent)
+        """Read and check a file; raise ConfigError with every problem found.
+
+        Sections of trainers, ``andrea:``, are left to them.
+        """
+        data = read_yaml(path)
+        own = {key: value for key, value in data.items() if key not in TRAINER_SECTIONS}
+        return cls.from_data(own, base_dir=Path(path).resolve().parent)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], *, base_dir: str | Path) -> Self:
