@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,6 +53,54 @@ def train(
     code = run_training(config, out, origin=None if url is None else Origin(url, run), as_json=as_json)
     if code:
         sys.exit(code)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint of it.")],
+    *,
+    prompt: Annotated[str, typer.Option(help="The beginning of a document; without one the model begins it.")] = "",
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws: the same seed gives the same text.")] = 0,
+) -> None:
+    """Continue a prompt with the model of a checkpoint."""
+    from andrea.checkpoint import load_model
+    from andrea.generate import generate_text
+
+    text = generate_text(load_model(checkpoint), prompt, tokens, temperature=temperature, seed=seed)
+    typer.echo(prompt + text)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FROM", help="A checkpoint in any of the layouts.", exists=True)],
+    target: Annotated[Path, typer.Argument(metavar="TO", help="A new file for andrea, else a folder.")],
+    *,
+    layout: Annotated[
+        Literal["checkpoint", "andrea", "huggingface"],
+        typer.Option("--to", help="andrea: [int32 step][int32 n_params][weights][m][v]; huggingface: transformers."),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="File of the run, for the shape of a model in ANDREA's layout.", exists=True, dir_okay=False),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json to go with it.", exists=True, dir_okay=False)
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Its token between documents.")] = "<|endoftext|>",
+) -> None:
+    """Write a checkpoint in another layout: ours, ANDREA's public one, or one that `transformers` loads."""
+    from andrea.convert import read_any, write_any
+    from andrea.settings import model_of_file
+    from mixer.sources.tokenizer import read_tokenizer
+
+    found = read_any(
+        source,
+        shape=None if config is None else model_of_file(config),
+        tokenizer=None if tokenizer is None else read_tokenizer(tokenizer, separator),
+    )
+    typer.echo(write_any(target, found, layout))
 
 
 @app.command()

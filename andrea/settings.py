@@ -141,6 +141,14 @@ def read_training_file(path: Path) -> TrainingFile:
     return TrainingFile(path, settings, curriculum, "warmup_steps" in (section.get("optimizer") or {}))
 
 
+def model_of_file(path: Path) -> ModelConfig:
+    """Return the shape of the model that a file trains; raise ConfigError if it does not say the vocabulary."""
+    file = read_training_file(path)
+    if file.curriculum is None or file.curriculum.vocab_size is None:
+        raise ConfigError(f"{path}: the shape of a model needs vocab_size and sequence_length; add them")
+    return file.settings.model.config(file.curriculum.vocab_size, file.curriculum.sequence_length)
+
+
 def _read_section(section: object) -> AndreaSettings:
     """Check the section; raise ConfigError with every problem."""
     if not isinstance(section, Mapping):

@@ -240,9 +240,8 @@ class Trainer:
         A copy, which later steps leave alone.
         """
         return {
-            "version": _STATE_VERSION,
             "num_steps": self.num_steps,
-            **self._settings(),
+            **self.settings(),
             "model": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
             "optimizer": {
                 f"{name}.{key}": value.detach().clone()
@@ -258,7 +257,7 @@ class Trainer:
         """
         check_version("trainer state", state.get("version"), _STATE_VERSION)
         saved, mine = (
-            {**s["model_config"], **s["config"], "total_steps": s["total_steps"]} for s in (state, self._settings())
+            {**s["model_config"], **s["config"], "total_steps": s["total_steps"]} for s in (state, self.settings())
         )
         differences = [
             f"{name} is {saved.get(name)} in the state and {mine.get(name)} here"
@@ -284,8 +283,10 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._load_moments(state["optimizer"])
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """The part of the state that no step changes, as plain data."""
         return {
+            "version": _STATE_VERSION,
             "total_steps": self.total_steps,
             "model_config": asdict(self.model.config),
             "config": {**asdict(self.config), "betas": list(self.config.betas)},
