@@ -33,7 +33,7 @@ from mixer.config.policy import (
     UnimaxConfig,
     WaterFillingConfig,
 )
-from mixer.config.policy_problems import places_of_rule, plans_ahead, policy_problems, unknown_names
+from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
 from mixer.config.rules import (
@@ -435,7 +435,8 @@ class Curriculum(WrittenWeights):
             places += places_of_rule(pivot, f"pivot {pivot.name}: ")
         places += places_of_rule(self, "")
         yield from drawn_target_problems(self, places)
-        yield from unknown_names(self, places)
+        goals = [place_of_goal(pivot, f"pivot {pivot.name}: ") for pivot in self.pivots]
+        yield from unknown_names(self, [*places, *goals, place_of_goal(self, "")])
         warmup = self.curriculum_warmup_sources
         for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
             yield f"curriculum_warmup_sources: {name} is listed twice"
