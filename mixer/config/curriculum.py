@@ -33,7 +33,7 @@ from mixer.config.policy import (
     UnimaxConfig,
     WaterFillingConfig,
 )
-from mixer.config.policy_problems import places_of_rule, plans_ahead, policy_problems, unknown_names
+from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
 from mixer.config.rules import (
@@ -73,6 +73,7 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("phases", "after_random", "stay"),
     ("policy", "eta_decay", "none"),
     ("policy", "eta_decay_over", "run"),
+    ("tokenizer", "kind", "bpe"),
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -187,12 +188,20 @@ class TokenizerConfig(Frozen):
 
     file: str | None = None
     train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
+    kind: Literal["bpe", "harris"] = Field(
+        "bpe", description="what is trained: merges of pairs (byte-level BPE), or Harris's segments, as ANDREA's are"
+    )
     separator: str = Field("<|endoftext|>", description="token written after each document")
 
     @model_validator(mode="after")
     def _file_or_training(self) -> Self:
         if (self.file is None) == (self.train_vocab_size is None):
             raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
+        if self.file is not None and self.kind != "bpe":
+            raise ValueError(
+                f"tokenizer: kind {self.kind} says what to train, but {self.file} is trained already; "
+                "remove one of the two"
+            )
         return self
 
 
@@ -446,7 +455,8 @@ class Curriculum(WrittenWeights):
             places += places_of_rule(pivot, f"pivot {pivot.name}: ")
         places += places_of_rule(self, "")
         yield from drawn_target_problems(self, places)
-        yield from unknown_names(self, places)
+        goals = [place_of_goal(pivot, f"pivot {pivot.name}: ") for pivot in self.pivots]
+        yield from unknown_names(self, [*places, *goals, place_of_goal(self, "")])
         warmup = self.curriculum_warmup_sources
         for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
             yield f"curriculum_warmup_sources: {name} is listed twice"
@@ -602,7 +612,7 @@ class Curriculum(WrittenWeights):
         if not self.has_epoch_limits:
             del data["max_epochs"]
         for part, key, default in NEWER:
-            if data[part].get(key) == default:
+            if data[part] is not None and data[part].get(key) == default:
                 data[part].pop(key, None)
         for source in (*data["sources"], *data.get("targets", ())):
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":
