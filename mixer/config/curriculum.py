@@ -365,7 +365,8 @@ class Curriculum(WrittenWeights):
     def _shorthands(cls, data: Any) -> Any:
         """Write out ``phases: andrea`` and ``policy: ucb``, which means ``policy: {name: ucb}``.
 
-        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``.
+        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``. The name of the run's own policy in a pivot means
+        that policy with its settings.
         """
         if isinstance(data, Mapping):
             data = dict(data)
@@ -383,6 +384,8 @@ class Curriculum(WrittenWeights):
             for key, field in (("policy", "name"), ("tokenizer", "file"), ("guard", "action")):
                 if isinstance(data.get(key), str):
                     data[key] = {field: data[key]}
+            if isinstance(data.get("pivots"), Sequence) and isinstance(data.get("policy"), Mapping):
+                data["pivots"] = [_with_own_policy(pivot, data["policy"]) for pivot in data["pivots"]]
         return data
 
     @model_validator(mode="after")
@@ -628,6 +631,11 @@ class Curriculum(WrittenWeights):
     def resolve(self, path: str) -> Path:
         """Return ``path`` as seen from the folder of the config file."""
         return self._base_dir / Path(path).expanduser()
+
+
+def _with_own_policy(pivot: Any, own: Mapping[str, Any]) -> Any:
+    is_own = isinstance(pivot, Mapping) and isinstance(pivot.get("policy"), str) and pivot["policy"] == own.get("name")
+    return {**pivot, "policy": dict(own)} if is_own else pivot
 
 
 def shipped_config(name: str) -> Path:
