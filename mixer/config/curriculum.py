@@ -34,7 +34,7 @@ from mixer.config.policy import (
     WaterFillingConfig,
 )
 from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
-from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
+from mixer.config.probes import OF_GAP, ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
 from mixer.config.rules import (
     Rule,
@@ -73,6 +73,7 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("phases", "after_random", "stay"),
     ("policy", "eta_decay", "none"),
     ("policy", "eta_decay_over", "run"),
+    *(("guard", key, GuardConfig.model_fields[key].default) for key in OF_GAP),
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -592,7 +593,7 @@ class Curriculum(WrittenWeights):
         if not self.has_epoch_limits:
             del data["max_epochs"]
         for part, key, default in NEWER:
-            if data[part].get(key) == default:
+            if data.get(part, {}).get(key) == default:
                 data[part].pop(key, None)
         for source in (*data["sources"], *data.get("targets", ())):
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":
