@@ -34,7 +34,7 @@ from mixer.config.policy import (
     WaterFillingConfig,
 )
 from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
-from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
+from mixer.config.probes import OF_GAP, ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
 from mixer.config.rules import (
     Rule,
@@ -74,6 +74,7 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("policy", "eta_decay", "none"),
     ("policy", "eta_decay_over", "run"),
     ("tokenizer", "kind", "bpe"),
+    *(("guard", key, GuardConfig.model_fields[key].default) for key in OF_GAP),
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -365,8 +366,8 @@ class Curriculum(WrittenWeights):
     def _shorthands(cls, data: Any) -> Any:
         """Write out ``phases: andrea`` and ``policy: ucb``, which means ``policy: {name: ucb}``.
 
-        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``. The name of the run's own policy in a pivot means
-        that policy with its settings.
+        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``. The name of the run's own policy in a pivot
+        means that policy with its settings.
         """
         if isinstance(data, Mapping):
             data = dict(data)
@@ -615,7 +616,7 @@ class Curriculum(WrittenWeights):
         if not self.has_epoch_limits:
             del data["max_epochs"]
         for part, key, default in NEWER:
-            if data[part] is not None and data[part].get(key) == default:
+            if (data.get(part) or {}).get(key) == default:
                 data[part].pop(key, None)
         for source in (*data["sources"], *data.get("targets", ())):
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":
