@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mixer.config.policy import MAX_STEPS, Frozen, GuardConfig, LinearConfig, PolicyConfig
+from mixer.config.policy import MAX_STEPS, AioliConfig, Frozen, GuardConfig, LinearConfig, PolicyConfig
 from mixer.config.rules import policies_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ def probe_problems(curriculum: Curriculum) -> Iterable[str]:
 
 def probe_policy_problems(curriculum: Curriculum, policy: PolicyConfig) -> Iterable[str]:
     """Yield a sentence if a policy learns from held-out losses that nobody measures."""
+    if isinstance(policy, AioliConfig) and (curriculum.probes is None or not curriculum.holdout):
+        missing = "no probes" if curriculum.probes is None else "no held-out rows of the sources"
+        yield (
+            f"policy aioli learns from held-out losses of the sources alone, but there are {missing}; ask for them, as "
+            "in `probes: {}` and `holdout: 0.02`"
+        )
     settings = (("losses", getattr(policy, "losses", None)), ("reward", getattr(policy, "reward", None)))
     for what, chosen in settings:
         if curriculum.probes is None and chosen in OF_PROBES:
