@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from service.client.dataset import RemoteMixtureDataset
 
 try:
+    from andrea.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
     from andrea.model import Andrea, ModelConfig
     from andrea.serving import serving
-    from andrea.train import Trainer, TrainingConfig, TrainingReport, load_checkpoint, save_checkpoint, train
+    from andrea.train import Trainer, TrainingConfig, TrainingReport, train
     from mixer.dataset import MixtureDataset
     from mixer.delivery.tensors import Batch
 except ModuleNotFoundError as error:
@@ -45,7 +46,8 @@ except ModuleNotFoundError as error:
 
 PEAK_LR = 3e-3  # tiny learns fastest near this; ANDREA-120M's 3e-4 is for a model 100 times its size
 CHECKPOINT_STEPS = 50
-CHECKPOINT, JOURNAL, PAGE = "checkpoint.pt", "journal.jsonl", "walk.html"
+KEPT_CHECKPOINTS = 2
+CHECKPOINTS, JOURNAL, PAGE = "checkpoints", "journal.jsonl", "walk.html"
 NAME = "demo"  # of the service's run
 
 talk = Console(stderr=True)
@@ -90,12 +92,12 @@ def _run(
     model = Andrea(ModelConfig.tiny(tokenizer.vocab_size, curriculum.sequence_length), seed=curriculum.seed)
     settings = TrainingConfig(peak_lr=PEAK_LR, weight_decay=0.1).scaled_to(curriculum.total_steps)
     trainer = Trainer(model, settings, curriculum.total_steps)
-    if (out / CHECKPOINT).exists():
-        checkpoint = load_checkpoint(out / CHECKPOINT)
+    if newest_checkpoint(out) is not None:
+        checkpoint = load_checkpoint(out)
         trainer.load_state_dict(checkpoint.trainer_state)
-        dataset.load_state_dict(checkpoint.dataset_state)
+        dataset.load_state_dict(checkpoint.dataset_states[0])
         talk.print(f"going on from step {dataset.step}")
-    losses, report = _train(dataset, trainer, vocab_size=tokenizer.vocab_size, checkpoint=out / CHECKPOINT)
+    losses, report = _train(dataset, trainer, tokenizer, out / CHECKPOINTS)
     page = write_page(journal_path, out / PAGE, title="A small ANDREA learns under a curriculum walk")
     _say(curriculum, dataset, report, losses=losses, journal_path=journal_path, page=page, as_json=as_json)
     if dataset.step < curriculum.total_steps:
@@ -125,8 +127,7 @@ def gather_sources(curriculum: Curriculum) -> None:
 
 def _run_folder(out: Path, curriculum: Curriculum) -> Path:
     """Return the folder to use: a run that is unfinished goes on, a finished one is moved aside."""
-    path = out / CHECKPOINT
-    if path.exists() and load_checkpoint(path).dataset_state["step"] >= curriculum.total_steps:
+    if newest_checkpoint(out) is not None and load_checkpoint(out).step >= curriculum.total_steps:
         number = next(n for n in range(1, sys.maxsize) if not out.with_name(f"{out.name}-{n}").exists())
         aside = out.with_name(f"{out.name}-{number}")
         out.rename(aside)
@@ -136,14 +137,15 @@ def _run_folder(out: Path, curriculum: Curriculum) -> Path:
 
 
 def _train(
-    dataset: MixtureDataset | RemoteMixtureDataset, trainer: Trainer, *, vocab_size: int, checkpoint: Path
+    dataset: MixtureDataset | RemoteMixtureDataset, trainer: Trainer, tokenizer: TextTokenizer, checkpoints: Path
 ) -> tuple[list[float], TrainingReport]:
     """Train with a progress bar, checkpointing on the way and at the end; Ctrl-C stops after the step under way."""
     losses: list[float] = []
     curriculum = dataset.curriculum
 
     def save() -> None:
-        save_checkpoint(checkpoint, trainer_state=trainer.state_dict(), dataset_state=dataset.state_dict())
+        checkpoint = Checkpoint(trainer.state_dict(), [dataset.state_dict()], tokenizer)
+        save_checkpoint(checkpoints, checkpoint, keep=KEPT_CHECKPOINTS)
 
     columns = (
         TextColumn("training"),
@@ -166,7 +168,7 @@ def _train(
             if (step + 1) % CHECKPOINT_STEPS == 0:
                 save()
 
-        report = train(dataset, trainer, vocab_size=vocab_size, on_step=on_step, should_stop=should_stop)
+        report = train(dataset, trainer, vocab_size=tokenizer.vocab_size, on_step=on_step, should_stop=should_stop)
     save()
     return losses, report
 

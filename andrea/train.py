@@ -6,29 +6,21 @@ parameters, bit for bit, whether or not it was stopped on the way.
 
 from __future__ import annotations
 
-import copy
 import math
-import os
-import pickle
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
-from andrea.model import Andrea, ModelConfig
-from mixer.errors import ConfigError, InvalidLossError, StateMismatchError, TokenizerError
+from andrea.checkpoint import check_version, check_vocabulary
+from andrea.model import Andrea
+from mixer.errors import ConfigError, InvalidLossError, StateMismatchError
 
-_STATE_VERSION = 1
-_CHECKPOINT_VERSION = 1
-_CHECKPOINT_FORMAT = "curriculum-mixer checkpoint"
+_STATE_VERSION = 2
 
 Batch = TypeVar("Batch", bound=Mapping[str, Any])
 
@@ -103,18 +95,6 @@ def _learning_rate_factor(step: int, total_steps: int, config: TrainingConfig) -
     return warmup * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
 
-def check_vocabulary(config: ModelConfig, vocab_size: int) -> None:
-    """Raise TokenizerError if a tokenizer of ``vocab_size`` tokens makes ids that the model has no row for.
-
-    A smaller tokenizer is fine: the rows left over are never looked up.
-    """
-    if vocab_size > config.vocab_size:
-        raise TokenizerError(
-            f"the tokenizer has {vocab_size} tokens, but the model's vocabulary is {config.vocab_size}; "
-            f"build the model with vocab_size={vocab_size}, or use the tokenizer that it was built for"
-        )
-
-
 class Trainer:
     """A model and what moves its parameters: AdamW, the learning-rate schedule, clipping.
 
@@ -133,12 +113,8 @@ class Trainer:
         self._optimizer = AdamW(
             _parameter_groups(model, config.weight_decay), lr=config.peak_lr, betas=config.betas, eps=config.eps
         )
-        self._schedule = LambdaLR(self._optimizer, lambda step: _learning_rate_factor(step, total_steps, config))
-
-    @property
-    def num_steps(self) -> int:
+        self.num_steps = 0
         """Steps taken so far, which is also the number of the next one."""
-        return self._schedule.last_epoch
 
     def step(self, batch: Mapping[str, Any]) -> Tensor:
         """Take one optimizer step on the mean loss of a batch.
@@ -160,8 +136,10 @@ class Trainer:
                 f"{self.gradient_norm}; the step was not taken. Go back to a checkpoint and lower peak_lr "
                 f"({self.config.peak_lr}) or lengthen the warmup ({self.config.warmup_steps} steps)"
             )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.num_steps, self.total_steps, self.config)
         self._optimizer.step()
-        self._schedule.step()
+        self.num_steps += 1
         return token_losses.detach()
 
     def losses(self, batch: Mapping[str, Any]) -> Tensor:
@@ -175,28 +153,35 @@ class Trainer:
             return self.model.token_losses(input_ids, labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that shapes the next step, as plain data and tensors; a copy, which later steps leave alone."""
-        return copy.deepcopy(
-            {
-                "version": _STATE_VERSION,
-                "fingerprint": self._fingerprint(),
-                "model": dict(self.model.state_dict()),
-                "optimizer": self._optimizer.state_dict(),
-                "schedule": self._schedule.state_dict(),
-            }
-        )
+        """All that shapes the next step: ``model`` and ``optimizer`` are tensors by name, the rest is plain data.
+
+        A copy, which later steps leave alone.
+        """
+        return {
+            "version": _STATE_VERSION,
+            "num_steps": self.num_steps,
+            **self._settings(),
+            "model": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
+            "optimizer": {
+                f"{name}.{key}": value.detach().clone()
+                for name, parameter in self.model.named_parameters()
+                for key, value in self._optimizer.state[parameter].items()
+            },
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; the steps that follow are those of the run it was taken from, bit for bit.
 
         Raises StateMismatchError, naming both sides, if the state is of another version, model, schedule or length.
         """
-        _check_version("trainer state", state.get("version"), _STATE_VERSION)
-        saved, own = state["fingerprint"], self._fingerprint()
+        check_version("trainer state", state.get("version"), _STATE_VERSION)
+        saved, mine = (
+            {**s["model_config"], **s["config"], "total_steps": s["total_steps"]} for s in (state, self._settings())
+        )
         differences = [
-            f"{name} is {saved.get(name)} in the state and {own.get(name)} here"
-            for name in sorted(saved.keys() | own.keys())
-            if saved.get(name) != own.get(name)
+            f"{name} is {saved.get(name)} in the state and {mine.get(name)} here"
+            for name in sorted(saved.keys() | mine.keys())
+            if saved.get(name) != mine.get(name)
         ]
         if differences:
             raise StateMismatchError(
@@ -204,11 +189,27 @@ class Trainer:
                 f"build model and trainer as that run did, or start a new run"
             )
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the caller's tensors
-        self._schedule.load_state_dict(dict(state["schedule"]))
+        self._load_moments(state["optimizer"])
+        self.num_steps = state["num_steps"]
 
-    def _fingerprint(self) -> dict[str, Any]:
-        return {**asdict(self.model.config), **asdict(self.config), "total_steps": self.total_steps}
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "total_steps": self.total_steps,
+            "model_config": asdict(self.model.config),
+            "config": {**asdict(self.config), "betas": list(self.config.betas)},
+        }
+
+    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Take over copies of what the optimizer keeps of each parameter, by name."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        of_optimizer = self._optimizer.state_dict()
+        order = [names[id(parameter)] for group in self._optimizer.param_groups for parameter in group["params"]]
+        kept: dict[str, dict[str, Tensor]] = {}
+        for full_name, tensor in moments.items():
+            name, _, key = full_name.rpartition(".")
+            kept.setdefault(name, {})[key] = tensor.clone()
+        of_optimizer["state"] = {i: kept[name] for i, name in enumerate(order) if name in kept}
+        self._optimizer.load_state_dict(of_optimizer)
 
 
 def _parameter_groups(model: Andrea, weight_decay: float) -> list[dict[str, Any]]:
@@ -305,100 +306,3 @@ def _check_same_step(dataset_step: int, trainer_step: int) -> None:
             f"the dataset hands out step {dataset_step}, but the trainer has taken {trainer_step} steps; "
             f"restore both from the same checkpoint, or start both anew"
         )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The two halves of a run at the same step."""
-
-    trainer_state: dict[str, Any]
-    dataset_state: dict[str, Any]
-
-
-def save_checkpoint(path: Path, *, trainer_state: Mapping[str, Any], dataset_state: Mapping[str, Any]) -> None:
-    """Write both states into one file, which is at every moment either the old checkpoint or the new one.
-
-    Raises:
-        TypeError: a state holds something that loading without running code could not give back.
-        OSError: the file cannot be written, for want of space or permission; an older checkpoint is untouched.
-    """
-    contents = {
-        "format": _CHECKPOINT_FORMAT,
-        "version": _CHECKPOINT_VERSION,
-        "trainer": dict(trainer_state),
-        "dataset": dict(dataset_state),
-    }
-    _check_plain("checkpoint", contents)
-    partial = path.with_name(path.name + ".partial")  # beside it: a rename is atomic only within one file system
-    try:
-        with partial.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())  # or the rename may reach the disk before the data does
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError about positions in the file
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"checkpoint {path} could not be written ({_root_cause(error)}); "
-            f"make room or choose another place; an older checkpoint there is untouched"
-        ) from error
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    return _root_cause(error.__context__) if error.__context__ is not None else error
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint without running any code that the file might hold.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StateMismatchError: the file is damaged, is no checkpoint of this project, or is of another version.
-    """
-    with path.open("rb") as file:
-        _check_archive(path, file)
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise _unreadable(path, "it holds something other than numbers and text") from error
-    if not isinstance(contents, dict) or contents.get("format") != _CHECKPOINT_FORMAT:
-        raise _unreadable(path, "another program wrote it")
-    _check_version(f"checkpoint {path}", contents.get("version"), _CHECKPOINT_VERSION)
-    return Checkpoint(trainer_state=contents["trainer"], dataset_state=contents["dataset"])
-
-
-def _check_archive(path: Path, file: BinaryIO) -> None:
-    """Raise StateMismatchError unless the file is whole: torch compares no checksums, so a flipped bit would pass."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    # a damaged header raises zipfile's own error, or that of the offset, name, cipher or codec that it now gives
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, UnicodeDecodeError, zlib.error) as error:
-        raise _unreadable(path, f"it is cut short, damaged or no checkpoint: {error}") from error
-    if damaged is not None:
-        raise _unreadable(path, f"its part {damaged} is damaged")
-
-
-def _unreadable(path: Path, cause: str) -> StateMismatchError:
-    return StateMismatchError(
-        f"{path} cannot be used as a checkpoint: {cause}; go back to an older checkpoint, or remove it to start anew"
-    )
-
-
-def _check_version(what: str, found: object, expected: int) -> None:
-    if found != expected:
-        raise StateMismatchError(
-            f"{what} has version {found}, but this release reads version {expected}; "
-            f"use the release that wrote it, or start a new run"
-        )
-
-
-def _check_plain(where: str, value: object) -> None:
-    """Raise TypeError, saying where, unless ``value`` is plain data and tensors all the way down."""
-    # by exact type: numpy's float64 is a float to isinstance, but cannot be loaded back without running code
-    if type(value) in (dict, list, tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
-        for key, item in items:
-            _check_plain(f"{where}.{key}", item)
-    elif type(value) not in (Tensor, str, bytes, int, float, bool, type(None)):
-        raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__name__}; make it plain data or a tensor")

@@ -102,6 +102,12 @@ class StateMismatchError(MixerError):
     code = "state-mismatch"
 
 
+class CheckpointError(MixerError):
+    """A checkpoint that cannot be written, or one that is torn, damaged, or has weights that are not finite."""
+
+    code = "checkpoint"
+
+
 class PreparedMismatchError(StateMismatchError):
     """Prepared rows that are not those of the config; ``differences`` lists everything that differs."""
 
