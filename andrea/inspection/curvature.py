@@ -46,29 +46,27 @@ def largest_eigenvalue(
         max_products: stop then in any case.
         seed: of the random vector to start from.
     """
-    start = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    basis: list[Tensor] = [start / start.norm()]
+    image = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    basis: Tensor | None = None
     diagonal: list[float] = []
-    beside: list[float] = []
+    beside: list[float] = [float(image.norm())]
     value, error = 0.0, float("inf")
-    for _ in range(min(max_products, size)):
-        image = product(basis[-1])
-        basis[-1] = basis[-1].to(image)
-        diagonal.append(float(image @ basis[-1]))
-        known = torch.stack([vector.to(image) for vector in basis])
-        for _again in range(2):
-            image = image - known.T @ (known @ image)
-        rest = float(image.norm())
-        small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        if beside:
-            off = torch.tensor(beside, dtype=torch.float64)
-            small = small + torch.diag(off, 1) + torch.diag(off, -1)
+    for i in range(min(max_products, size)):
+        vector = image / beside[-1]
+        image = product(vector)
+        if basis is None:  # the first product says what type and device the matrix works in
+            basis = image.new_empty(min(max_products, size), size)
+        basis[i] = vector
+        diagonal.append(float(image @ basis[i]))
+        for _ in range(2):
+            image = image - basis[: i + 1].T @ (basis[: i + 1] @ image)
+        off = torch.tensor(beside[1:], dtype=torch.float64)
+        small = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
         values, vectors = torch.linalg.eigh(small)
-        value, error = float(values[-1]), abs(rest * float(vectors[-1, -1]))
+        beside.append(float(image.norm()))
+        value, error = float(values[-1]), abs(beside[-1] * float(vectors[-1, -1]))
         if error <= tolerance * abs(value):
             break
-        beside.append(rest)
-        basis.append(image / rest)
     return Eigenvalue(value, error, len(diagonal))
 
 

@@ -35,7 +35,13 @@ class Moment:
 
 
 def early_sharpness(
-    model: Andrea, batches: Sequence[Batch], held_out: Batch, training: TrainingConfig, *, at: Collection[int]
+    model: Andrea,
+    batches: Sequence[Batch],
+    held_out: Batch,
+    training: TrainingConfig,
+    *,
+    at: Collection[int],
+    tolerance: float = 0.02,
 ) -> list[Moment]:
     """Train a model for some steps, and measure how sharply its loss curves on the way.
 
@@ -45,6 +51,7 @@ def early_sharpness(
         held_out: what the loss is measured on.
         training: the settings of the trainer; its cosine spans ten times the steps, so that it hardly falls here.
         at: the steps to measure at; the last is where training ends.
+        tolerance: of a sharpness, as a share of it.
     """
     if not at:
         raise ConfigError("at names no step to measure at; 0 is the untrained model")
@@ -57,7 +64,7 @@ def early_sharpness(
             with torch.no_grad():
                 value = float(loss(parameters))
             rate = learning_rate(step, trainer.total_steps, training)
-            moments.append(Moment(step, rate, value, sharpness(loss, parameters).value))
+            moments.append(Moment(step, rate, value, sharpness(loss, parameters, tolerance=tolerance).value))
         if step < last:
             trainer.step({**batches[step % len(batches)], "step": step})
     return moments
@@ -93,6 +100,7 @@ def cliff(
     num_steps: int = 40,
     scales: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.4),
     seeds: Sequence[int] = range(4),
+    tolerance: float = 0.02,
 ) -> Cliff:
     """Train a copy of a model on one row alone, and measure the gully that it falls into.
 
@@ -104,6 +112,7 @@ def cliff(
         num_steps: to take on the row.
         scales: of the noise, as in ``basin``.
         seeds: of the noise's directions.
+        tolerance: of a sharpness, as a share of it.
     """
     learned = Andrea(model.config)
     learned.load_state_dict(model.state_dict())
@@ -120,7 +129,9 @@ def cliff(
     curves = torch.stack(losses).float().cpu()
     row_line, other_line = (line(loss, start, end) for loss in (row_loss, other_loss))
     row_basin, other_basin = (basin(loss, end, scales=scales, seeds=seeds) for loss in (row_loss, other_loss))
-    sharp = [[sharpness(loss, point).value for point in (start, end)] for loss in (row_loss, other_loss)]
+    sharp = [
+        [sharpness(loss, point, tolerance=tolerance).value for point in (start, end)] for loss in (row_loss, other_loss)
+    ]
     return Cliff(
         row_losses=curves[:, 0], other_losses=curves[:, 1], row_line=row_line, other_line=other_line,
         row_basin=row_basin, other_basin=other_basin,

@@ -67,3 +67,9 @@ def regimes(story: JournalTables) -> list[Regime]:
             )
         )
     return found
+
+
+def pivot_steps(story: JournalTables) -> list[int]:
+    """The steps at which pivots took force, or will, ascending."""
+    pivots = [*story.header["curriculum"].get("pivots", ()), *story.pivots]
+    return sorted({int(pivot["at_step"]) for pivot in pivots})

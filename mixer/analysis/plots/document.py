@@ -32,7 +32,7 @@ LAYOUT: dict[str, Any] = {
 }
 
 
-def document(title: str, facts: Mapping[str, object], body: str, drawn: Sequence[go.Figure]) -> str:
+def document(title: str, facts: Mapping[str, object], body: str, drawn: Sequence[go.Figure], *, style: str = "") -> str:
     """Return a page.
 
     Args:
@@ -40,6 +40,7 @@ def document(title: str, facts: Mapping[str, object], body: str, drawn: Sequence
         facts: shown below it, in order, as plain text.
         body: HTML, with ``place_of(i)`` where the i-th figure goes.
         drawn: the figures; their titles are left to the body.
+        style: CSS to add to the page's own.
     """
     listing = "".join(
         f"<div><dt>{html.escape(key)}</dt> <dd>{html.escape(str(value))}</dd></div>" for key, value in facts.items()
@@ -48,7 +49,7 @@ def document(title: str, facts: Mapping[str, object], body: str, drawn: Sequence
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{listing}</dl>"
+        f"<style>{_STYLE}{style}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{listing}</dl>"
         f"{body}</main>{_scripts(drawn) if drawn else ''}</body></html>"
     )
 
@@ -73,7 +74,8 @@ def _scripts(drawn: Sequence[go.Figure]) -> str:
     """Return the library once, the figures as data, and what draws them for this screen and its theme."""
     plain = [json.loads(figure.to_json()) for figure in drawn]
     for figure in plain:
-        del figure["layout"]["template"], figure["layout"]["title"]
+        del figure["layout"]["template"]
+        figure["layout"].pop("title", None)
     templates = {
         theme: plotly.io.templates[name].to_plotly_json()
         for theme, name in (("light", "plotly_white"), ("dark", "plotly_dark"))
