@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,13 +76,16 @@ class LoadedModel(NamedTuple):
     step: int
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None = None) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, keep: int | None = None, always: Collection[int] = ()
+) -> Path:
     """Write a checkpoint into a run's folder of checkpoints; it is there as a whole, or not at all.
 
     Args:
         folder: made if it is not there.
         checkpoint: whose step names it; one of the same step is replaced.
         keep: so many of the newest stay, older ones go once this one is there; None keeps all.
+        always: steps whose checkpoints stay beside them.
 
     Returns:
         The folder of this checkpoint.
@@ -127,7 +130,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None = 
             "older checkpoints there are untouched"
         ) from error
     if keep is not None:
-        for old in _checkpoints(folder)[:-keep]:
+        passing = [path for path in _checkpoints(folder) if int(path.name.removeprefix("step_")) not in always]
+        for old in passing[:-keep]:
             shutil.rmtree(old)
     return folder / name
 
@@ -342,7 +346,7 @@ def _check_plain(where: str, value: object) -> None:
             if type(key) is not str:
                 raise TypeError(f"{where} has the key {key!r}, which JSON would give back as text; use text")
             _check_plain(f"{where}.{key}", item)
-    elif isinstance(value, Sequence) and type(value) is list:
+    elif type(value) is list:
         for i, item in enumerate(value):
             _check_plain(f"{where}.{i}", item)
     elif type(value) not in (str, int, float, bool, type(None)):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +30,7 @@ try:
     from andrea.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
     from andrea.model import Andrea, ModelConfig
     from andrea.serving import serving
+    from andrea.signals import requests_by_signal
     from andrea.train import Trainer, TrainingConfig, TrainingReport, train
     from mixer.dataset import MixtureDataset
     from mixer.delivery.tensors import Batch
@@ -113,8 +110,8 @@ def _written(curriculum: Curriculum, path: Path) -> Path:
 
 def _stay(url: str) -> None:
     talk.print(f"the run is over; {url} stays until Ctrl-C", soft_wrap=True)
-    with _until_interrupted() as should_stop:
-        while not should_stop():
+    with requests_by_signal() as requests:
+        while not requests.should_stop():
             time.sleep(0.2)
 
 
@@ -155,7 +152,7 @@ def _train(
         TextColumn("{task.fields[phase]}", style="cyan"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=talk) as bar, _until_interrupted() as should_stop:
+    with Progress(*columns, console=talk) as bar, requests_by_signal() as requests:
         total, done = curriculum.total_steps, dataset.step
         task = bar.add_task("training", total=total, completed=done, loss=float("nan"), phase="")
 
@@ -168,28 +165,11 @@ def _train(
             if (step + 1) % CHECKPOINT_STEPS == 0:
                 save()
 
-        report = train(dataset, trainer, vocab_size=tokenizer.vocab_size, on_step=on_step, should_stop=should_stop)
+        report = train(
+            dataset, trainer, vocab_size=tokenizer.vocab_size, on_step=on_step, should_stop=requests.should_stop
+        )
     save()
     return losses, report
-
-
-@contextmanager
-def _until_interrupted() -> Iterator[Callable[[], bool]]:
-    """Give a function that is true once Ctrl-C or SIGTERM came; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _frame: object) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say(

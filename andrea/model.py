@@ -65,8 +65,41 @@ class ModelConfig:
         return (2 * self.vocab_size + self.context) * self.width + self.num_layers * (attention + mlp)
 
 
+class KeyValueCache:
+    """Keys and values of the tokens that a model has read, so that the next token costs one token's work.
+
+    Give it to ``Andrea.hidden`` first with the whole prompt, then with one token at a time, ``context`` in all.
+    """
+
+    def __init__(self, model: Andrea) -> None:
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * model.config.num_layers
+        self._room = model.config.context
+        self.length = 0
+        """Tokens read so far."""
+
+    def check(self, num_tokens: int) -> None:
+        """Raise ConfigError unless so many tokens may be read next."""
+        if self.length and num_tokens != 1:
+            raise ConfigError(f"{num_tokens} tokens at once; after the prompt a cache takes one token at a time")
+        if self.length + num_tokens > self._room:
+            raise ConfigError(
+                f"{self.length + num_tokens} tokens do not fit the model's context of {self._room}; begin a new cache "
+                "with the last of them"
+            )
+
+    def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of a layer with those of the newest tokens, [B, heads, tokens, width / heads] both."""
+        before = self._layers[layer]
+        if before is None:
+            shape = (*key.shape[:2], self._room, key.shape[3])
+            before = self._layers[layer] = (key.new_empty(shape), value.new_empty(shape))
+        end = self.length + key.shape[2]
+        before[0][:, :, self.length : end], before[1][:, :, self.length : end] = key, value
+        return before[0][:, :, :end], before[1][:, :, :end]
+
+
 class _Attention(nn.Module):
-    """Causal self-attention, ``[B, T, width] -> [B, T, width]``."""
+    """Causal self-attention, ``[B, T, width] -> [B, T, width]``; with a cache T is the newest tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,11 +107,15 @@ class _Attention(nn.Module):
         self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, layer: int = 0) -> Tensor:
         num_rows, num_tokens, width = x.shape
         heads = self.query_key_value(x).view(num_rows, num_tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, width / heads]
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if cache is not None:
+            key, value = cache.extended(layer, key, value)
+        # the one newest token sees all that a cache has
+        is_causal = cache is None or num_tokens > 1
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
         projected: Tensor = self.output(mixed.transpose(1, 2).reshape(num_rows, num_tokens, width))
         return projected
 
@@ -92,8 +129,8 @@ class _Block(nn.Module):
         self.mlp_input = nn.Linear(config.width, _MLP_RATIO * config.width, bias=False)
         self.mlp_output = nn.Linear(_MLP_RATIO * config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(_normalised(x))
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, layer: int = 0) -> Tensor:
+        x = x + self.attention(_normalised(x), cache, layer)
         updated: Tensor = x + self.mlp_output(nn.functional.gelu(self.mlp_input(_normalised(x))))
         return updated
 
@@ -136,10 +173,12 @@ class Andrea(nn.Module):
             # drawn on the processor first: a GPU's generator would give other numbers for the same seed
             parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(std=scale, generator=generator))
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """The normalised output of the last block, [B, T, width]; the head makes logits of it.
 
-        Raises ConfigError if the rows are longer than the model's context.
+        With a cache the tokens follow those that it has.
+
+        Raises ConfigError if the rows, with what a cache has, are longer than the model's context.
         """
         num_tokens = input_ids.shape[1]
         if num_tokens > self.config.context:
@@ -147,10 +186,16 @@ class Andrea(nn.Module):
                 f"rows of {num_tokens} tokens do not fit the model's context of {self.config.context}; "
                 f"lower sequence_length to {self.config.context}, or build the model with a longer context"
             )
-        positions = torch.arange(num_tokens, device=input_ids.device)
+        begin = 0
+        if cache is not None:
+            cache.check(num_tokens)
+            begin = cache.length
+        positions = torch.arange(begin, begin + num_tokens, device=input_ids.device)
         x = self.token_table(input_ids) + self.position_table(positions)
-        for block in self.blocks:
-            x = block(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)
+        if cache is not None:
+            cache.length += num_tokens
         return _normalised(x)
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 from rich.progress import track
 
 from benchmarks.common import head, say
-from benchmarks.laboratory.arms import ARMS, QUICK
+from benchmarks.laboratory.arms import ARMS, OF_PROBES, QUICK
 from benchmarks.laboratory.corpora import NoCorpusError
 from benchmarks.laboratory.experiment import MODELS, Study, prepare_study, run
 from benchmarks.laboratory.report import table, write_curves
@@ -29,7 +29,9 @@ def main() -> None:
     options = _options()
     head()
     for corpus, epochs in itertools.product(options.corpus, options.epochs):
-        study = Study(corpus, epochs, steps=options.steps, model=options.model)
+        study = Study(
+            corpus, epochs, steps=options.steps, model=options.model, holdout=options.holdout, target=options.target
+        )
         folder = options.out / study.name
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -65,13 +67,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--model", choices=list(MODELS), default="tiny")
+    parser.add_argument("--holdout", type=float, default=0.0, help="share of each source's text that probes measure")
+    parser.add_argument("--target", help="a real source that no arm draws, and whose held-out loss is judged")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/mixing"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.corpus = options.corpus or (["python", "debian"] if options.full else ["python"])
     options.epochs = options.epochs or (list(HORIZONS) if options.full else [4.0])
-    options.arms = options.arms or (list(ARMS) if options.full else list(QUICK))
+    has_probes = options.holdout > 0 or options.target is not None
+    if not has_probes and (blind := [arm for arm in options.arms or () if arm in OF_PROBES]):
+        parser.error(f"{', '.join(blind)}: learn from probes; give --holdout or --target")
+    known = [arm for arm in (ARMS if options.full else (*QUICK, *OF_PROBES)) if has_probes or arm not in OF_PROBES]
+    options.arms = options.arms or known
     options.seeds = options.seeds or (5 if options.full else 2)
     options.steps = options.steps or (600 if options.full else 200)
     return options

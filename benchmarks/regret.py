@@ -71,17 +71,24 @@ SETTINGS: dict[str, Setting] = {
     "missing, 16": Setting("stationary", 16, missing=0.5),
 }
 QUIET: Config = {"random_probability": 0.0, "initial_random": 0}
+PROBED: Config = {"holdout": 0.1, "probes": {"rows": 8}}
 ARMS: dict[str, Config] = {
     "uniform": {"policy": "static"},
     "random": {"policy": "random"},
     "ucb": {"policy": "ucb"},
     "ucb, eta 0.1, quiet": {"policy": {"name": "ucb", "eta": 0.1}, "phases": QUIET},
     "water_filling, quiet": {"policy": "water_filling", "phases": QUIET},
+    "water_filling, held-out": {"policy": {"name": "water_filling", "losses": "heldout"}, **PROBED},
     "andrea": {"policy": "andrea"},
     "odm": {"policy": "odm"},
     "exp3": {"policy": "exp3"},
     "softmax": {"policy": "softmax"},
     "linear": {"policy": "linear", "phases": {"random_probability": 0.2}},
+    "linear, held-out": {
+        "policy": {"name": "linear", "losses": "heldout"},
+        "phases": {"random_probability": 0.2},
+        **PROBED,
+    },
 }
 
 
@@ -143,6 +150,8 @@ def train(setting: Setting, world: World, arm: Config, steps: int, seed: int) ->
     waiting: dict[int, Any] = {}
     for step in range(steps):
         phase = walk.phase_at(step)
+        if walk.curriculum.probes is not None and walk.probe_step(step) == step:
+            walk.report_probe(step, learner.probe(walk.curriculum.probes.rows))
         counts, _ = phase_counts(phase, seed=seed, method="systematic", batch_rows=BATCH_ROWS)
         waiting[step] = learner.train(step, counts[step - phase.start])
         losses = waiting.pop(step - setting.late, None)

@@ -40,6 +40,27 @@ class RunLogger(Protocol):
         """Write what is left; called once."""
 
 
+class Loggers:
+    """Loggers that are told of a run, in this order; one that fails is dropped with a warning."""
+
+    def __init__(self, loggers: Sequence[Any]) -> None:
+        self._loggers = list(loggers)
+
+    def tell(self, what: str, *arguments: Any) -> None:
+        """Call a method of every logger; of those that have none by that name, none is called."""
+        for logger in [logger for logger in self._loggers if hasattr(logger, what)]:
+            try:
+                getattr(logger, what)(*arguments)
+            except Exception as error:
+                self._loggers.remove(logger)
+                log.warning("%s failed and is told no more: %s: %s", type(logger).__name__, type(error).__name__, error)
+
+    def close(self) -> None:
+        """Let every logger write what it still holds."""
+        self.tell("close")
+        self._loggers = []
+
+
 class LoggedWalk(Walk):
     """A walk with loggers: ``MixtureDataset(curriculum, walk=LoggedWalk(curriculum, loggers=[...]))``.
 
@@ -54,7 +75,7 @@ class LoggedWalk(Walk):
 
     def __init__(self, curriculum: Curriculum, *, loggers: Sequence[RunLogger], journal: Journal | None = None) -> None:
         super().__init__(curriculum, journal=journal, on_alarm=self._tell_alarm)
-        self._loggers = list(loggers)
+        self._loggers = Loggers(loggers)
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that covers ``step``, telling of those decided on the way."""
@@ -62,7 +83,7 @@ class LoggedWalk(Walk):
         found = super().phase_at(step)
         while told < self.frontier:
             phase = super().phase_at(told)
-            self._tell("on_phase", phase)
+            self._loggers.tell("on_phase", phase)
             told = phase.end
         return found
 
@@ -72,25 +93,16 @@ class LoggedWalk(Walk):
         """Take in a report and tell of it, unless it was known."""
         is_new = super().report(step, losses, has_own_draws=has_own_draws, is_recorded=is_recorded)
         if is_new:
-            self._tell("on_feedback", step, losses)
+            self._loggers.tell("on_feedback", step, losses)
         return is_new
 
     def _tell_alarm(self, alarm: dict[str, Any]) -> None:
         log.warning("alarm: %s", alarm_in_words(alarm))
-        self._tell("on_alarm", alarm, among=[logger for logger in self._loggers if hasattr(logger, "on_alarm")])
+        self._loggers.tell("on_alarm", alarm)
 
     def close_loggers(self) -> None:
         """Let every logger write what it still holds."""
-        self._tell("close")
-        self._loggers = []
-
-    def _tell(self, what: str, *arguments: Any, among: Sequence[Any] | None = None) -> None:
-        for logger in list(self._loggers if among is None else among):
-            try:
-                getattr(logger, what)(*arguments)
-            except Exception as error:
-                self._loggers.remove(logger)
-                log.warning("%s failed and is told no more: %s: %s", type(logger).__name__, type(error).__name__, error)
+        self._loggers.close()
 
 
 class PhaseLogger:

@@ -82,14 +82,12 @@ class SourceLosses:
         return SourceLosses(**{name: getattr(self, name)[:num_sources] for name in fields}, rank=self.rank)
 
     def goal(self, wanted: Array) -> float | None:
-        """Return the mean loss of a probe over its targets, or where it has none over the sources; None without rows.
+        """Return the mean loss of a probe over what is wanted, as far as that has rows; None where nothing has.
 
         Args:
-            wanted: weight of each of the K sources, where there are no targets, [K].
+            wanted: weight of each of the K sources and M targets, >= 0, [K + M].
         """
-        num_targets = self.rows.size - wanted.size
-        weights = np.concatenate([np.zeros(wanted.size), np.ones(num_targets)]) if num_targets else wanted
-        means, weights = self.means(), np.where(self.tokens > 0, weights, 0.0)
+        means, weights = self.means(), np.where(self.tokens > 0, wanted, 0.0)
         total = float(weights.sum())
         return float(weights @ np.where(weights > 0, means, 0.0)) / total if total > 0 else None
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.laboratory.arms import ARMS, Setting
+from benchmarks.laboratory.arms import ARMS, OF_PROBES, Setting
 from benchmarks.laboratory.corpora import _number, is_held_out
 from benchmarks.laboratory.report import paired, steps_to_reach, table
 from mixer.config.curriculum import Curriculum
@@ -22,7 +22,7 @@ TOKENS = {"prose": 90_000, "code": 400_000, "noise": 300_000, "gully": 2_000, "e
 
 def a_run(arm: str, seed: int, *losses: float) -> dict[str, Any]:
     curve = [(100 * (i + 1), {"prose": loss, "code": loss + 1}) for i, loss in enumerate(losses)]
-    return {"arm": arm, "seed": seed, "curve": curve, "drawn": {"noise": 0.1}, "deciding_share": 0.001}
+    return {"arm": arm, "seed": seed, "curve": curve, "drawn": {"noise": 0.1}, "deciding_share": 0.001, "cpu_s": 9.0}
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=3, max_size=9))
@@ -45,7 +45,16 @@ def test_the_table_pairs_runs_of_one_seed_with_the_references() -> None:
     runs += [a_run("default", s, 4.0, 2.9 + s / 10) for s in range(3)]
     columns, rows = table(runs)
     best = dict(zip(columns, rows[0], strict=True))
-    assert (best["arm"], best["less uniform"], best["less unimax-4"]) == ("default", "-0.1000 ± 0.0000", "")
+    assert (best["arm"], best["mean less uniform"], best["mean less unimax-4"]) == ("default", "-0.1000 ± 0.0000", "")
+
+
+def test_a_study_with_a_target_is_judged_on_its_loss_alone() -> None:
+    def aimed(arm: str, target: float, prose: float) -> dict[str, Any]:
+        return {**a_run(arm, 0), "target": "exam", "curve": [(100, {"exam": target, "prose": prose, "code": 2.0})]}
+
+    columns, rows = table([aimed("uniform", 3.0, 1.0), aimed("default", 2.9, 5.0)])
+    best = dict(zip(columns, rows[0], strict=True))
+    assert (best["arm"], best["mean loss"], best["target less uniform"]) == ("default", "3.5000", "-0.1000 ± nan")
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -53,8 +62,9 @@ def test_every_arm_is_a_curriculum_that_can_be_run(arm: str) -> None:
     setting = Setting(TOKENS, total_steps=600, batch_tokens=2048)
     sources = [{"name": name, "data_files": f"{name}.jsonl", "tokens": tokens} for name, tokens in TOKENS.items()]
     base = {"total_steps": 600, "batch_rows": 16, "sequence_length": 128, "sources": sources}
-    curriculum = Curriculum(**{**base, **ARMS[arm](setting)})
-    if "4 epochs" in arm:
+    probes = {"holdout": 0.05, "probes": {}} if arm in OF_PROBES else {}
+    curriculum = Curriculum(**{**base, **probes, **ARMS[arm](setting)})
+    if arm.startswith("ucb") and "4 epochs" in arm:
         [regime] = curriculum.regimes
         assert (regime.region.upper * 600 * 2048 <= np.array([4.001 * tokens for tokens in TOKENS.values()])).all()
 

@@ -25,8 +25,15 @@ class Setting:
         return {name: epochs * tokens / budget for name, tokens in self.tokens.items() if epochs * tokens < budget}
 
 
+SHORT = {"min_steps": 7, "max_steps": 14}  # a regression over as many sources needs many phases
+
+
 def _policy(**settings: Any) -> Callable[[Setting], Config]:
     return lambda _setting: {"policy": settings}
+
+
+def _filling(max_epochs: float | None) -> Callable[[Setting], Config]:
+    return lambda _setting: {"policy": "water_filling", "max_epochs": max_epochs}
 
 
 def _real_alone(setting: Setting) -> Config:
@@ -71,7 +78,25 @@ ARMS: dict[str, Callable[[Setting], Config]] = {
     "water_filling, power 0": _policy(name="water_filling", power=0.0),
     "water_filling, power 0.25": _policy(name="water_filling", power=0.25),
     "water_filling, the law": _policy(name="water_filling", power=1.0, gate=0.0),
-    "water_filling, no epochs": lambda _setting: {"policy": "water_filling", "max_epochs": None},
+    "water_filling, no epochs": _filling(max_epochs=None),
+    "water_filling, 6 epochs": _filling(max_epochs=6),
+    "water_filling, 8 epochs": _filling(max_epochs=8),
+    "water_filling, 16 epochs": _filling(max_epochs=16),
+    "water_filling, held-out": _policy(name="water_filling", losses="heldout"),
+    "water_filling, held-out, no epochs": lambda _setting: {
+        "policy": {"name": "water_filling", "losses": "heldout"},
+        "max_epochs": None,
+    },
+    "linear, held-out": lambda _setting: {
+        "policy": {"name": "linear", "losses": "heldout"},
+        "phases": SHORT,
+        "max_epochs": 4,
+    },
+    "ucb, target gain": lambda _setting: {
+        "policy": {"name": "ucb", "reward": "target_gain"},
+        "phases": SHORT,
+        "max_epochs": 4,
+    },
     "water_filling, random phases": lambda _setting: {
         "policy": {"name": "water_filling", "random_phases": True},
         "phases": {"initial_random": 0, "random_probability": 0.1},
@@ -80,4 +105,5 @@ ARMS: dict[str, Callable[[Setting], Config]] = {
     "softmax": _policy(name="softmax"),
     "linear": _policy(name="linear"),
 }
+OF_PROBES = ("water_filling, held-out", "water_filling, held-out, no epochs", "linear, held-out", "ucb, target gain")
 QUICK = ("uniform", "unimax-4", "ucb", "water_filling")

@@ -32,6 +32,8 @@ HELD_OUT_ROWS = 48  # of each source, some 6,000 tokens
 MIN_REAL_SOURCES = 12
 WORD_RUN = 10  # words; text that shares such a run with held-out text is not trained on
 GULLY_CHARACTERS = 6_000  # three documents
+TARGET_CHARACTERS = 50_000
+PROBES = {"rows": 8, "every": 2}
 CHARACTERS_A_TOKEN = 2.6  # of a vocabulary of 2,048 on this text; how often a source is read is measured, not assumed
 ECHO_OF = {"python": "docstrings", "debian": "vim"}
 
@@ -40,7 +42,9 @@ ECHO_OF = {"python": "docstrings", "debian": "vim"}
 class Study:
     """What all runs that are compared have in common.
 
-    ``epochs`` is how often uniform weights read the smallest real source.
+    ``epochs`` is how often uniform weights read the smallest real source. ``holdout`` is the share of each source's
+    text that probes may measure; it is held out under every arm. ``target`` is a real source that no arm draws:
+    probes measure it, and the held-out rows that judge it are of other documents.
     """
 
     corpus: str
@@ -50,11 +54,15 @@ class Study:
     context: int = 128
     vocab_size: int = 2048
     model: str = "tiny"
+    holdout: float = 0.0
+    target: str | None = None
 
     @property
     def name(self) -> str:
         """What its folder is called."""
-        return f"{self.corpus}-{self.model}-{self.steps}-{self.epochs:g}"
+        name = f"{self.corpus}-{self.model}-{self.steps}-{self.epochs:g}"
+        name += f"-holdout-{self.holdout:g}" if self.holdout else ""
+        return name + (f"-for-{self.target}" if self.target else "")
 
 
 def prepare_study(study: Study, folder: Path) -> Path:
@@ -69,9 +77,12 @@ def prepare_study(study: Study, folder: Path) -> Path:
             seen |= _held_out(file, folder / "held-out" / f"{name}.jsonl", 3.5 * HELD_OUT_ROWS * study.context)
     clean = {name: folder / "clean" / f"{name}.jsonl" for name in files}
     sizes = {name: _cleaned(file, clean[name], seen, keep=name in PLANTED) for name, file in files.items()}
+    if study.target is not None and (study.target not in files or study.target in PLANTED):
+        raise ValueError(f"target {study.target}: corpus {study.corpus} has no such real source")
     budget = study.steps * study.batch_rows * study.context
     smallest = CHARACTERS_A_TOKEN * budget / (len(files) * study.epochs)  # characters
     real = {name: size for name, size in sizes.items() if name not in PLANTED and size >= smallest}
+    real.pop(study.target or "", None)
     if len(real) < MIN_REAL_SOURCES:
         raise ValueError(
             f"{study.name}: {len(real)} sources have the {smallest:,.0f} characters that the smallest needs; "
@@ -84,6 +95,9 @@ def prepare_study(study: Study, folder: Path) -> Path:
             limits = {GULLY: GULLY_CHARACTERS} | {other: size * share for other, size in real.items()}
             _write(read_texts(clean[name]), folder / "text" / f"{name}.jsonl", limits.get(name, float("inf")))
             sources.append({"name": name, "data_files": f"text/{name}.jsonl"})
+        elif name == study.target:
+            _write(read_texts(clean[name]), folder / "text" / f"{name}.jsonl", TARGET_CHARACTERS)
+            sources.append({"name": name, "data_files": f"text/{name}.jsonl", "role": "target"})
         else:
             (folder / "held-out" / f"{name}.jsonl").unlink()
     config = {
@@ -91,6 +105,8 @@ def prepare_study(study: Study, folder: Path) -> Path:
         "batch_rows": study.batch_rows,
         "sequence_length": study.context,
         "tokenizer": {"train_vocab_size": study.vocab_size},
+        "holdout": study.holdout,
+        "probes": PROBES if study.holdout or study.target else None,
         "sources": sources,
     }
     partial = folder / "base.partial"
@@ -98,7 +114,8 @@ def prepare_study(study: Study, folder: Path) -> Path:
     prepare(Curriculum.from_yaml(partial), folder / "rows")
     tokens = {name: manifest.train.tokens for name, manifest in Prepared.open(folder / "rows").manifest.sources.items()}
     for source in sources:
-        source["tokens"] = tokens[source["name"]]  # type: ignore[assignment]
+        if "role" not in source:
+            source["tokens"] = tokens[source["name"]]  # type: ignore[assignment]
     path.write_text(json.dumps(config | {"prepared": str(folder / "rows")}), encoding="utf-8")
     return path
 
@@ -144,19 +161,19 @@ def run(study: Study, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train one model under one arm and return what came of it; kept in a file, so that it is never done twice."""
     path = folder / "runs" / f"{arm.replace(' ', '_')}-{seed}.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     base = json.loads(prepare_study(study, folder).read_text(encoding="utf-8"))
-    tokens = {source["name"]: source["tokens"] for source in base["sources"]}
+    tokens = {source["name"]: source["tokens"] for source in base["sources"] if "role" not in source}
     setting = Setting(tokens, study.steps, study.batch_rows * study.context)
     curriculum = Curriculum(**{**base, "seed": seed, **ARMS[arm](setting)})
     tokenizer = Prepared.open(base["prepared"]).tokenizer()
     result = _trained(study, curriculum, tokenizer, _held_out_rows(study, folder, tokenizer), seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"arm": arm, "seed": seed, "tokens": tokens, **result}), encoding="utf-8")
+    found = {"arm": arm, "seed": seed, "target": study.target, "tokens": tokens, **result}
+    partial.write_text(json.dumps(found), encoding="utf-8")
     partial.replace(path)
-    return {"arm": arm, "seed": seed, "tokens": tokens, **result}
+    return found
 
 
 def _trained(

@@ -23,8 +23,18 @@ def final(run: Run) -> dict[str, float]:
 
 
 def mean_final(run: Run) -> float:
-    """Return the mean over real sources of the held-out loss at the end."""
-    return float(np.mean(list(final(run).values())))
+    """Return the mean over real sources that are drawn of the held-out loss at the end."""
+    return mean_of(run, final(run))
+
+
+def mean_of(run: Run, losses: Mapping[str, float]) -> float:
+    """Return the mean over real sources that are drawn."""
+    return float(np.mean([loss for name, loss in losses.items() if name != run.get("target")]))
+
+
+def target_final(run: Run) -> float:
+    """Return the held-out loss of the target at the end; that of all sources in a study without one."""
+    return final(run)[run["target"]] if run.get("target") else mean_final(run)
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
@@ -38,7 +48,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float
 
 def steps_to_reach(run: Run, loss: float) -> float:
     """Return the step at which a run's mean held-out loss is at ``loss`` first, interpolated; inf if never."""
-    points = [(step, float(np.mean(list(losses.values())))) for step, losses in run["curve"]]
+    points = [(step, mean_of(run, losses)) for step, losses in run["curve"]]
     for (before, high), (after, low) in itertools.pairwise(points):
         if low <= loss:
             return before + (after - before) * (high - loss) / (high - low) if high > loss else float(before)
@@ -46,22 +56,18 @@ def steps_to_reach(run: Run, loss: float) -> float:
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows of a study's table, best arm first; seeds are paired with those of the references."""
+    """Return the columns and rows of a study's table, best arm first; seeds are paired with those of the references.
+
+    In a study with a target, the differences are of its loss.
+    """
     by_arm: dict[str, dict[int, Run]] = {}
     for run in runs:
         by_arm.setdefault(run["arm"], {})[run["seed"]] = run
+    uniform = by_arm.get("uniform", {})
     rows = []
-    for arm, seeds in sorted(by_arm.items(), key=lambda item: np.mean([mean_final(run) for run in item[1].values()])):
+    for arm, seeds in sorted(by_arm.items(), key=lambda item: np.mean([target_final(run) for run in item[1].values()])):
         row = [arm, str(len(seeds)), f"{np.mean([mean_final(run) for run in seeds.values()]):.4f}"]
-        for reference in REFERENCES:
-            common = sorted(seeds.keys() & by_arm.get(reference, {}).keys())
-            if not common or arm == reference:
-                row.append("")
-                continue
-            theirs = by_arm[reference]
-            mean, half = paired([mean_final(seeds[s]) for s in common], [mean_final(theirs[s]) for s in common])
-            row.append(f"{mean:+.4f} ± {half:.4f}")
-        uniform = by_arm.get("uniform", {})
+        row += [_difference(seeds, {} if arm == reference else by_arm.get(reference, {})) for reference in REFERENCES]
         common = sorted(seeds.keys() & uniform.keys())
         worst = [max(final(seeds[s])[name] / final(uniform[s])[name] for name in final(seeds[s])) - 1 for s in common]
         reached = [steps_to_reach(seeds[s], mean_final(uniform[s])) / uniform[s]["curve"][-1][0] for s in common]
@@ -69,16 +75,20 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         row.append(f"{np.mean(reached):.2f}" if common else "")
         row += [f"{np.mean([run['drawn'].get(name, 0) for run in seeds.values()]):.3f}" for name in PLANTED]
         row.append(f"{np.mean([run['deciding_share'] for run in seeds.values()]):.2%}")
+        row.append(f"{np.mean([run['cpu_s'] for run in seeds.values()]):.0f}")
         rows.append(row)
-    columns = [
-        "arm",
-        "seeds",
-        "mean loss",
-        *(f"less {r}" for r in REFERENCES),
-        "worst source",
-        "steps to uniform's end",
-    ]
-    return [*columns, *PLANTED, "waiting and reporting"], rows
+    less = [f"{'target' if runs[0].get('target') else 'mean'} less {reference}" for reference in REFERENCES]
+    columns = ["arm", "seeds", "mean loss", *less, "worst source", "steps to uniform's end", *PLANTED]
+    return [*columns, "waiting and reporting", "processor, s"], rows
+
+
+def _difference(seeds: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
+    """Return the mean of paired differences and its interval in words; nothing where no seed is shared."""
+    common = sorted(seeds.keys() & theirs.keys())
+    if not common:
+        return ""
+    mean, half = paired([target_final(seeds[s]) for s in common], [target_final(theirs[s]) for s in common])
+    return f"{mean:+.4f} ± {half:.4f}"
 
 
 def write_curves(runs: Sequence[Run], path: Path, title: str) -> None:
@@ -90,7 +100,7 @@ def write_curves(runs: Sequence[Run], path: Path, title: str) -> None:
     steps: list[int] = []
     for run in runs:
         steps = [step for step, _ in run["curve"]]
-        curves.setdefault(run["arm"], []).append([float(np.mean(list(losses.values()))) for _, losses in run["curve"]])
+        curves.setdefault(run["arm"], []).append([mean_of(run, losses) for _, losses in run["curve"]])
     page = go.Figure(layout={"title": title, "xaxis_title": "step", "yaxis_title": "held-out loss, nats a token"})
     picture, axes = plt.subplots(figsize=(9, 5))
     for arm, values in curves.items():

@@ -44,15 +44,20 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command line; every error that we raise on purpose becomes one message and exit code 1."""
+    """Run the command line ``mixer`` with the commands that stand above the library."""
     for entry in sorted(importlib.metadata.entry_points(group="mixer.commands"), key=lambda entry: entry.name):
         command = entry.load()
         if isinstance(command, typer.Typer):  # a group of commands
             app.add_typer(command, name=entry.name)
         else:
             app.command(entry.name)(command)
+    run_app(app)
+
+
+def run_app(commands: typer.Typer) -> None:
+    """Run a command line; every error that we raise on purpose becomes one message and exit code 1."""
     try:
-        app()
+        commands()
     except MixerError as error:
         out = talk()
         out.print(f"[bold red]error[/] ({error.code}): ", end="")

@@ -33,7 +33,7 @@ from mixer.config.policy import (
     UnimaxConfig,
     WaterFillingConfig,
 )
-from mixer.config.policy_problems import places_of_rule, plans_ahead, policy_problems, unknown_names
+from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
 from mixer.config.rules import (
@@ -73,9 +73,11 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("phases", "after_random", "stay"),
     ("policy", "eta_decay", "none"),
     ("policy", "eta_decay_over", "run"),
+    ("tokenizer", "kind", "bpe"),
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+TRAINER_SECTIONS = ("andrea",)  # of the same file, which trainers read: they shape no decision and no batch
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 
@@ -90,6 +92,30 @@ def check_folder(folder: str) -> str:
             "name one, and copy it to where it is wanted"
         )
     return folder
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the fields of a file, unchecked; raise ConfigError, naming the line, if it is not a mapping of names."""
+    path = Path(path)
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}: a value cannot be read: {error}") from error
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
+    not_names = [key for key in data if not isinstance(key, str)]
+    if not_names:
+        raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
+    return dict(data)
 
 
 class SourceConfig(Frozen):
@@ -162,12 +188,20 @@ class TokenizerConfig(Frozen):
 
     file: str | None = None
     train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
+    kind: Literal["bpe", "harris"] = Field(
+        "bpe", description="what is trained: merges of pairs (byte-level BPE), or Harris's segments, as ANDREA's are"
+    )
     separator: str = Field("<|endoftext|>", description="token written after each document")
 
     @model_validator(mode="after")
     def _file_or_training(self) -> Self:
         if (self.file is None) == (self.train_vocab_size is None):
             raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
+        if self.file is not None and self.kind != "bpe":
+            raise ValueError(
+                f"tokenizer: kind {self.kind} says what to train, but {self.file} is trained already; "
+                "remove one of the two"
+            )
         return self
 
 
@@ -306,27 +340,13 @@ class Curriculum(WrittenWeights):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Read and check a file; raise ConfigError with every problem found."""
-        path = Path(path)
-        try:
-            data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file; `mixer check` takes the path of a YAML curriculum") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from error
-        except MarkedYAMLError as error:
-            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-        except YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
-        except ValueError as error:  # a number of thousands of digits
-            raise ConfigError(f"{path}: a value cannot be read: {error}") from error
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"{path}: a curriculum is a mapping of fields, not {type(data).__name__}")
-        not_names = [key for key in data if not isinstance(key, str)]
-        if not_names:
-            raise ConfigError(f"{path}: {not_names[0]!r} is not the name of a field")
-        return cls.from_data(data, base_dir=path.resolve().parent)
+        """Read and check a file; raise ConfigError with every problem found.
+
+        Sections of trainers, ``andrea:``, are left to them.
+        """
+        data = read_yaml(path)
+        own = {key: value for key, value in data.items() if key not in TRAINER_SECTIONS}
+        return cls.from_data(own, base_dir=Path(path).resolve().parent)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], *, base_dir: str | Path) -> Self:
@@ -435,7 +455,8 @@ class Curriculum(WrittenWeights):
             places += places_of_rule(pivot, f"pivot {pivot.name}: ")
         places += places_of_rule(self, "")
         yield from drawn_target_problems(self, places)
-        yield from unknown_names(self, places)
+        goals = [place_of_goal(pivot, f"pivot {pivot.name}: ") for pivot in self.pivots]
+        yield from unknown_names(self, [*places, *goals, place_of_goal(self, "")])
         warmup = self.curriculum_warmup_sources
         for name in sorted(name for name, times in Counter(warmup).items() if times > 1):
             yield f"curriculum_warmup_sources: {name} is listed twice"
@@ -591,7 +612,7 @@ class Curriculum(WrittenWeights):
         if not self.has_epoch_limits:
             del data["max_epochs"]
         for part, key, default in NEWER:
-            if data[part].get(key) == default:
+            if data[part] is not None and data[part].get(key) == default:
                 data[part].pop(key, None)
         for source in (*data["sources"], *data.get("targets", ())):
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":

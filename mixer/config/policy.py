@@ -55,7 +55,7 @@ class UcbConfig(Frozen):
     repetition: float = Field(15.4, ge=1e-6, le=MAX_FACTOR, description="learnability: R* of Muennighoff et al. 2023")
     gamma: float = Field(0.999, gt=0, le=1, description="other rewards: discount per step")
     targets: dict[str, Target] | None = Field(
-        None, description="learnability, target_gain: weight of each source in the goal"
+        None, description="learnability, target_gain: weight of each source in the goal; target_gain: or target"
     )
     reference: dict[str, Reference] | None = Field(
         None, description="excess, velocity: losses of a reference model, nats"
@@ -88,7 +88,9 @@ class _RewardBandit(Frozen):
     )
     eta: float = Field(0.3, gt=0, le=1, description="w <- (1 - eta) w + eta v")
     xi: float = Field(0.6, ge=0, le=MAX_FACTOR, description="of the width; the published bound asks for more than 1/2")
-    targets: dict[str, Target] | None = Field(None, description="target_gain: weight of each source in the goal")
+    targets: dict[str, Target] | None = Field(
+        None, description="target_gain: weight of each source or target in the goal"
+    )
     reference: dict[str, Reference] | None = Field(
         None, description="excess, velocity: losses of a reference model, nats"
     )
@@ -191,7 +193,9 @@ class LinearConfig(Frozen):
     kappa: float = Field(1.5, ge=0, le=100, description="discount exponent in log time")
     tau_0: float = Field(100.0, ge=1e-6, le=MAX_STEPS, description="steps added to log time")
     losses: Literal["train", "heldout"] = Field("train", description="heldout: the fall is of probes")
-    targets: dict[str, Target] | None = Field(None, description="weight of each source in the goal")
+    targets: dict[str, Target] | None = Field(
+        None, description="weight of each source, or heldout: target, in the loss that is to fall"
+    )
 
 
 class Exp3Config(Frozen):

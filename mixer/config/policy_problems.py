@@ -13,7 +13,7 @@ from mixer.config.policy import (
     UnimaxConfig,
     WaterFillingConfig,
 )
-from mixer.config.probes import probe_policy_problems
+from mixer.config.probes import goal_problems, probe_policy_problems
 from mixer.config.problems import suggestion
 from mixer.config.rules import WrittenWeights, policies_of
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mixer.config.curriculum import Curriculum
 
 MAX_LINEAR_SOURCES = 256
-TABLES = ("targets", "weights", "reference", "graph")  # of a policy, by source
 
 
 def plans_ahead(policy: PolicyConfig) -> bool:
@@ -34,17 +33,22 @@ def plans_ahead(policy: PolicyConfig) -> bool:
 
 
 def places_of_rule(fields: WrittenWeights, where: str) -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield each place of a curriculum or a pivot that names sources to say who decides, and the names."""
+    """Yield each place of a curriculum or a pivot that names drawn sources to say who decides, and the names."""
     yield f"{where}weights", fields.weights or ()
     policy = getattr(fields, "policy", None)
-    for key in TABLES:
+    for key in ("weights", "reference", "graph"):
         yield f"{where}policy: {key}", getattr(policy, key, None) or ()
     for teacher, taught in (getattr(policy, "graph", None) or {}).items():
         yield f"{where}policy: graph: {teacher}", taught
 
 
+def place_of_goal(fields: WrittenWeights, where: str) -> tuple[str, Iterable[str]]:
+    """Return the place that names sources, and where the policy looks at probes targets, to say what it is to lower."""
+    return f"{where}policy: targets", getattr(getattr(fields, "policy", None), "targets", None) or ()
+
+
 def unknown_names(curriculum: Curriculum, places: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
-    """Yield a sentence for each name, in places as ``places_of_rule`` has them, that is no source's."""
+    """Yield a sentence for each name, in places as ``places_of_rule`` has them, that is no source's or target's."""
     for place, names in places:
         for name in names:
             if name not in curriculum.probed_names:
@@ -66,6 +70,7 @@ def policy_problems(curriculum: Curriculum, policy: PolicyConfig) -> Iterator[st
         yield f"policy: weights and targets must be finite and not negative, got {list(values)}"
     elif targets and sum(values) <= 0:
         yield "policy: targets are all 0; at least one source must be wanted"
+    yield from goal_problems(curriculum, policy)
     reference = getattr(policy, "reference", None)
     if reference is not None and (missing := [name for name in curriculum.names if name not in reference]):
         yield f"policy {policy.name} needs a reference loss of every source; missing: {', '.join(missing)}"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mixer.config.policy import MAX_STEPS, Frozen, PolicyConfig
+from mixer.config.policy import MAX_STEPS, Frozen, LinearConfig, PolicyConfig
+from mixer.config.rules import policies_of
 
 if TYPE_CHECKING:
     from mixer.config.curriculum import Curriculum
@@ -59,6 +60,46 @@ def probe_policy_problems(curriculum: Curriculum, policy: PolicyConfig) -> Itera
             )
 
 
+def aims_at_probes(policy: PolicyConfig) -> bool:
+    """Return whether the ``targets`` of a policy weigh the losses of probes, so that they may name targets."""
+    is_linear = isinstance(policy, LinearConfig) and policy.losses == "heldout"
+    return is_linear or getattr(policy, "reward", None) == "target_gain"
+
+
+def goal_problems(curriculum: Curriculum, policy: PolicyConfig) -> Iterable[str]:
+    """Yield a sentence for each of the ``targets`` of a policy that it could not see the loss of."""
+    wanted = getattr(policy, "targets", None) or {}
+    targets = {target.name for target in curriculum.targets}
+    ways = {"linear": "say `losses: heldout`"} | dict.fromkeys(("ucb", "d_ucb", "sw_ucb"), "say `reward: target_gain`")
+    way = ways.get(policy.name, "choose `policy: {name: linear, losses: heldout}`")
+    for name, weight in wanted.items():
+        if name in targets and not aims_at_probes(policy):
+            yield (
+                f"policy: targets: {name} has `role: target`: only probes measure its loss, and policy {policy.name} "
+                f"with these settings looks at the losses of what is drawn; {way}, or take it out there"
+            )
+        elif weight > 0 and name in curriculum.names and aims_at_probes(policy) and not curriculum.holdout:
+            yield (
+                f"policy: targets: no row of {name} is held out to measure its loss on; hold some out, as in "
+                "`holdout: 0.02`, or take it out there"
+            )
+
+
+def probed_goal(curriculum: Curriculum, policy: PolicyConfig) -> set[str]:
+    """Return the names of what a policy wants to lower the held-out loss of; none if it does not aim at probes."""
+    if not aims_at_probes(policy):
+        return set()
+    if wanted := getattr(policy, "targets", None):
+        return {name for name, weight in wanted.items() if weight > 0}
+    return {target.name for target in curriculum.targets} or set(curriculum.names)
+
+
+def unaimed_targets(curriculum: Curriculum) -> list[str]:
+    """Return the names of the targets that no policy of the run looks at: they are measured alone."""
+    aimed: set[str] = set().union(*(probed_goal(curriculum, policy) for policy in policies_of(curriculum)))
+    return [target.name for target in curriculum.targets if target.name not in aimed]
+
+
 def drawn_target_problems(curriculum: Curriculum, places: Iterable[tuple[str, Iterable[str]]]) -> Iterable[str]:
     """Yield a sentence for each place that would draw a target, bound how often it is drawn, or weigh it as a source.
 
@@ -96,3 +137,8 @@ def probe_notes(curriculum: Curriculum) -> Iterable[str]:
     if share > MOST_COMPUTE:
         note = f"warning: {note}, above {MOST_COMPUTE:.0%}; lower `rows`, or raise `every`"
     yield note
+    if unaimed := unaimed_targets(curriculum):
+        yield (
+            f"targets: {', '.join(unaimed)}: measured alone, as no policy looks at it; `policy: {{name: linear, "
+            "losses: heldout}` does"
+        )

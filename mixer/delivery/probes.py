@@ -6,12 +6,15 @@ sends them.
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixer.config.curriculum import Curriculum
+from mixer.config.probes import probed_goal
+from mixer.config.rules import policies_of
 from mixer.delivery.batch import RowBatch
 from mixer.errors import ConfigError, TopologyError
 from mixer.sampling.permutation import order_key, permuted, sides
@@ -19,6 +22,8 @@ from mixer.types import IntArray, RowArray
 
 if TYPE_CHECKING:
     from mixer.sources.prepared.rows import Prepared, PreparedRows
+
+log = logging.getLogger(__name__)
 
 
 class ProbeRows:
@@ -32,7 +37,7 @@ class ProbeRows:
         rank, world_size: whose part.
 
     Raises:
-        ConfigError: streamed sources, or not a single held-out row.
+        ConfigError: streamed sources, or not a single held-out row, at all or of what a policy is to lower the loss of.
         TopologyError: fewer rows than ranks, of which each has to run the model.
     """
 
@@ -53,6 +58,21 @@ class ProbeRows:
             raise ConfigError(
                 f"probes: no source has a held-out row with holdout {curriculum.holdout}; raise holdout, and prepare "
                 "the sources again"
+            )
+        unmeasured = [name for name, size in zip(curriculum.probed_names, sizes, strict=True) if not size]
+        for policy in policies_of(curriculum):
+            goal = probed_goal(curriculum, policy)
+            if goal and goal <= set(unmeasured):
+                raise ConfigError(
+                    f"policy {policy.name}: not one row of {', '.join(sorted(goal))} is held out, so that the loss it "
+                    f"is to lower can never be measured; raise holdout ({curriculum.holdout}) and prepare the sources "
+                    "again, or give it other `targets`"
+                )
+        if unmeasured and rank == 0:
+            log.warning(
+                "probes: no document of %s is held out with holdout %g, so its held-out loss is never measured",
+                ", ".join(unmeasured),
+                curriculum.holdout,
             )
         check_shared(num_rows, world_size)
 

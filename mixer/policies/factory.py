@@ -27,6 +27,7 @@ from mixer.config.policy import (
     VelocituneConfig,
     WaterFillingConfig,
 )
+from mixer.config.probes import aims_at_probes
 from mixer.errors import InfeasibleRegionError
 from mixer.policies.ado import AdoPolicy
 from mixer.policies.andrea import AndreaPolicy
@@ -52,23 +53,21 @@ def make_policy(curriculum: Curriculum, config: PolicyConfig | None = None) -> P
     config, num_sources = config or curriculum.policy, len(curriculum.names)
     uniform = np.full(num_sources, 1.0 / num_sources)
     tokens = np.array([source.tokens or 0 for source in curriculum.sources], dtype=np.float64)
-    wanted = getattr(config, "targets", None)
-    targets = _by_name(curriculum.names, wanted) if wanted else uniform
-    targets = targets / targets.sum()
+    goal = _goal(curriculum, config)
     match config:
         case UcbConfig(reward="learnability" | "learnability_heldout"):
             return Learnability(
                 config,
-                targets=targets,
+                targets=goal,
                 first_tokens=float(curriculum.batch_tokens),
                 is_heldout=config.reward == "learnability_heldout",
             )
         case UcbConfig() | DUcbConfig() | SwUcbConfig():
-            return _reward_bandit(curriculum, config, targets)
+            return _reward_bandit(curriculum, config, goal)
         case WaterFillingConfig():
             return WaterFillingPolicy(
                 config,
-                targets=targets,
+                targets=goal,
                 batch_tokens=float(curriculum.batch_tokens),
                 total_steps=curriculum.total_steps,
             )
@@ -77,7 +76,7 @@ def make_policy(curriculum: Curriculum, config: PolicyConfig | None = None) -> P
         case OdmConfig():
             return OdmPolicy(config)
         case LinearConfig():
-            return LinearPolicy(config, wanted=targets, seed=curriculum.seed)
+            return LinearPolicy(config, wanted=goal, seed=curriculum.seed)
         case Exp3Config():
             return Exp3Policy()
         case SoftmaxConfig():
@@ -102,6 +101,22 @@ def make_policy(curriculum: Curriculum, config: PolicyConfig | None = None) -> P
             return FixedPolicy(uniform, caps=caps)
         case RandomConfig():
             return FixedPolicy(uniform, teleports="always")
+
+
+def _goal(curriculum: Curriculum, config: PolicyConfig) -> Array:
+    """Return the weight of each loss in what a policy is to lower: uniform, or as its ``targets`` say.
+
+    They are the losses of the sources, [K], or where a policy aims at probes those of the sources and the targets,
+    [K + M]. Then, if it does not say, the targets alone count where there are some.
+    """
+    wanted: dict[str, float] | None = getattr(config, "targets", None)
+    num_sources = len(curriculum.names)
+    is_of_probes = aims_at_probes(config)
+    if not wanted and is_of_probes and curriculum.targets:
+        return np.repeat([0.0, 1.0], [num_sources, len(curriculum.targets)])
+    names = curriculum.probed_names if wanted and is_of_probes else curriculum.names
+    goal: Array = _by_name(names, wanted) if wanted else np.full(num_sources, 1.0 / num_sources)
+    return np.asarray(goal / goal.sum())
 
 
 def _reward_bandit(curriculum: Curriculum, config: UcbConfig | DUcbConfig | SwUcbConfig, wanted: Array) -> Policy:

@@ -32,10 +32,16 @@ class LinearPolicy(Policy):
     ``eta`` of the way there. z comes from the counter-based stream of (seed, number of the decision). Random phases are
     the design that tells sources apart.
 
-    The loss is that of probes (``losses: heldout``: the targets', else the mean over the sources that ``targets``
-    names), or by default the training loss: the mean over the sources seen of each one's last mean loss of a phase,
-    which belongs to the middle of the phase. A phase with a source never seen before begins anew.
+    The loss is that of probes (``losses: heldout``), the mean over the sources and targets that are wanted; or by
+    default the training loss: the mean over the wanted sources seen of each one's last mean loss of a phase, which
+    belongs to the middle of the phase. A phase with a source never seen before begins anew.
     Sources: Agrawal and Goyal, ICML 2013; Abeille and Lazaric, AISTATS 2017.
+
+    Args:
+        config: settings.
+        wanted: weight of each loss in the mean: of the sources, [K], or with ``losses: heldout`` of the sources and
+            the targets, [K + M].
+        seed: of the run.
     """
 
     def __init__(self, config: LinearConfig, *, wanted: Array, seed: int) -> None:
@@ -85,7 +91,7 @@ class LinearPolicy(Policy):
         rows = float(state["exposure"].sum())
         if not state["is_known"][0]:
             return {**state, "level": np.array([level]), "at": np.array([at]), "is_known": np.ones(1)} | {
-                "exposure": np.zeros(self._wanted.size)
+                "exposure": np.zeros_like(state["exposure"])
             }
         tau_0 = self._config.tau_0
         length = float(np.log((at + tau_0) / (state["at"][0] + tau_0)))

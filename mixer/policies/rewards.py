@@ -118,7 +118,12 @@ class TargetGainReward:
         level, rows = losses.goal(self._wanted), float(state["exposure"].sum())
         if level is None or (state["is_known"][0] and not rows):
             return state
-        new = {**state, "level": np.array([level]), "is_known": np.ones(1), "exposure": np.zeros(self._wanted.size)}
+        new = {
+            **state,
+            "level": np.array([level]),
+            "is_known": np.ones(1),
+            "exposure": np.zeros_like(state["exposure"]),
+        }
         if state["is_known"][0]:
             new |= {"fall": (state["level"] - level) / rows, "credited": state["exposure"]}
         return new
@@ -174,7 +179,7 @@ def make_reward(name: str, *, reference: Array | None = None, wanted: Array | No
     Args:
         name: of the config.
         reference: losses of a reference model, nats, [K]; for ``excess`` and ``velocity``.
-        wanted: weight of each source's held-out loss in the goal, [K]; for ``target_gain``.
+        wanted: weight of the held-out loss of each source and target in the goal, [K + M]; for ``target_gain``.
     """
     match name:
         case "loss":

@@ -56,7 +56,8 @@ class SlopePolicy(Policy):
     Loss y is regressed on x = ln(N + n_0), N the tokens seen of the source, with weights m (rows) and a discount in log
     time: sums shrink by ``(tau / tau')^kappa`` from decision to decision, tau = step + tau_0. The mean loss of a phase
     belongs to the middle of the tokens it was measured on. With ``is_heldout`` y is the loss of held-out rows instead,
-    which belongs to the tokens seen before the step it was measured at.
+    which belongs to the tokens seen before the step it was measured at; a source of which nothing was read since its
+    last one has no observation: it says nothing of the source's own tokens, and the slope is to go back to the prior.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class SlopePolicy(Policy):
     def initial(self, num_sources: int) -> State:
         """Return no observations: weighted means and centred sums, the six sums without their cancellation."""
         names = ("tokens", "count", "points", "weight", "mean_x", "mean_y", "sxx", "sxy", "syy")
-        return {name: np.zeros(num_sources) for name in names}
+        memory = {name: np.zeros(num_sources) for name in names}
+        return memory | ({"measured_at": np.full(num_sources, -1.0)} if self._is_heldout else {})  # tokens
 
     def absorb(self, state: State, steps: Sequence[SourceLosses], *, since: int, until: int) -> State:
         """Return the memory with one more observation per source that has rows."""
@@ -80,7 +82,7 @@ class SlopePolicy(Policy):
             return new
         losses = add_losses(steps)
         if not self._is_heldout:
-            new = self._with_losses(new, losses, new["tokens"] + losses.tokens / 2)
+            new = self._with_losses(new, losses, new["tokens"] + losses.tokens / 2, losses.rows > 0)
         new["tokens"] = new["tokens"] + losses.tokens
         return new
 
@@ -88,11 +90,14 @@ class SlopePolicy(Policy):
         """Return the memory with one more held-out observation per source, if those are what is fitted."""
         if not self._is_heldout:
             return state
-        return self._with_losses(state, losses.first(state["tokens"].size), state["tokens"])
+        tokens = state["tokens"]
+        losses = losses.first(tokens.size)
+        seen = (losses.rows > 0) & (tokens > state["measured_at"])
+        new = self._with_losses(state, losses, tokens, seen)
+        return {**new, "measured_at": np.where(seen, tokens, state["measured_at"])}
 
-    def _with_losses(self, state: State, losses: SourceLosses, tokens: Array) -> State:
-        """Return the memory with the mean losses as observations at ``tokens`` of each source."""
-        seen = losses.rows > 0
+    def _with_losses(self, state: State, losses: SourceLosses, tokens: Array, seen: BoolArray) -> State:
+        """Return the memory with the mean losses of the sources ``seen`` as observations at ``tokens`` of each."""
         m = np.where(seen, losses.rows, 0).astype(np.float64)
         x = np.where(seen, np.log(tokens + self._n_0), state["mean_x"])
         y = np.where(seen, losses.means(), state["mean_y"])

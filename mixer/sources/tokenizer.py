@@ -1,4 +1,4 @@
-"""Text to token ids: a `tokenizers` file, or a byte-level BPE trained on the run's own sources.
+"""Text to token ids: a `tokenizers` file, or a vocabulary trained on the run's own sources.
 
 What the file says about truncation, padding and special tokens in the text is switched off: a document comes back
 whole, and a document that spells out ``<|endoftext|>`` cannot forge a separator.
@@ -33,7 +33,8 @@ def _encode_alone_in_child() -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _note_threads() -> None:
+def note_threads() -> None:
+    """Say that this process encodes or trains, for which the library starts threads."""
     global _PARENT_HAS_THREADS  # the threads are the process's too
     _PARENT_HAS_THREADS = True
 
@@ -83,7 +84,7 @@ class TextTokenizer:
         return np.frombuffer(ids, dtype=np.uint32)
 
     def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        _note_threads()
+        note_threads()
         return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | TokenArray) -> str:

@@ -1,20 +1,21 @@
-"""The tokenizer of a run: the file that the curriculum names, or a byte-level BPE trained on its sources."""
+"""The tokenizer of a run: the file that the curriculum names, or one trained on its sources."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mixer.config.curriculum import Curriculum
+from mixer.config.curriculum import Curriculum, TokenizerConfig
 from mixer.errors import TokenizerError
-from mixer.sources.tokenizer import TextTokenizer, _note_threads, read_file
+from mixer.sources.harris import train_harris
+from mixer.sources.tokenizer import TextTokenizer, note_threads, read_file
 from mixer.system.files import cache_root, written_whole
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def load_tokenizer(
         cache_dir: another folder for trained tokenizers.
 
     Raises:
-        TokenizerError: no ``tokenizer:``, an unreadable file, an unknown separator, or a vocabulary above the model's.
+        TokenizerError: no ``tokenizer:``, an unreadable file, a separator that is unknown or that documents can
+            contain, or a vocabulary above the model's.
         SourceError: a source that cannot be read for training.
     """
     config = curriculum.tokenizer
@@ -51,10 +53,10 @@ def load_tokenizer(
         tokenizer = read_file(path)
         remedy = f"raise vocab_size to at least {{}}, or use a smaller tokenizer than {path}"
     else:
-        assert config.train_vocab_size is not None  # TokenizerConfig sees to it
+        _check_separator(config.separator)
         texts = sample_texts(curriculum, streams)
         folder = cache_root() / "tokenizers" if cache_dir is None else cache_dir
-        tokenizer = _trained(texts, config.train_vocab_size, config.separator, folder)
+        tokenizer = _trained(texts, config, folder)
         remedy = f"raise vocab_size to at least {{}}, or lower tokenizer.train_vocab_size to {curriculum.vocab_size}"
     wrapped = TextTokenizer(tokenizer, config.separator)
     if curriculum.vocab_size is not None and wrapped.vocab_size > curriculum.vocab_size:
@@ -106,13 +108,24 @@ def train(texts: Iterable[str], vocab_size: int, separator: str) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    _note_threads()
+    note_threads()
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def _trained(texts: list[str], vocab_size: int, separator: str, folder: Path) -> Tokenizer:
-    settings = json.dumps(["byte-level BPE", tokenizers.__version__, vocab_size, separator])
+def _check_separator(separator: str) -> None:
+    """Raise TokenizerError if training could make the separator a token of text too, which a document then forges."""
+    if len(pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(separator)) < 2:
+        raise TokenizerError(
+            f"tokenizer.separator {separator!r} could be a word of a document, which would then end there; "
+            "take one of letters between signs, such as <|endoftext|>"
+        )
+
+
+def _trained(texts: list[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
+    assert config.train_vocab_size is not None  # TokenizerConfig sees to it
+    name, training = TRAININGS[config.kind]
+    settings = json.dumps([name, tokenizers.__version__, config.train_vocab_size, config.separator])
     digest = hashlib.blake2b(digest_size=16)
     for text in itertools.chain([settings], texts):
         data = text.encode()
@@ -121,5 +134,11 @@ def _trained(texts: list[str], vocab_size: int, separator: str, folder: Path) ->
     path = folder / f"{digest.hexdigest()}.json"
     if not path.exists():
         with written_whole(path) as file:
-            file.write(train(texts, vocab_size, separator).to_str())
+            file.write(training(texts, config.train_vocab_size, config.separator).to_str())
     return read_file(path)
+
+
+TRAININGS: dict[str, tuple[str, Callable[[Iterable[str], int, str], Tokenizer]]] = {
+    "bpe": ("byte-level BPE", train),  # the name stands for what is trained: another result needs another name
+    "harris": ("Harris segments 1", train_harris),
+}

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixer.config.curriculum import Curriculum, ScheduledPivot
 from mixer.config.policy import PolicyConfig
-from mixer.config.policy_problems import places_of_rule, plans_ahead, policy_problems, unknown_names
+from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import drawn_target_problems
 from mixer.config.rules import policies_of
 from mixer.errors import ConfigError, PivotError, UnknownSourceError
@@ -106,7 +106,7 @@ def check_live_rule(curriculum: Curriculum, pivot: ScheduledPivot, *, is_by_step
         return
     where = f"pivot {pivot.name}: "
     places = [*places_of_rule(pivot, where)]
-    if unknown := [*unknown_names(curriculum, places)]:
+    if unknown := [*unknown_names(curriculum, [*places, place_of_goal(pivot, where)])]:
         raise UnknownSourceError(unknown)
     problems = [*drawn_target_problems(curriculum, places)]
     if pivot.policy is not None:

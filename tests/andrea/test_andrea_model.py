@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from andrea.generate import generate
-from andrea.model import Andrea, ModelConfig
+from andrea.model import Andrea, KeyValueCache, ModelConfig
 from mixer.errors import ConfigError, TokenizerError
 
 SMALL = ModelConfig(vocab_size=50, width=16, num_heads=2, num_layers=2, context=12)
@@ -229,18 +230,52 @@ def test_only_the_new_tokens_are_returned_and_all_are_of_the_vocabulary() -> Non
     assert generate(Andrea(SMALL), [3], num_tokens=0) == []
 
 
-def test_only_the_last_context_tokens_of_a_prompt_matter() -> None:
+def test_a_prompt_longer_than_the_context_is_refused_and_one_as_long_is_not() -> None:
+    model, prompt = Andrea(SMALL), random_ids(1, 13)[0].tolist()
+    assert len(generate(model, prompt[:12], num_tokens=3)) == 3
+    with pytest.raises(ConfigError, match=r"prompt has 13 tokens, but the model's context is 12; shorten it"):
+        generate(model, prompt, num_tokens=3)
+
+
+def test_only_the_last_context_tokens_matter_once_the_text_is_longer() -> None:
     model, tail = peaked(Andrea(SMALL)), random_ids(1, 12)[0].tolist()
-    expected = generate(model, tail, num_tokens=8, temperature=1.0, seed=0)
-    assert generate(model, [9, 9, 9, *tail], num_tokens=8, temperature=1.0, seed=0) == expected
-    assert generate(model, tail[6:], num_tokens=8, temperature=1.0, seed=0) != expected
+    expected = generate(model, tail, num_tokens=8, temperature=0)
+    for n in range(1, 8):  # begun anew from the window of each token
+        assert generate(model, (tail + expected)[n : n + 12], num_tokens=8 - n, temperature=0) == expected[n:]
 
 
-def test_the_model_reads_as_much_of_the_text_as_its_context_holds() -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 12),
+    num_tokens=st.integers(0, 20),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    seed=st.integers(0, 99),
+)
+def test_a_cache_changes_no_token(length: int, num_tokens: int, temperature: float, seed: int) -> None:
+    model, prompt = peaked(Andrea(SMALL, seed=seed)), random_ids(1, length, seed=seed)[0].tolist()
+    options: dict[str, Any] = {"num_tokens": num_tokens, "temperature": temperature, "seed": seed}
+    assert generate(model, prompt, **options) == generate(model, prompt, **options, is_cached=False)
+
+
+def test_with_a_cache_the_model_reads_the_prompt_once_and_then_a_token_at_a_time() -> None:
     model, lengths = Andrea(SMALL), list[int]()
     model.token_table.register_forward_hook(lambda _module, inputs, _output: lengths.append(inputs[0].shape[1]))
     generate(model, [1] * 10, num_tokens=5)
-    assert lengths == [10, 11, 12, 12, 12]
+    assert lengths == [10, 1, 1, 12, 12]  # then its window moves
+
+
+def test_a_cache_gives_the_logits_of_the_whole_row_and_takes_no_more_than_the_context() -> None:
+    model, ids = peaked(Andrea(SMALL)), random_ids(2, 12)
+    cache = KeyValueCache(model)
+    with torch.no_grad():
+        parts = [model.hidden(ids[:, :5], cache), *(model.hidden(ids[:, t : t + 1], cache) for t in range(5, 12))]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(ids))
+        with pytest.raises(ConfigError, match=r"13 tokens do not fit the model's context of 12; begin a new cache"):
+            model.hidden(ids[:, :1], cache)
+        other = KeyValueCache(model)
+        model.hidden(ids[:, :5], other)
+        with pytest.raises(ConfigError, match=r"2 tokens at once; after the prompt a cache takes one"):
+            model.hidden(ids[:, 5:7], other)
 
 
 def test_sampled_tokens_follow_the_models_probabilities_at_the_temperature() -> None:

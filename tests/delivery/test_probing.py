@@ -284,6 +284,22 @@ def test_rows_that_cannot_be_probed_are_refused_before_the_first_batch(folder: P
         MixtureDataset(a_curriculum(folder, probes={"rows": 1}), rank=0, world_size=8)
 
 
+def test_a_goal_that_can_never_be_measured_is_refused_and_sources_that_never_are_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_sources(tmp_path)
+    (tmp_path / "s1.jsonl").write_text('{"text": "one document that is not held out"}\n' * 3, encoding="utf-8")
+    prepare(a_curriculum(tmp_path, prepared=None), tmp_path / "rows")
+    aimed = {"name": "linear", "losses": "heldout"}
+    with pytest.raises(ConfigError, match=r"policy linear: not one row of s1 is held out.*raise holdout \(0.2\)"):
+        MixtureDataset(a_curriculum(tmp_path, policy={**aimed, "targets": {"s1": 1.0, "s0": 0.0}}))
+    assert not caplog.records
+    MixtureDataset(a_curriculum(tmp_path, policy={**aimed, "targets": {"s1": 1.0, "goal": 1.0}}))
+    assert [record.getMessage() for record in caplog.records] == [
+        "probes: no document of s1 is held out with holdout 0.2, so its held-out loss is never measured"
+    ]
+
+
 def test_more_rows_than_are_held_out_means_all_of_them(folder: Path) -> None:
     dataset = MixtureDataset(a_curriculum(folder, probes={"rows": 100}))
     next(iter(dataset))

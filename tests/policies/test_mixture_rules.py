@@ -167,8 +167,11 @@ def test_target_gain_credits_the_rows_between_two_probes() -> None:
     np.testing.assert_allclose(rewards, [0.5 / 8, 0.5 / 8, np.nan])
     again = reward.absorb_probe(state, losses_of([3.0, 0.0, 9.0], [1, 0, 1]))  # only the first was held out: 3 nats
     assert again["fall"][0] == pytest.approx(-0.5 / 5)
-    targets = reward.absorb_probe(reward.initial(3), losses_of([9.0, 9.0, 9.0, 1.0, 2.0]))  # two targets behind them
-    assert targets["level"][0] == 1.5
+    reward = TargetGainReward(np.array([0.0, 0.0, 1.0, 2.0, 1.0]))  # two targets behind the sources
+    state = reward.absorb_probe(reward.initial(3), losses_of([9.0, 9.0, 6.0, 1.0, 2.0]))
+    assert state["level"][0] == (6 + 2 * 1 + 2) / 4
+    state, _ = reward.update(state, losses_of([1.0] * 3, [6, 2, 0]))
+    assert reward.absorb_probe(state, losses_of([9.0, 9.0, 6.0, 0.0, 2.0], [1, 1, 1, 0, 1]))["credited"].size == 3
 
 
 def test_the_bandit_counts_the_rows_that_a_target_gain_came_from() -> None:

@@ -19,7 +19,7 @@ from mixer.region.region import Region
 from mixer.types import Array, State
 from mixer.walk.walk import Walk
 from tests.policies.test_rewards import losses_of
-from tests.support.curricula import curriculum, drive
+from tests.support.curricula import batch_counts, curriculum, drive
 from tests.support.strategies import problems
 
 FREE = Region(["a", "b", "c"])
@@ -192,6 +192,47 @@ def test_held_out_slopes_come_from_probes_alone() -> None:
     fit = policy.slopes(state, np.zeros(3))
     np.testing.assert_allclose(fit.slope, [1.0, 0.0, 0.0], atol=1e-12)
     assert fit.is_fitted.tolist() == [True, True, False]
+
+
+def test_a_held_out_loss_without_new_tokens_of_the_source_is_no_observation() -> None:
+    policy = policy_of(losses="heldout")
+    state = policy.initial(3)
+    for i, level in enumerate((5.0, 4.0, 3.0, 2.0)):  # falls by what the second source teaches
+        state = policy.absorb_probe(state, losses_of([level, level, level], [4, 4, 0]), step=10 * i)
+        state = policy.absorb(state, [losses_of([9.0] * 3, [0, 8, 8])], since=10 * i, until=10 * i + 10)
+    assert state["count"].tolist() == [1, 4, 0]
+    assert policy.slopes(state, np.zeros(3)).is_fitted.tolist() == [False, True, False]
+    state = policy.absorb(state, [losses_of([9.0] * 3, [8, 0, 0])], since=40, until=50)
+    state = policy.absorb_probe(state, losses_of([1.0] * 3), step=50)
+    assert state["count"].tolist() == [2, 5, 1]
+
+
+@pytest.mark.parametrize("transfer", [0.0, 0.3])
+def test_on_held_out_losses_what_is_only_memorised_and_noise_fade_out(transfer: float) -> None:
+    """Sources 0 to 3 learn, 4 is learned by heart, 5 is noise; its loss and that of 4 hold still on held-out rows."""
+
+    def train(losses: str) -> Array:
+        probes = {"rows": 8} if losses == "heldout" else None
+        policy = {"name": "water_filling", "losses": losses}
+        run = curriculum(6, policy=policy, total_steps=1500, probes=probes, holdout=0.1, guard=None)
+        walk, tokens, late = Walk(run), np.zeros(6), []
+        for step in range(1500):
+            phase = walk.phase_at(step)
+            shared = tokens + transfer * (tokens.sum() - tokens)
+            held_out = np.array([*(1.0 + 4.0 * (1 + shared[:4] / 500) ** -0.3), 5.0, 6.5])
+            if probes and walk.probe_step(step) == step:
+                assert walk.report_probe(step, losses_of(held_out.tolist(), [8] * 6))
+            rows = batch_counts(run, phase, step)
+            train_losses = np.where(np.arange(6) == 4, 5.0 * np.exp(-tokens / 3000), held_out)
+            walk.report(step, losses_of(train_losses.tolist(), rows.tolist()))
+            tokens = tokens + 4.0 * rows
+            late.append(phase.weights)
+        return np.mean(late[750:], axis=0)
+
+    means = {losses: train(losses) for losses in ("train", "heldout")}
+    assert means["train"][4] > 0.15  # memorising pays in training losses
+    assert means["heldout"][4:].max() < 0.02
+    assert means["heldout"][:4].min() > 0.15
 
 
 def test_noise_is_left_near_its_floor_and_equal_learners_stay_nearly_level() -> None:

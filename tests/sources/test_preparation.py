@@ -377,6 +377,14 @@ def test_a_run_from_other_rows_is_told_everything_that_differs(folder: Path) -> 
     )
 
 
+def test_rows_of_another_kind_of_vocabulary_are_named(folder: Path) -> None:
+    prepare(config(folder, tokenizer={"train_vocab_size": 280}), folder / "out")
+    Prepared.open(folder / "out").check_against(config(folder, tokenizer={"train_vocab_size": 280, "kind": "bpe"}))
+    changed = config(folder, tokenizer={"train_vocab_size": 280, "kind": "harris"})
+    with pytest.raises(PreparedMismatchError, match=r"tokenizer\.kind is 'harris', but .* prepared with 'bpe'"):
+        Prepared.open(folder / "out").check_against(changed)
+
+
 def test_only_what_changed_is_made_anew(folder: Path) -> None:
     prepare(config(folder), folder / "out")
     before = contents(folder / "out" / "sources" / "web")

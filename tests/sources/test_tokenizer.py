@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from mixer.config.curriculum import Curriculum
-from mixer.errors import MissingDataError, TokenizerError
+from mixer.errors import ConfigError, MissingDataError, TokenizerError
 from mixer.sources.tokenizer import TextTokenizer
 from mixer.sources.tokenizer_training import load_tokenizer, train
 
@@ -135,6 +136,55 @@ def test_a_tokenizer_above_the_models_vocabulary_gives_both_numbers(tmp_path: Pa
     with pytest.raises(TokenizerError, match=rf"needs a vocabulary of {size}, .*vocab_size is 260; raise .* {size}"):
         load_tokenizer(a_curriculum(tmp_path, tokenizer=path, vocab_size=260))
     assert load_tokenizer(a_curriculum(tmp_path, tokenizer=path, vocab_size=size)).vocab_size == size
+
+
+def test_a_change_of_kind_trains_another_tokenizer(tmp_path: Path, own_cache: Path) -> None:
+    fields = {"train_vocab_size": 280}
+    bpe = load_tokenizer(a_curriculum(tmp_path, tokenizer=fields))
+    harris = load_tokenizer(a_curriculum(tmp_path, tokenizer={**fields, "kind": "harris"}))
+    assert bpe.fingerprint != harris.fingerprint
+    assert len(list((own_cache / "tokenizers").iterdir())) == 2
+    assert "Unigram" in harris.to_json()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "harris"])
+@pytest.mark.parametrize("separator", ["the", "END", " ", "\n", "e", "<|>", "42"])
+def test_a_separator_that_could_be_a_word_of_a_document_is_refused(tmp_path: Path, kind: str, separator: str) -> None:
+    fields = {"train_vocab_size": 280, "kind": kind, "separator": separator}
+    with pytest.raises(TokenizerError, match=rf"separator {re.escape(repr(separator))} could be a word of a document"):
+        load_tokenizer(a_curriculum(tmp_path, tokenizer=fields))
+
+
+def test_a_kind_beside_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer: kind harris says what to train, but a\.json is trained already"):
+        a_curriculum(tmp_path, tokenizer={"file": "a.json", "kind": "harris"})
+
+
+def test_an_unknown_kind_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer\.kind: Input should be 'bpe' or 'harris', got 'morfessor'"):
+        a_curriculum(tmp_path, tokenizer={"train_vocab_size": 280, "kind": "morfessor"})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "fingerprint"),
+    [
+        (None, "62ef7712c6d7b114efd9eb0ce3ea47ca"),
+        ("a.json", "b076919c6d34112546178203ee73993f"),
+        ({"train_vocab_size": 280}, "e56ca8a9610607b1f8d39d751be1c03e"),
+        ({"train_vocab_size": 280, "kind": "bpe"}, "e56ca8a9610607b1f8d39d751be1c03e"),
+    ],
+)
+def test_a_curriculum_without_another_kind_has_the_fingerprint_of_earlier_releases(
+    tokenizer: Any, fingerprint: str
+) -> None:
+    source = {"name": "web", "data_files": "web.jsonl"}
+    run = Curriculum(total_steps=100, batch_rows=2, sequence_length=8, sources=[source], tokenizer=tokenizer)
+    assert run.fingerprint == fingerprint
+
+
+def test_the_kind_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    runs = [a_curriculum(tmp_path, tokenizer={"train_vocab_size": 280, "kind": kind}) for kind in ("bpe", "harris")]
+    assert runs[0].fingerprint != runs[1].fingerprint
 
 
 def test_training_on_a_missing_file_names_the_source(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 
 from mixer.config.curriculum import Curriculum, Pivot
 from mixer.config.probes import probe_compute, probe_notes
-from mixer.errors import ConfigError, FeedbackError, InvalidLossError, ProbeNotOfferedError, RepeatedRowsError
+from mixer.errors import (
+    ConfigError,
+    FeedbackError,
+    InvalidLossError,
+    ProbeNotOfferedError,
+    RepeatedRowsError,
+    UnknownSourceError,
+)
 from mixer.journal.file import Journal, read_journal
 from mixer.losses import SourceLosses, add_losses
 from mixer.replay import Replay
@@ -26,6 +34,9 @@ from tests.support.curricula import batch_counts, curriculum, noisy_losses, same
 
 ROWS = 4  # of each source in a probe
 HELD_OUT = {"name": "water_filling", "losses": "heldout"}
+AIMED = {"name": "linear", "losses": "heldout"}
+TARGET = {"name": "goal", "local": "topics", "role": "target"}
+AIMING = (AIMED, *({"name": name, "reward": "target_gain"} for name in ("ucb", "d_ucb", "sw_ucb")))
 
 
 def probed(num_sources: int = 3, **fields: Any) -> Curriculum:
@@ -66,7 +77,14 @@ def parts(losses: SourceLosses, num_ranks: int) -> list[SourceLosses]:
     return found
 
 
-def drive(walk: Walk, until: int, *, since: int = 0, answers: bool = True) -> list[Phase]:
+def drive(
+    walk: Walk,
+    until: int,
+    *,
+    since: int = 0,
+    answers: bool = True,
+    losses: Callable[[Curriculum, int], SourceLosses] = held_out,
+) -> list[Phase]:
     """Train up to a step, answering each probe before its step is trained on."""
     run = walk.curriculum
     phases = []
@@ -74,7 +92,7 @@ def drive(walk: Walk, until: int, *, since: int = 0, answers: bool = True) -> li
         phase = walk.phase_at(step)
         phases.append(phase)
         if answers and walk.probe_step(step) == step:
-            walk.report_probe(step, held_out(run, step))
+            walk.report_probe(step, losses(run, step))
         walk.report(step, noisy_losses(run, step, batch_counts(run, phase, step)))
     return phases
 
@@ -158,6 +176,86 @@ def test_targets_are_measured_and_nothing_else_of_the_run_changes() -> None:
     assert one.state_dict()["policy"] == other.state_dict()["policy"]
 
 
+def bent(name: str) -> Callable[[Curriculum, int], SourceLosses]:
+    """Return ``held_out`` with other losses of one source or target."""
+
+    def losses(run: Curriculum, step: int) -> SourceLosses:
+        found = held_out(run, step)
+        is_bent = np.array([other == name for other in run.probed_names])
+        sums = np.where(is_bent, found.loss_sums * (1 + step % 7), found.loss_sums)
+        return replace(found, loss_sums=sums, square_sums=np.zeros(sums.size))
+
+    return losses
+
+
+def learned(run: Curriculum, losses: Callable[[Curriculum, int], SourceLosses]) -> dict[str, Any]:
+    """Return where a walk stands after some phases, and what its policies have learned."""
+    walk = Walk(run)
+    drive(walk, 100, losses=losses)
+    state = walk.state_dict()
+    return {key: state[key] for key in ("phases", "policy")}
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(AIMING), st.data())
+def test_the_losses_that_targets_name_decide_and_no_other(policy: dict[str, Any], data: st.DataObject) -> None:
+    names = ("source-0", "source-1", "source-2", "goal", "other")
+    weights = st.dictionaries(st.sampled_from(names), st.sampled_from([0.0, 0.5, 3.0]), max_size=5)
+    wanted = data.draw(weights.filter(lambda table: not table or sum(table.values()) > 0))
+    sources = [*(source.model_dump() for source in probed().sources), TARGET, {**TARGET, "name": "other"}]
+    run = probed(sources=sources, policy={**policy, "targets": wanted or None})
+    counts = {name for name in names if wanted.get(name, 0.0) > 0} if wanted else {"goal", "other"}
+    plain = learned(run, held_out)
+    for name in names:
+        assert (learned(run, bent(name)) == plain) == (name not in counts)
+
+
+def test_without_targets_of_its_own_a_policy_aims_at_the_targets_of_the_run_or_else_at_all_sources() -> None:
+    for policy in AIMING:
+        plain = probed(policy=policy)
+        named = probed(policy={**policy, "targets": dict.fromkeys(plain.names, 1.0)})
+        assert same_phases(drive(Walk(plain), 150), drive(Walk(named), 150))
+        sources = [*(source.model_dump() for source in plain.sources), TARGET]
+        aimed = probed(sources=sources, policy=policy)
+        named = probed(sources=sources, policy={**policy, "targets": {"goal": 2.0}})
+        assert same_phases(drive(Walk(aimed), 150), drive(Walk(named), 150))
+
+
+def test_a_policy_that_takes_over_may_name_targets_too() -> None:
+    sources = [*(source.model_dump() for source in probed().sources), TARGET]
+    aimed = {**AIMED, "targets": {"goal": 1.0, "source-0": 1.0}}
+    run = probed(sources=sources, pivots=[{"name": "aimed", "at_step": 100, "policy": aimed}])
+    assert learned(run, bent("goal")) != learned(run, held_out)
+    walk = Walk(probed(sources=sources))
+    drive(walk, 50)
+    with pytest.raises(UnknownSourceError, match="pivot live: policy: targets: unknown source 'gaol'"):
+        walk.pivot(Pivot(name="live", policy={**AIMED, "targets": {"gaol": 1.0}}))
+    with pytest.raises(
+        ConfigError, match="pivot live: policy: targets: goal has `role: target`.*say `losses: heldout`"
+    ):
+        walk.pivot(Pivot(name="live", policy={"name": "linear", "targets": {"goal": 1.0}}))
+    walk.pivot(Pivot(name="live", policy=aimed))
+    drive(walk, 200, since=50)
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        (HELD_OUT, ["goal", "other"]),
+        (AIMED, []),
+        ({**AIMED, "targets": {"other": 1.0, "goal": 0.0}}, ["goal"]),
+        ({**AIMED, "targets": {"source-0": 1.0}}, ["goal", "other"]),
+        ({"name": "ucb", "reward": "target_gain", "targets": {"goal": 1.0}}, ["other"]),
+    ],
+)
+def test_the_check_names_the_targets_that_no_policy_looks_at(policy: dict[str, Any], left: list[str]) -> None:
+    sources = [*(source.model_dump() for source in probed().sources), TARGET, {**TARGET, "name": "other"}]
+    _, *notes = probe_notes(probed(sources=sources, policy=policy))
+    assert [note.partition(", as")[0] for note in notes] == (
+        [f"targets: {', '.join(left)}: measured alone"] if left else []
+    )
+
+
 # What is refused.
 
 
@@ -214,6 +312,20 @@ def test_answers_that_cannot_be_are_refused_and_change_nothing() -> None:
         ({"pivots": [{"name": "p", "at_step": 50, "floors": {"goal": 0.1}}]}, "pivot p: floors: goal has"),
         ({"policy": {"name": "static", "weights": {"goal": 1.0}}}, "policy: weights: goal has"),
         ({"policy": {"name": "ucb", "targets": {"goal": 1.0}}}, "policy: targets: goal has"),
+        ({"policy": {"name": "ucb", "targets": {"goal": 1.0}}}, "say `reward: target_gain`, or take it out"),
+        ({"policy": {"name": "linear", "targets": {"goal": 1.0}}}, "say `losses: heldout`, or take it out there"),
+        ({"policy": {**HELD_OUT, "targets": {"goal": 1.0}}}, "water_filling .* choose `policy: {name: linear, losses"),
+        (
+            {"policy": {**AIMED, "targets": {"gaol": 1.0}}},
+            "policy: targets: unknown source 'gaol'; did you mean 'goal'",
+        ),
+        ({"policy": {**AIMED, "targets": {"goal": 0.0}}}, "targets are all 0"),
+        ({"policy": {**AIMED, "targets": {"goal": -1.0}}}, "not negative"),
+        ({"policy": {**AIMED, "targets": {"a": 1.0}}, "holdout": 0}, "no row of a is held out"),
+        (
+            {"pivots": [{"name": "p", "at_step": 50, "policy": {"name": "linear", "targets": {"goal": 1}}}]},
+            "pivot p: policy: targets: goal has .* say `losses: heldout`",
+        ),
         (
             {"sources": [{"name": "a", "local": "b"}, {"name": "c", "local": "d", "role": "target", "max_epochs": 2}]},
             "source c: max_epochs of a target",
@@ -226,7 +338,7 @@ def test_probes_and_targets_that_cannot_be_are_refused_at_once(fields: dict[str,
         {"name": "a", "local": "topics", "tokens": 10_000},
         {"name": "goal", "local": "topics", "role": "target"},
     ]
-    if "holdout" in fields:
+    if fields == {"holdout": 0.0}:
         sources.pop()
     with pytest.raises(ConfigError, match=message):
         probed(**{"sources": sources, **fields})

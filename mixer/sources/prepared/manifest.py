@@ -208,6 +208,7 @@ def _settings(manifest: Manifest, curriculum: Curriculum, tokenizer_fingerprint:
         was, now = manifest.tokenizer.definition, tokenizer_definition(curriculum)
         pairs.append(("tokenizer.separator", manifest.tokenizer.separator, curriculum.tokenizer.separator))
         pairs.append(("tokenizer.train_vocab_size", was.get("train_vocab_size"), now.get("train_vocab_size")))
+        pairs.append(("tokenizer.kind", was.get("kind", "bpe"), now.get("kind", "bpe")))
     if tokenizer_fingerprint is not None:
         pairs.append(("the tokenizer's fingerprint", manifest.tokenizer.fingerprint, tokenizer_fingerprint))
     for what, was_, now_ in pairs:
