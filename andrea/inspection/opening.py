@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from andrea.checkpoint import load_model, newest_checkpoint
+from andrea.checkpoint import STATE, load_model, newest_checkpoint
 from andrea.inspection.simplex import pivot_steps
 from andrea.inspection.subject import Subject
 from andrea.model import Andrea
+from andrea.train import TrainingConfig
 from mixer.config.curriculum import Curriculum
 from mixer.errors import CheckpointError, ConfigError, MissingDataError, MixerError, TokenizerError
 from mixer.journal.tables import JournalTables, read_tables
@@ -28,6 +30,7 @@ def open_subject(
     *,
     before: Path | None = None,
     journal: Path | None = None,
+    curriculum: Curriculum | None = None,
     text: Path | None = None,
     sentence: str | None = None,
     words: Sequence[str] = (),
@@ -41,6 +44,7 @@ def open_subject(
         before: an earlier checkpoint; by default the last one beside it from before the run's last pivot, or else the
             oldest.
         journal: of the run; by default the one in the run's folder.
+        curriculum: of the run, whose sources are read; by default the one in the journal, paths from where one stands.
         text: a UTF-8 file that losses are measured on; by default the beginning of each of the run's sources.
         sentence: to show the attention of.
         words: to show the neighbours of.
@@ -66,7 +70,7 @@ def open_subject(
     if text is not None:
         rows: Tensor | None = rows_of_text(text, _needed(loaded.tokenizer, "text"), loaded.model.config.context)
     else:
-        rows = _rows_of_run(story, loaded.tokenizer, say)
+        rows = _rows_of_run(curriculum, story, loaded.tokenizer, say)
     ids = () if sentence is None else _needed(loaded.tokenizer, "a sentence").encode([sentence])[0].tolist()
     return Subject(
         model=loaded.model,
@@ -78,7 +82,14 @@ def open_subject(
         story=story,
         sentence=ids,
         words=words,
+        training=_training_of(place),
     )
+
+
+def _training_of(place: Path) -> TrainingConfig:
+    """The peak learning rate that the checkpoint was trained with, for the short trainings; the rest is by default."""
+    trainer = json.loads((place / STATE).read_text(encoding="utf-8"))["trainer"]
+    return TrainingConfig(peak_lr=trainer.get("config", {}).get("peak_lr", TrainingConfig.peak_lr))
 
 
 def rows_of_text(path: Path, tokenizer: TextTokenizer, context: int) -> Tensor:
@@ -136,14 +147,18 @@ def _earlier(place: Path, step: int, story: JournalTables | None) -> Path | None
 
 
 def _rows_of_run(
-    story: JournalTables | None, tokenizer: TextTokenizer | None, say: Callable[[str], None]
+    curriculum: Curriculum | None,
+    story: JournalTables | None,
+    tokenizer: TextTokenizer | None,
+    say: Callable[[str], None],
 ) -> Tensor | None:
-    if story is None or tokenizer is None:
-        say("there is no text (--text), so the terrain is left out")
-        return None
     try:
-        curriculum = Curriculum.from_data(story.header["curriculum"], base_dir=Path.cwd())
-        return rows_of_sources(curriculum, tokenizer)
+        if curriculum is None and story is not None:
+            curriculum = Curriculum.from_data(story.header["curriculum"], base_dir=Path.cwd())
+        if curriculum is not None and tokenizer is not None:
+            return rows_of_sources(curriculum, tokenizer)
     except MixerError as error:
         say(f"the run's sources cannot be read from here, so the terrain is left out (--text): {error}")
         return None
+    say("there is no text (--text), so the terrain is left out")
+    return None

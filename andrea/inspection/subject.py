@@ -55,7 +55,7 @@ class Subject:
         story: the run's journal.
         sentence: token ids to show the attention of; the beginning of the first row by default.
         words: to look up the neighbours of; frequent words by default.
-        training: the settings of the short trainings.
+        training: whose peak learning rate the short trainings have.
     """
 
     model: Andrea
@@ -67,7 +67,7 @@ class Subject:
     story: JournalTables | None = None
     sentence: Sequence[int] = ()
     words: Sequence[str] = ()
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(peak_lr=3e-3, warmup_steps=20))
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def spelled(self, token: int) -> str:
         """A token as it is shown: its text, with spaces and line breaks made visible."""

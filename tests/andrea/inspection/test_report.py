@@ -95,6 +95,7 @@ def test_python_gives_the_numbers_that_the_functions_give(run: Path, tmp_path: P
     assert subject.step == 24
     assert subject.before is not None
     assert subject.before[1] == 12
+    assert subject.training.peak_lr == 1e-2  # the run's own
     before = {name: value.clone() for name, value in terrain.parameters_of(subject.model).items()}
     found = look(subject, LITTLE)
     assert found.terrain is not None
