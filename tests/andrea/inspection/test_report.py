@@ -61,8 +61,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             kept = Checkpoint(trainer.state_dict(), [dataset.state_dict()], dataset.tokenizer)
             save_checkpoint(folder / "checkpoints", kept)
 
+        def save_half_way(step: int, _loss: float, _batch: object) -> None:
+            if step == 11:
+                save()
+
         save()
-        train(dataset, trainer, vocab_size=300, on_step=lambda step, _loss, _batch: step == 11 and save())  # type: ignore[func-returns-value]
+        train(dataset, trainer, vocab_size=300, on_step=save_half_way)
         save()
     return folder
 
