@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from andrea.inspection.command import inspect
 from mixer.cli import run_app
 from mixer.cli.output import AsJson
 
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+app.command()(inspect)
 
 
 @app.command()
@@ -117,21 +120,22 @@ def demo(
     serve: Annotated[
         bool, typer.Option("--serve", help="Let a service decide and deliver, and train on what it gives.")
     ] = False,
+    report: Annotated[bool, typer.Option(help="End with a report on the model, as `andrea inspect` makes.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the closing table as JSON.")] = False,
 ) -> None:
     """Train a small ANDREA on text found on this machine while the walk moves the mixture.
 
     Gathers local text, trains a tokenizer, trains the model with a progress bar, and ends with a table, a journal and
-    a page to look at. Ctrl-C stops cleanly; running it again goes on where it stopped. A finished run is kept beside
-    the new one. With ``--serve`` a service runs beside the trainer, which gets its batches over HTTP; the service's
-    page stays until Ctrl-C.
+    two pages to look at: the walk, and what the model has learned. Ctrl-C stops cleanly; running it again goes on
+    where it stopped. A finished run is kept beside the new one. With ``--serve`` a service runs beside the trainer,
+    which gets its batches over HTTP; the service's page stays until Ctrl-C.
     """
     if serve and config is not None and steps is not None:
         raise typer.BadParameter("the service reads the file: set its total_steps there", param_hint="--steps")
     from andrea.demo import run_demo  # torch takes seconds to import: `mixer --help` should not wait for it
 
     out = out or Path("runs/served" if serve else "runs/demo")
-    run_demo(out, num_steps=steps, config=config, is_served=serve, as_json=as_json)
+    run_demo(out, num_steps=steps, config=config, is_served=serve, has_report=report, as_json=as_json)
 
 
 def main() -> None:

@@ -31,6 +31,9 @@ try:
     import torch
 
     from andrea.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+    from andrea.inspection.opening import open_subject
+    from andrea.inspection.report import write_report
+    from andrea.inspection.subject import Effort
     from andrea.model import Andrea, ModelConfig
     from andrea.run import use_threads_of
     from andrea.serving import serving
@@ -47,15 +50,17 @@ except ModuleNotFoundError as error:
 
 PEAK_LR = 3e-3  # tiny learns fastest near this; ANDREA-120M's 3e-4 is for a model 100 times its size
 CHECKPOINT_STEPS = 50
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 2  # and those of the pivots, to compare with
 TRIED_STEPS = 5  # with each number of threads, after one that warms up: a second in all
-CHECKPOINTS, JOURNAL, PAGE = "checkpoints", "journal.jsonl", "walk.html"
+CHECKPOINTS, JOURNAL, PAGE, REPORT = "checkpoints", "journal.jsonl", "walk.html", "report.html"
 NAME = "demo"  # of the service's run
 
 talk = Console(stderr=True)
 
 
-def run_demo(out: Path, *, num_steps: int | None, config: Path | None, is_served: bool, as_json: bool) -> None:
+def run_demo(
+    out: Path, *, num_steps: int | None, config: Path | None, is_served: bool, has_report: bool, as_json: bool
+) -> None:
     """Train to the end, or to Ctrl-C, and say what happened; exit code 1 if it was stopped."""
     curriculum = Curriculum.from_yaml(config or shipped_config("demo.yaml"))
     if num_steps is not None:
@@ -71,14 +76,15 @@ def run_demo(out: Path, *, num_steps: int | None, config: Path | None, is_served
 
         with serving(path, out, name=NAME) as url:
             talk.print(f"the service and its page are at {url}", soft_wrap=True)
-            _run(curriculum, RemoteMixtureDataset(url, 0, 1), out, tokenizer, journal_path, as_json=as_json)
+            remote = RemoteMixtureDataset(url, 0, 1)
+            _run(curriculum, remote, out, tokenizer, journal_path, has_report=has_report, as_json=as_json)
             if sys.stdout.isatty():
                 _stay(url)
         return
     journal_path = out / JOURNAL
     with Journal.open(journal_path) if journal_path.exists() else Journal.create(journal_path) as journal:
         dataset = MixtureDataset(curriculum, tokenizer=tokenizer, journal=journal)
-        _run(curriculum, dataset, out, tokenizer, journal_path, as_json=as_json)
+        _run(curriculum, dataset, out, tokenizer, journal_path, has_report=has_report, as_json=as_json)
 
 
 def _run(
@@ -88,6 +94,7 @@ def _run(
     tokenizer: TextTokenizer,
     journal_path: Path,
     *,
+    has_report: bool,
     as_json: bool,
 ) -> None:
     """Train a model on a data set from where the last checkpoint stands, and say what happened."""
@@ -103,9 +110,14 @@ def _run(
     else:
         torch.set_num_threads(quickest_num_threads(model.config, curriculum.batch_rows))
     losses, report = _train(dataset, trainer, tokenizer, out / CHECKPOINTS)
-    page = write_page(journal_path, out / PAGE, title="A small ANDREA learns under a curriculum walk")
-    _say(curriculum, dataset, report, losses=losses, journal_path=journal_path, page=page, as_json=as_json)
-    if dataset.step < curriculum.total_steps:
+    is_over = dataset.step >= curriculum.total_steps
+    pages = {"page": write_page(journal_path, out / PAGE, title="A small ANDREA learns under a curriculum walk")}
+    if is_over and has_report:
+        with talk.status("looking inside the model"):
+            subject = open_subject(out, journal=journal_path, curriculum=curriculum)
+            pages["report"] = write_report(out / REPORT, subject, Effort.quick())
+    _say(curriculum, dataset, report, losses=losses, journal_path=journal_path, pages=pages, as_json=as_json)
+    if not is_over:
         talk.print(f"stopped at step {dataset.step} of {curriculum.total_steps}; run it again to go on")
         sys.exit(1)
 
@@ -168,10 +180,11 @@ def _train(
     """Train with a progress bar, checkpointing on the way and at the end; Ctrl-C stops after the step under way."""
     losses: list[float] = []
     curriculum = dataset.curriculum
+    pivots = frozenset(pivot.at_step for pivot in curriculum.pivots)
 
     def save() -> None:
         checkpoint = Checkpoint(trainer.state_dict(), [dataset.state_dict()], tokenizer)
-        save_checkpoint(checkpoints, checkpoint, keep=KEPT_CHECKPOINTS)
+        save_checkpoint(checkpoints, checkpoint, keep=KEPT_CHECKPOINTS, always=pivots)
 
     columns = (
         TextColumn("training"),
@@ -191,7 +204,7 @@ def _train(
             top = np.argsort(-phase.weights)[:2]
             leaders = ", ".join(f"{phase.names[i]} {phase.weights[i]:.2f}" for i in top)
             bar.update(task, advance=1, loss=loss, phase=f"{phase.regime}, {phase.kind} phase: {leaders}")
-            if (step + 1) % CHECKPOINT_STEPS == 0:
+            if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 in pivots:
                 save()
 
         report = train(
@@ -208,7 +221,7 @@ def _say(
     *,
     losses: list[float],
     journal_path: Path,
-    page: Path,
+    pages: dict[str, Path],
     as_json: bool,
 ) -> None:
     story = read_tables(journal_path)
@@ -222,7 +235,7 @@ def _say(
         "waiting_share": report.waiting_share,
         "reporting_share": report.reporting_share,
         "journal": str(journal_path),
-        "page": str(page),
+        **{name: str(path) for name, path in pages.items()},
     }
     if as_json:
         print_json({**summary, "sources": rows})
@@ -235,7 +248,8 @@ def _say(
             f"{report.waiting_share:.1%} of it waiting for data and {report.reporting_share:.1%} reporting losses",
             highlight=False,
         )
-    console.print(f"journal {summary['journal']}\npage    {page}", highlight=False, soft_wrap=True)
+    for name in ("journal", *pages):
+        console.print(f"{name:<7} {summary[name]}", highlight=False, soft_wrap=True)
 
 
 def _table(

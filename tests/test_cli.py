@@ -103,7 +103,7 @@ def test_simulate_walks_within_bounds_and_writes_journal_and_page(config: Path, 
 
 
 def demo(out: Path, env: dict[str, str], steps: int = DEMO_STEPS) -> subprocess.CompletedProcess[str]:
-    return run("demo", "--out", out, "--steps", str(steps), "--json", env=env)
+    return run("demo", "--out", out, "--steps", str(steps), "--json", "--no-report", env=env)
 
 
 of_one_demo = pytest.mark.xdist_group("finished demo")  # in one process, or two would run it
@@ -139,7 +139,7 @@ def test_the_demo_learns_and_moves_within_its_bounds(finished: Path) -> None:
 def test_an_interrupted_demo_goes_on_to_the_same_end(finished: Path, tmp_path: Path, cache: dict[str, str]) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [*MIXER, "demo", "--out", str(out), "--steps", str(DEMO_STEPS), "--json"],
+        [*MIXER, "demo", "--out", str(out), "--steps", str(DEMO_STEPS), "--json", "--no-report"],
         env=cache, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     journal = out / "journal.jsonl"
@@ -159,7 +159,7 @@ def test_a_demo_killed_outright_goes_on_from_its_last_checkpoint(
 ) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [*MIXER, "demo", "--out", str(out), "--steps", str(DEMO_STEPS), "--json"],
+        [*MIXER, "demo", "--out", str(out), "--steps", str(DEMO_STEPS), "--json", "--no-report"],
         env=cache, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 90
@@ -181,7 +181,9 @@ def test_a_served_demo_trains_says_where_its_page_is_and_leaves_nothing_running(
 ) -> None:
     done = run("demo", "--serve", "--out", tmp_path / "run", "--steps", "6", "--json", env=cache)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 6
+    summary = json.loads(done.stdout)
+    assert summary["steps"] == 6
+    assert "Inside ANDREA at step 6" in Path(summary["report"]).read_text(encoding="utf-8")
     url = re.search(r"http://127\.0\.0\.1:(\d+)", done.stderr)
     assert url is not None
     with socket.socket() as probe:
@@ -194,7 +196,7 @@ def test_a_served_demo_that_ctrl_c_stopped_goes_on_to_the_end_of_one_in_process(
     finished: Path, tmp_path: Path, cache: dict[str, str]
 ) -> None:
     out = tmp_path / "run"
-    command = [*MIXER, "demo", "--serve", "--out", str(out), "--steps", str(DEMO_STEPS), "--json"]
+    command = [*MIXER, "demo", "--serve", "--out", str(out), "--steps", str(DEMO_STEPS), "--json", "--no-report"]
     process = subprocess.Popen(command, env=cache, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not any((out / "checkpoints").glob("step_*")):

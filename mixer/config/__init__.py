@@ -17,6 +17,7 @@ from mixer.config.curriculum import (
 )
 from mixer.config.policy import (
     AdoConfig,
+    AioliConfig,
     AndreaConfig,
     DoremiConfig,
     DUcbConfig,
@@ -38,6 +39,7 @@ from mixer.config.policy import (
 
 __all__ = [
     "AdoConfig",
+    "AioliConfig",
     "AndreaConfig",
     "Curriculum",
     "DUcbConfig",

@@ -242,6 +242,17 @@ class SkillItConfig(Frozen):
     losses: Literal["train", "heldout"] = Field("train", description="heldout, as published: needs probes")
 
 
+class AioliConfig(Frozen):
+    """Aioli (Chen et al. 2025): phases of nearly one source measure what each teaches the others; needs probes."""
+
+    name: Literal["aioli"] = "aioli"
+    eta: float = Field(0.2, gt=0, le=MAX_FACTOR, description="of what a source teaches all; 0.1 to 1 as released")
+    ema: float = Field(0.1, ge=0, lt=1, description="what an update keeps of the smoothed matrix")
+    rounds: int = Field(1, ge=1, le=1000, description="phases of LearnParams for each source; published: 2 to 6, short")
+    one_hot: float = Field(0.625, gt=0, le=1, description="share of its source in a phase of LearnParams")
+    learn_share: float = Field(0.5, ge=0.001, lt=1, description="share of the phases that LearnParams takes")
+
+
 class AdoConfig(Frozen):
     """Adaptive Data Optimization (Jiang et al. 2025): the sources whose fitted scaling law falls fastest."""
 
@@ -299,6 +310,7 @@ PolicyConfig = Annotated[
     | DoremiConfig
     | VelocituneConfig
     | SkillItConfig
+    | AioliConfig
     | AdoConfig
     | WaterFillingConfig
     | StaticConfig
@@ -332,4 +344,11 @@ class GuardConfig(Frozen):
     drift_k: float = Field(0.5, ge=0, le=MAX_FACTOR, description="drift: spreads of each fall that are forgiven")
     drift_h: float = Field(
         20.0, gt=0, le=MAX_FACTOR, description="drift: the sum of falls, in spreads, above which there is an alarm"
+    )
+    gap_share: float = Field(
+        0.2, ge=0, lt=1, description="gap: share of the fall of the training loss below which held-out losses stay"
+    )
+    gap_k: float = Field(0.5, ge=0, le=MAX_FACTOR, description="gap: spreads of each rise of the gap that are forgiven")
+    gap_h: float = Field(
+        20.0, gt=0, le=MAX_FACTOR, description="gap: the sum of rises, in spreads, above which there is an alarm"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mixer.config.policy import (
+    AioliConfig,
     LinearConfig,
     PolicyConfig,
     ProportionalConfig,
@@ -20,7 +21,7 @@ from mixer.config.rules import WrittenWeights, policies_of
 if TYPE_CHECKING:
     from mixer.config.curriculum import Curriculum
 
-MAX_LINEAR_SOURCES = 256
+MAX_PAIRED_SOURCES = 256  # of policies that keep a number for every pair of sources
 
 
 def plans_ahead(policy: PolicyConfig) -> bool:
@@ -76,10 +77,15 @@ def policy_problems(curriculum: Curriculum, policy: PolicyConfig) -> Iterator[st
         yield f"policy {policy.name} needs a reference loss of every source; missing: {', '.join(missing)}"
     if any(value < 0 for row in (getattr(policy, "graph", None) or {}).values() for value in row.values()):
         yield f"policy {policy.name}: what a source teaches another is not negative in graph"
-    if isinstance(policy, LinearConfig) and len(curriculum.names) > MAX_LINEAR_SOURCES:
+    if isinstance(policy, LinearConfig | AioliConfig) and len(curriculum.names) > MAX_PAIRED_SOURCES:
         yield (
-            f"policy linear: {len(curriculum.names)} sources; it keeps a number for every pair of them and takes at "
-            f"most {MAX_LINEAR_SOURCES}; choose water_filling or ucb, or join sources"
+            f"policy {policy.name}: {len(curriculum.names)} sources; it keeps a number for every pair of them and "
+            f"takes at most {MAX_PAIRED_SOURCES}; choose water_filling or ucb, or join sources"
+        )
+    if isinstance(policy, AioliConfig) and policy.one_hot * (num := len(curriculum.names)) <= 1 < num:
+        yield (
+            f"policy aioli: one_hot is {policy.one_hot:g}, no more than the {1 / num:.3g} that each of {num} sources "
+            "has in the uniform mixture, so that its phases would not tell sources apart; raise it"
         )
     if isinstance(policy, ProportionalConfig | UnimaxConfig):
         unknown = [source.name for source in curriculum.sources if source.tokens is None]

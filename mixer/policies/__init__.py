@@ -8,6 +8,7 @@ decision can be tried, journalled and only then kept. Imports ``config`` and wha
 from __future__ import annotations
 
 from mixer.policies.ado import AdoPolicy
+from mixer.policies.aioli import AioliPolicy
 from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Choice, Policy
 from mixer.policies.doremi import DoremiPolicy
@@ -26,6 +27,7 @@ from mixer.policies.water_filling import WaterFillingPolicy
 
 __all__ = [
     "AdoPolicy",
+    "AioliPolicy",
     "AndreaPolicy",
     "BoundedUcb",
     "Choice",

@@ -9,6 +9,7 @@ import numpy as np
 from mixer.config.curriculum import Curriculum
 from mixer.config.policy import (
     AdoConfig,
+    AioliConfig,
     AndreaConfig,
     DoremiConfig,
     DUcbConfig,
@@ -30,6 +31,7 @@ from mixer.config.policy import (
 from mixer.config.probes import aims_at_probes
 from mixer.errors import InfeasibleRegionError
 from mixer.policies.ado import AdoPolicy
+from mixer.policies.aioli import AioliPolicy
 from mixer.policies.andrea import AndreaPolicy
 from mixer.policies.base import Policy
 from mixer.policies.doremi import DoremiPolicy
@@ -88,6 +90,8 @@ def make_policy(curriculum: Curriculum, config: PolicyConfig | None = None) -> P
         case SkillItConfig():
             rows = [_by_name(curriculum.names, config.graph.get(name, {})) for name in curriculum.names]
             return SkillItPolicy(config, graph=np.stack(rows))
+        case AioliConfig():
+            return AioliPolicy(config, seed=curriculum.seed)
         case AdoConfig():
             prior = tokens / tokens.sum() if tokens.all() else uniform
             return AdoPolicy(config, prior=prior)

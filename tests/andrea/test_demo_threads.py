@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from andrea import demo
 from andrea.demo import quickest_num_threads
 from andrea.model import ModelConfig
 
@@ -33,12 +32,12 @@ def test_two_threads_are_used_where_they_are_faster_and_one_where_they_are_not(
         return now
 
     torch.set_num_threads(2)
-    monkeypatch.setattr(demo.time, "perf_counter", read_clock)
+    monkeypatch.setattr("andrea.demo.time.perf_counter", read_clock)
     assert quickest_num_threads(SMALL, num_rows=2) == quickest
     assert torch.get_num_threads() == 2
 
 
 def test_where_torch_would_use_one_thread_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(demo.Trainer, "step", lambda *_: pytest.fail("a step was tried"))
+    monkeypatch.setattr("andrea.demo.Trainer.step", lambda *_: pytest.fail("a step was tried"))
     assert quickest_num_threads(SMALL, num_rows=2) == 1

@@ -30,6 +30,7 @@ ALL: tuple[Mapping[str, Any], ...] = (
     {"name": "linear", "losses": "heldout"},
     {"name": "d_ucb", "reward": "velocity", "reference": REFERENCE, "eta": 1.0, "discount": 0.5},
     {"name": "sw_ucb", "reward": "target_gain"},
+    {"name": "aioli", "eta": 50.0},
     {"name": "doremi", "reference": REFERENCE},
     {"name": "velocitune", "reference": REFERENCE},
     {"name": "skill_it", "graph": {NAMES[0]: {NAMES[1]: 1.0}}, "losses": "heldout"},

@@ -46,6 +46,7 @@ POLICIES: tuple[Mapping[str, Any], ...] = (
     {"name": "unimax"},
     {"name": "random"},
 )
+_PROBED = {*OF_PROBES, "aioli"}  # losses, rewards and policies that need probes
 
 
 def write_sources(folder: Path, *, num_documents: int = 60) -> None:
@@ -67,7 +68,7 @@ def curriculum(num_sources: int = 3, **fields: Any) -> Curriculum:
     """Return a small curriculum under ``ucb``, which teleports by chance; each keyword replaces a field."""
     sources = [{"name": name, "local": "topics", "tokens": 1_000_000} for name in source_names(num_sources)]
     policy = fields.setdefault("policy", {"name": "ucb"})
-    if isinstance(policy, Mapping) and {policy.get("losses"), policy.get("reward")} & {*OF_PROBES}:
+    if isinstance(policy, Mapping) and {policy.get("losses"), policy.get("reward"), policy["name"]} & _PROBED:
         fields = {"holdout": 0.1, "probes": {}, **fields}
     return Curriculum(**{"total_steps": 10_000, "batch_rows": 8, "sequence_length": 4, "sources": sources, **fields})
 

@@ -1,12 +1,8 @@
-"""A journal as one self-contained HTML page: weights, the walk in its region, losses, index, proportions, phases.
-
-The plotting library is inlined once (about 4.5 MB), so that the page opens offline and next year.
-"""
+"""A journal as one self-contained HTML page: weights, the walk in its region, losses, index, proportions, phases."""
 
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
-import plotly.offline
 from plotly.subplots import make_subplots
 
-from mixer.analysis.palette import OTHERS, PALETTE, dash_of
+from mixer.analysis.palette import dash_of
+from mixer.analysis.plots.document import LAYOUT, REGION_COLOURS, document, faint, place_of, short
 from mixer.analysis.plots.simplex import corners, outline
 from mixer.analysis.plots.view import ALARM_COLOUR, KIND_COLOURS, Mark, View, make_view
 from mixer.journal.tables import JournalTables, read_tables
@@ -27,8 +22,6 @@ from mixer.system.files import written_whole
 from mixer.types import Array
 
 MAX_TABLE_PHASES = 500
-REGION_COLOURS = ("#1b6ca8", "#b8860b", "#2e7d32", "#8e24aa", "#c2185b", "#5d4037")
-REGIONS_IN_DARK = ("#6db3f2", "#e3b341", "#6fcf7f", "#d78be6", "#f272a0", "#c9a99b")
 
 
 def write_page(journal: str | Path, output: str | Path, *, title: str = "Curriculum walk") -> Path:
@@ -41,7 +34,7 @@ def write_page(journal: str | Path, output: str | Path, *, title: str = "Curricu
 
 
 def _page(story: JournalTables, title: str) -> str:
-    parts, table, script = ["<p>No phase has been decided yet.</p>"], "", ""
+    parts, table, drawn = ["<p>No phase has been decided yet.</p>"], "", list[go.Figure]()
     facts = {
         "sources": len(story.names),
         "seed": story.header["curriculum"]["seed"],
@@ -57,91 +50,17 @@ def _page(story: JournalTables, title: str) -> str:
             facts["each point"] = f"mean of up to {view.phases_per_span} phases"
         drawn = figures(view)
         parts = [
-            f'<section><h2>{figure.layout.title.text}</h2><div id="figure-{i}"></div></section>'
-            for i, figure in enumerate(drawn)
+            f"<section><h2>{figure.layout.title.text}</h2>{place_of(i)}</section>" for i, figure in enumerate(drawn)
         ]
-        table, script = _phase_table(story), _scripts(drawn)
-    listing = "".join(
-        f"<div><dt>{html.escape(key)}</dt> <dd>{html.escape(str(value))}</dd></div>" for key, value in facts.items()
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<style>{_STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><dl>{listing}</dl>"
-        f"{''.join(parts)}{table}</main>{script}</body></html>"
-    )
-
-
-def _scripts(drawn: Sequence[go.Figure]) -> str:
-    """Return the library once, the figures as data, and what draws them for this screen and its theme."""
-    plain = [json.loads(figure.to_json()) for figure in drawn]
-    for figure in plain:
-        del figure["layout"]["template"], figure["layout"]["title"]
-    templates = {
-        theme: plotly.io.templates[name].to_plotly_json()
-        for theme, name in (("light", "plotly_white"), ("dark", "plotly_dark"))
-    }
-    pairs = [*zip(PALETTE["light"], PALETTE["dark"], strict=True), (OTHERS["light"], OTHERS["dark"]), *_DARK.items()]
-    pairs += [(_faint(one), _faint(other)) for one, other in zip(REGION_COLOURS, REGIONS_IN_DARK, strict=True)]
-    pairs += zip(REGION_COLOURS, REGIONS_IN_DARK, strict=True)
-    data = json.dumps({"figures": plain, "templates": templates, "colours": pairs}).replace("</", "<\\/")
-    return (
-        f"<script>{plotly.offline.get_plotlyjs()}</script>"
-        f'<script type="application/json" id="drawn">{data}</script><script>{_SCRIPT}</script>'
-    )
-
-
-_DARK = {  # ink and kinds of phases on a dark paper
-    "#111": "#e7eaef", "#333": "#cfd5de", "#999": "#6b7686", "rgba(60,60,60,.25)": "rgba(210,215,222,.3)",
-    KIND_COLOURS["random"]: "#f0603f", KIND_COLOURS["bandit"]: "#34435a", KIND_COLOURS["fixed"]: "#2e353f",
-    ALARM_COLOUR: "#ff8a80",
-}  # fmt: skip
-_SCRIPT = """
-const drawn = JSON.parse(document.getElementById("drawn").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 700px)");
-const recoloured = (text) =>
-  drawn.colours.reduce((all, [one, other]) => all.replaceAll(`"${one}"`, `"${other}"`), text);
-function draw() {
-  drawn.figures.forEach((figure, i) => {
-    const text = JSON.stringify(figure), { data, layout } = JSON.parse(dark.matches ? recoloured(text) : text);
-    const [theme, paper] = dark.matches ? ["dark", "#0f1216"] : ["light", "#fff"];
-    Object.assign(layout, { template: drawn.templates[theme], paper_bgcolor: paper, plot_bgcolor: paper });
-    if (narrow.matches) {
-      const names = data.filter((trace) => trace.showlegend !== false && trace.name).length;
-      layout.legend = { ...layout.legend, orientation: "h", x: 0, y: -0.12, yanchor: "top" };
-      layout.margin = { l: 48, r: 8, t: 44, b: 40 };
-      layout.height = Math.min(layout.height, 420) + 11 * names;
-      layout.hovermode = "closest";
-    }
-    const options = { displaylogo: false, responsive: true, displayModeBar: narrow.matches ? false : "hover" };
-    Plotly.react(`figure-${i}`, data, layout, options);
-  });
-}
-for (const query of [dark, narrow]) query.addEventListener("change", draw);
-draw();
-"""
-_STYLE = """
-:root { --ink: #222; --paper: #fff; --soft: #5a6270; --band: #f4f4f4 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7eaef; --paper: #0f1216; --soft: #9ba5b4; --band: #1b2027 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 }
-main { max-width: 1100px; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin: 1.2rem 0 0 }
-dl { display: flex; flex-wrap: wrap; gap: .2rem 1.6rem } dl div { display: flex; gap: .4rem; min-width: 0 }
-dt { color: var(--soft) } dd { margin: 0; font-weight: 600; min-width: 0; overflow-wrap: anywhere }
-.phases { overflow: auto; max-height: 40rem }
-table { border-collapse: collapse; font-size: 13px }
-th, td { padding: .15rem .6rem; text-align: right; white-space: nowrap }
-.text { text-align: left }
-tr:nth-child(even) { background: var(--band) }
-"""
+        table = _phase_table(story)
+    return document(title, facts, "".join(parts) + table, drawn)
 
 
 def figures(view: View) -> list[go.Figure]:
     """Return the page's figures, in its order; those with nothing to show are left out."""
-    found = [_weights_figure(view)]
+    found = [weights_figure(view)]
     if len(view.story.names) > 2:
-        found.append(_region_figure(view))
+        found.append(region_figure(view))
     if not np.isnan(view.losses).all():
         found.append(_loss_figure(view))
     if not np.isnan(view.index).all():
@@ -149,23 +68,23 @@ def figures(view: View) -> list[go.Figure]:
     return [*found, _proportions_figure(view)]
 
 
-def _weights_figure(view: View) -> go.Figure:
+def weights_figure(view: View) -> go.Figure:
     """Stacked weights, a step per span, above a strip of the phases' kinds; regimes as vertical lines."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.94, 0.06], vertical_spacing=0.03)
     for name, colour, band in view.bands():
         figure.add_scatter(
-            x=view.edges, y=_short([*band, band[-1]]), name=html.escape(name), stackgroup="weights", fillcolor=colour,
+            x=view.edges, y=short([*band, band[-1]]), name=html.escape(name), stackgroup="weights", fillcolor=colour,
             line={"shape": "hv", "width": 0.5, "color": colour}, hovertemplate="%{y:.3f}", row=1, col=1,
         )  # fmt: skip
     is_fixed = view.story.phases[0]["kind"] == "fixed"
     low = KIND_COLOURS["fixed" if is_fixed else "bandit"]
     figure.add_heatmap(
-        x=view.edges, z=[_short(view.random_share)], zmin=0, zmax=1, showscale=False, row=2, col=1,
+        x=view.edges, z=[short(view.random_share)], zmin=0, zmax=1, showscale=False, row=2, col=1,
         colorscale=[[0, low], [1, KIND_COLOURS["random"]]], hovertemplate="random %{z:.0%}<extra></extra>",
     )  # fmt: skip
     _mark_regimes(figure, view, labelled=True)
     figure.update_layout(
-        title="Weights of each phase (below: random phases in red)", hovermode="x unified", **{**_LAYOUT, "xaxis": {}}
+        title="Weights of each phase (below: random phases in red)", hovermode="x unified", **{**LAYOUT, "xaxis": {}}
     )
     figure.update_yaxes(range=[0, 1], title="weight", row=1, col=1)
     figure.update_yaxes(showticklabels=False, showgrid=False, row=2, col=1)
@@ -190,7 +109,7 @@ def _mark_regimes(figure: go.Figure, view: View, *, labelled: bool = False) -> N
             )  # fmt: skip
 
 
-def _region_figure(view: View) -> go.Figure:
+def region_figure(view: View) -> go.Figure:
     """The walk on the simplex as a triangle or polygon, with the outline of each regime's region."""
     names = view.story.names
     at, figure = corners(len(names)), go.Figure()
@@ -202,11 +121,11 @@ def _region_figure(view: View) -> go.Figure:
         hull, colour = outline(mark.region, at), REGION_COLOURS[i % len(REGION_COLOURS)]
         figure.add_scatter(
             x=hull[:, 0], y=hull[:, 1], mode="lines", line={"color": colour, "width": 2}, fill="toself",
-            fillcolor=_faint(colour), name=f"region of {html.escape(mark.name)}", hoverinfo="name",
+            fillcolor=faint(colour), name=f"region of {html.escape(mark.name)}", hoverinfo="name",
         )  # fmt: skip
     points = view.weights @ at
     figure.add_scatter(
-        x=_short(points[:, 0]), y=_short(points[:, 1]), mode="lines+markers", name="the walk, dark to bright",
+        x=short(points[:, 0]), y=short(points[:, 1]), mode="lines+markers", name="the walk, dark to bright",
         line={"color": "rgba(60,60,60,.25)", "width": 1}, customdata=view.edges[:-1].tolist(),
         hovertemplate="step %{customdata}<extra></extra>",
         marker={"size": 5, "color": view.edges[:-1].tolist(), "colorscale": "Viridis"},
@@ -219,7 +138,7 @@ def _region_figure(view: View) -> go.Figure:
             yanchor="bottom" if y > 0.3 else "top" if y < -0.3 else "middle",
         )  # fmt: skip
     exact = "exact" if len(names) == 3 else "a shadow: different mixtures may fall on one point"
-    figure.update_layout(title=f"The walk inside its region ({exact})", **{**_LAYOUT, "height": 620, "xaxis": {}})
+    figure.update_layout(title=f"The walk inside its region ({exact})", **{**LAYOUT, "height": 620, "xaxis": {}})
     figure.update_xaxes(visible=False, range=[float(at[:, 0].min()) - 0.4, float(at[:, 0].max()) + 0.4])
     figure.update_yaxes(
         visible=False, range=[float(at[:, 1].min()) - 0.15, float(at[:, 1].max()) + 0.15], scaleanchor="x"
@@ -254,7 +173,7 @@ def _loss_figure(view: View) -> go.Figure:
     steps, lines = view.held_out()
     for name, colour, losses in lines if steps.size else []:
         figure.add_scatter(
-            x=steps, y=_short(losses), name=f"{html.escape(name)}, held out", mode="lines+markers",
+            x=steps, y=short(losses), name=f"{html.escape(name)}, held out", mode="lines+markers",
             line={"color": colour, "width": 1.5, "dash": "dot"}, marker={"size": 4}, connectgaps=True,
             hovertemplate="%{y:.3f}",
         )  # fmt: skip
@@ -262,12 +181,12 @@ def _loss_figure(view: View) -> go.Figure:
     alarms = view.story.alarms
     if alarms:
         figure.add_scatter(
-            x=[alarm["step"] for alarm in alarms], y=_short([alarm["loss"] for alarm in alarms]), mode="markers",
+            x=[alarm["step"] for alarm in alarms], y=short([alarm["loss"] for alarm in alarms]), mode="markers",
             name="alarms", text=[html.escape(alarm_in_words(alarm)) for alarm in alarms],
             hovertemplate="%{text}<extra></extra>",
             marker={"symbol": "x", "size": 11, "color": ALARM_COLOUR, "line": {"width": 1, "color": "#fff"}},
         )  # fmt: skip
-    figure.update_layout(title="Loss of each source, mean over each phase", hovermode="x unified", **_LAYOUT)
+    figure.update_layout(title="Loss of each source, mean over each phase", hovermode="x unified", **LAYOUT)
     figure.update_yaxes(title="nats per token")
     return figure
 
@@ -282,7 +201,7 @@ def _index_figure(view: View) -> go.Figure:
         figure.update_yaxes(type="log", title=title, exponentformat="power", nticks=6, row=row, col=1)
     _mark_regimes(figure, view)
     text = "Index of each source at each decision" + (", and the width (optimism) in it" if has_width else "")
-    figure.update_layout(title=text, hovermode="x unified", **{**_LAYOUT, "height": 600, "xaxis": {}})
+    figure.update_layout(title=text, hovermode="x unified", **{**LAYOUT, "height": 600, "xaxis": {}})
     figure.update_xaxes(title="step", row=1 + has_width, col=1)
     return figure
 
@@ -296,7 +215,7 @@ def _add_lines(
         known = ~np.isnan(values[:, i])
         if known.any():
             figure.add_scatter(
-                x=middles[known], y=_short(values[known, i]), name=html.escape(name), mode="lines",
+                x=middles[known], y=short(values[known, i]), name=html.escape(name), mode="lines",
                 line={"color": colour, "width": 1.5, "dash": _dash(int(i))}, hovertemplate=f"%{{y:{form}}}",
                 showlegend=showlegend, legendgroup=name, row=row, col=None if row is None else 1,
             )  # fmt: skip
@@ -307,33 +226,13 @@ def _proportions_figure(view: View) -> go.Figure:
     names = [html.escape(name) for name in view.names]
     figure.add_bar(x=names, y=story.mean_weights()[view.shown], name="weights, averaged over steps")
     figure.add_bar(x=names, y=story.proportions()[view.shown], name="proportions drawn")
-    figure.update_layout(title="What was asked for and what was drawn", barmode="group", **{**_LAYOUT, "xaxis": {}})
+    figure.update_layout(title="What was asked for and what was drawn", barmode="group", **{**LAYOUT, "xaxis": {}})
     figure.update_yaxes(title="share of rows")
     return figure
 
 
-_LAYOUT: dict[str, Any] = {
-    "template": "plotly_white",
-    "height": 460,
-    "margin": {"l": 70, "r": 20, "t": 60, "b": 45},
-    "xaxis": {"title": "step"},
-    "colorway": ["#1f77b4", "#ff7f0e"],
-    "legend": {"font": {"size": 12}, "tracegroupgap": 0},
-}
-
-
-def _short(values: Sequence[float] | Array) -> list[float | None]:
-    """Five digits are more than a screen shows, and keep the page small."""
-    return [None if np.isnan(value) else float(f"{value:.5g}") for value in np.asarray(values, dtype=np.float64)]
-
-
 def _dash(position: int) -> str:
     return ",".join(f"{size}px" for size in dash_of(position)) or "solid"
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.08)"
 
 
 def _phase_table(story: JournalTables) -> str:
