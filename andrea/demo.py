@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from service.client.dataset import RemoteMixtureDataset
 
 try:
+    import torch
+
     from andrea.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
     from andrea.inspection.opening import open_subject
     from andrea.inspection.report import write_report
     from andrea.inspection.subject import Effort
     from andrea.model import Andrea, ModelConfig
+    from andrea.run import use_threads_of
     from andrea.serving import serving
     from andrea.signals import requests_by_signal
     from andrea.train import Trainer, TrainingConfig, TrainingReport, train
@@ -47,6 +51,7 @@ except ModuleNotFoundError as error:
 PEAK_LR = 3e-3  # tiny learns fastest near this; ANDREA-120M's 3e-4 is for a model 100 times its size
 CHECKPOINT_STEPS = 50
 KEPT_CHECKPOINTS = 2  # and those of the pivots, to compare with
+TRIED_STEPS = 5  # with each number of threads, after one that warms up: a second in all
 CHECKPOINTS, JOURNAL, PAGE, REPORT = "checkpoints", "journal.jsonl", "walk.html", "report.html"
 NAME = "demo"  # of the service's run
 
@@ -99,8 +104,11 @@ def _run(
     if newest_checkpoint(out) is not None:
         checkpoint = load_checkpoint(out)
         trainer.load_state_dict(checkpoint.trainer_state)
+        use_threads_of(checkpoint)
         dataset.load_state_dict(checkpoint.dataset_states[0])
         talk.print(f"going on from step {dataset.step}")
+    else:
+        torch.set_num_threads(quickest_num_threads(model.config, curriculum.batch_rows))
     losses, report = _train(dataset, trainer, tokenizer, out / CHECKPOINTS)
     is_over = dataset.step >= curriculum.total_steps
     pages = {"page": write_page(journal_path, out / PAGE, title="A small ANDREA learns under a curriculum walk")}
@@ -112,6 +120,27 @@ def _run(
     if not is_over:
         talk.print(f"stopped at step {dataset.step} of {curriculum.total_steps}; run it again to go on")
         sys.exit(1)
+
+
+def quickest_num_threads(config: ModelConfig, num_rows: int) -> int:
+    """Return how many threads train a model fastest just now: one, or as many as torch would use.
+
+    On quiet cores two threads are faster than one. Beside other work each waits for the slower of the two after every
+    matrix, and spins meanwhile: a step then takes longer, at several times the work.
+    """
+    most = torch.get_num_threads()
+    trainer = Trainer(Andrea(config), TrainingConfig(), total_steps=1)
+    ids = torch.zeros((num_rows, config.context), dtype=torch.int64)
+    taken: dict[int, list[float]] = {1: [], most: []}
+    if most > 1:
+        for _ in range(1 + TRIED_STEPS):
+            for num_threads, seconds in taken.items():
+                torch.set_num_threads(num_threads)
+                begun_s = time.perf_counter()
+                trainer.step({"input_ids": ids, "labels": ids})
+                seconds.append(time.perf_counter() - begun_s)
+        torch.set_num_threads(most)
+    return min(taken, key=lambda num_threads: statistics.median(taken[num_threads][1:] or [0.0]))
 
 
 def _written(curriculum: Curriculum, path: Path) -> Path:

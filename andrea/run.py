@@ -130,6 +130,7 @@ class TrainingRun:
             checkpoint = load_checkpoint(self.folder / CHECKPOINTS)
             self._check_tokenizer(checkpoint)
             self.trainer.load_state_dict(checkpoint.trainer_state)
+            use_threads_of(checkpoint)
             states = checkpoint.dataset_states
             if not states:
                 raise CheckpointError(
@@ -219,6 +220,11 @@ class TrainingRun:
             )
         self.world.wait()
         self._saved = self.trainer.num_steps
+
+
+def use_threads_of(checkpoint: Checkpoint) -> None:
+    """Compute with as many threads as the run did so far: another number would round sums otherwise."""
+    torch.set_num_threads(checkpoint.trainer_state.get("num_threads", torch.get_num_threads()))
 
 
 def _tokenizer_of(dataset: MixtureDataset | RemoteMixtureDataset) -> TextTokenizer | None:

@@ -241,6 +241,7 @@ class Trainer:
         """
         return {
             "num_steps": self.num_steps,
+            "num_threads": torch.get_num_threads(),  # on a CPU sums are added up in an order that hangs on it
             **self.settings(),
             "model": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
             "optimizer": {

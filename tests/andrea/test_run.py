@@ -24,9 +24,10 @@ from andrea.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from andrea.cli import app
 from andrea.run import Origin, run_training
 from mixer.config.curriculum import Curriculum
-from mixer.errors import CheckpointError, ConfigError, StateMismatchError, TokenizerError
+from mixer.errors import CheckpointError, ConfigError, InvalidLossError, StateMismatchError, TokenizerError
 from mixer.journal.file import read_journal
 from mixer.sources.prepared.prepare import prepare
+from tests.andrea.test_checkpoint import files_limited_to
 from tests.support.forking import Forked
 from tests.support.serving import Served, wait_until, write_run
 
@@ -418,3 +419,36 @@ def test_a_compiled_run_learns_as_one_that_is_not(tmp_path: Path) -> None:
         losses.append(load_checkpoint(tmp_path / name).trainer_state["model"])
     for name in losses[0]:
         torch.testing.assert_close(losses[1][name], losses[0][name], atol=1e-3, rtol=1e-2, msg=name)
+
+
+# --- what goes wrong on the way
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_from_the_checkpoint_before(undisturbed: Path, tmp_path: Path) -> None:
+    """The disk is full once the journal and the first checkpoints are there."""
+    config, out = config_in(tmp_path / "run"), tmp_path / "out"
+    limit = max(path.stat().st_size for path in (undisturbed / "out" / "checkpoints").rglob("*")) - 1
+    with (
+        files_limited_to(limit),
+        pytest.raises(CheckpointError, match=r"step_0000010 could not be written .*too large"),
+    ):
+        run_training(config, out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_0000000"]
+    assert run_training(config, out) == 0
+    assert_equal_bits(out, undisturbed / "out")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    settings = {"optimizer": {"peak_lr": 1e30, "clip_norm": None, "warmup_steps": 0}, "checkpoint_every": 1}
+    with pytest.raises(InvalidLossError, match=r"lower peak_lr"):
+        run_training(config_in(tmp_path, settings), tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out").step < STEPS
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path: Path) -> None:
+    config = config_in(tmp_path, total_steps=10)
+    assert run_training(config, tmp_path / "out") == 0  # with one thread
+    (tmp_path / "out" / "checkpoints" / "step_0000010").rename(tmp_path / "last")
+    torch.set_num_threads(2)
+    assert run_training(config, tmp_path / "out") == 0
+    assert torch.get_num_threads() == 1
