@@ -34,7 +34,7 @@ from mixer.config.policy import (
     WaterFillingConfig,
 )
 from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
-from mixer.config.probes import ProbesConfig, drawn_target_problems, probe_problems
+from mixer.config.probes import OF_GAP, ProbesConfig, drawn_target_problems, probe_problems
 from mixer.config.problems import describe, is_unknown_keys_alone, shown, without_unknown_keys
 from mixer.config.rules import (
     Rule,
@@ -74,6 +74,7 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("policy", "eta_decay", "none"),
     ("policy", "eta_decay_over", "run"),
     ("tokenizer", "kind", "bpe"),
+    *(("guard", key, GuardConfig.model_fields[key].default) for key in OF_GAP),
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -365,7 +366,8 @@ class Curriculum(WrittenWeights):
     def _shorthands(cls, data: Any) -> Any:
         """Write out ``phases: andrea`` and ``policy: ucb``, which means ``policy: {name: ucb}``.
 
-        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``.
+        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``. The name of the run's own policy in a pivot
+        means that policy with its settings.
         """
         if isinstance(data, Mapping):
             data = dict(data)
@@ -383,6 +385,8 @@ class Curriculum(WrittenWeights):
             for key, field in (("policy", "name"), ("tokenizer", "file"), ("guard", "action")):
                 if isinstance(data.get(key), str):
                     data[key] = {field: data[key]}
+            if isinstance(data.get("pivots"), Sequence) and isinstance(data.get("policy"), Mapping):
+                data["pivots"] = [_with_own_policy(pivot, data["policy"]) for pivot in data["pivots"]]
         return data
 
     @model_validator(mode="after")
@@ -612,7 +616,7 @@ class Curriculum(WrittenWeights):
         if not self.has_epoch_limits:
             del data["max_epochs"]
         for part, key, default in NEWER:
-            if data[part] is not None and data[part].get(key) == default:
+            if (data.get(part) or {}).get(key) == default:
                 data[part].pop(key, None)
         for source in (*data["sources"], *data.get("targets", ())):
             if not self.has_epoch_limits or source["max_epochs"] == "inherit":
@@ -628,6 +632,11 @@ class Curriculum(WrittenWeights):
     def resolve(self, path: str) -> Path:
         """Return ``path`` as seen from the folder of the config file."""
         return self._base_dir / Path(path).expanduser()
+
+
+def _with_own_policy(pivot: Any, own: Mapping[str, Any]) -> Any:
+    is_own = isinstance(pivot, Mapping) and isinstance(pivot.get("policy"), str) and pivot["policy"] == own.get("name")
+    return {**pivot, "policy": dict(own)} if is_own else pivot
 
 
 def shipped_config(name: str) -> Path:

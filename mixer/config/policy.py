@@ -333,3 +333,10 @@ class GuardConfig(Frozen):
     drift_h: float = Field(
         20.0, gt=0, le=MAX_FACTOR, description="drift: the sum of falls, in spreads, above which there is an alarm"
     )
+    gap_share: float = Field(
+        0.2, ge=0, lt=1, description="gap: share of the fall of the training loss below which held-out losses stay"
+    )
+    gap_k: float = Field(0.5, ge=0, le=MAX_FACTOR, description="gap: spreads of each rise of the gap that are forgiven")
+    gap_h: float = Field(
+        20.0, gt=0, le=MAX_FACTOR, description="gap: the sum of rises, in spreads, above which there is an alarm"
+    )

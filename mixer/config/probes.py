@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mixer.config.policy import MAX_STEPS, Frozen, LinearConfig, PolicyConfig
+from mixer.config.policy import MAX_STEPS, Frozen, GuardConfig, LinearConfig, PolicyConfig
 from mixer.config.rules import policies_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_PROBE_ROWS = 2**16  # of a source; all are read, sent and run through the model at once
 MOST_COMPUTE = 0.01  # of training, above which `mixer check` warns
 OF_PROBES = ("heldout", "learnability_heldout", "target_gain")  # losses and rewards that only probes give
+OF_GAP = ("gap_share", "gap_k", "gap_h")  # settings of the guard
 FORWARD_SHARE = 1 / 3  # of the compute of a training step: the backward pass costs twice the forward pass
 
 
@@ -41,6 +42,14 @@ def probe_problems(curriculum: Curriculum) -> Iterable[str]:
             "probes: there are no held-out rows to measure losses on; hold some out, as in `holdout: 0.02`, or name a "
             "source with `role: target`"
         )
+    guard = curriculum.guard
+    if guard is not None and probes is None:
+        for key in OF_GAP:
+            if getattr(guard, key) != GuardConfig.model_fields[key].default:
+                yield (
+                    f"guard: {key} is {getattr(guard, key):g}, but there are no probes to measure a gap to held-out "
+                    "losses; ask for them, as in `probes: {}`, or take it out"
+                )
     if curriculum.targets and probes is None:
         names = ", ".join(target.name for target in curriculum.targets)
         yield f"role: target of {names}: a target is only measured, by probes; ask for them, as in `probes: {{}}`"

@@ -264,16 +264,21 @@ class AlarmLine(_Numbered):
     """A source that may be learned by heart."""
 
     type: Literal["alarm"]
-    step: Count = Field(description="of the report that fell off a cliff; of a drift, the newest step learned from")
+    step: Count = Field(description="of the report that fell off a cliff; otherwise the newest step learned from")
     decided_before: Count = Field(description="the first step of the phase that was decided next")
     source: str = Field(description="its name")
-    detector: Literal["cliff", "drift"] = Field(
-        description="`cliff`: a report far below what was expected, and not the first; `drift`: many below it"
+    detector: Literal["cliff", "drift", "gap"] = Field(
+        description="`cliff`: a report far below what was expected, and not the first; `drift`: many below it; `gap`: "
+        "the training loss falls and the held-out loss does not"
     )
     loss: float = Field(description="mean loss of that report, or of the newest observation, nats per token")
-    expected: float = Field(description="what the line through the source's earlier losses promised")
+    expected: float = Field(
+        description="what the line through the source's earlier losses promised; of a gap, its held-out loss less the "
+        "usual gap"
+    )
     z: float = Field(description="how many spreads of its residuals the loss lies above that; below 0: under it")
     epochs: float | None = Field(description="how often its tokens were seen; `null` if their number is not known")
+    held_out: float | None = Field(None, description="of a gap, mean loss of its held-out rows; else left out")
     pivot: str | None = Field(
         description="the regime that begins without the source, whose `pivot` line follows; `null` if none does"
     )

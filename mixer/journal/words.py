@@ -6,10 +6,16 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+WHAT = {
+    "cliff": "a report fell off a cliff",
+    "drift": "its loss falls faster than its own curve",
+    "gap": "its training loss falls, its held-out loss does not",
+}
+
 
 def alarm_in_words(line: Mapping[str, Any]) -> str:
     """Return an ``alarm`` line as a sentence."""
-    what = "a report fell off a cliff" if line["detector"] == "cliff" else "its loss falls faster than its own curve"
+    what = WHAT[line["detector"]]
     whose = f"{line['source']} may be learned by heart ({line['detector']}: {what}) at step {line['step']}"
     return f"{whose}: {facts_in_words(line)}"
 
@@ -19,7 +25,9 @@ def facts_in_words(line: Mapping[str, Any]) -> str:
     seen = "" if line["epochs"] is None else f", after {line['epochs']:.3g} epochs"
     done = f"; pivoted out from step {line['decided_before']} on" if line["pivot"] else ""
     done = f"; not pivoted out: {line['why_not']}" if line["why_not"] else done
-    return f"loss {line['loss']:.4g} where {line['expected']:.4g} was expected, z {line['z']:.1f}{seen}{done}"
+    held_out = line.get("held_out")
+    beside = "" if held_out is None else f", held-out loss {held_out:.4g}"
+    return f"loss {line['loss']:.4g} where {line['expected']:.4g} was expected{beside}, z {line['z']:.1f}{seen}{done}"
 
 
 def told(record: Mapping[str, Any], names: Sequence[str]) -> str:

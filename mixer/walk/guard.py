@@ -1,4 +1,4 @@
-"""Watches each source's loss for text that is being learned by heart: a cliff in one report, or a drift over many.
+"""Watches each source's losses for what is learned by heart: a cliff in one report, a drift over many, or a gap.
 
 What is expected of a source is the line of its loss against the logarithm of its tokens, fitted to all earlier
 observations (``policies/learnability.py`` has the same line); what a decision learns of a source is one observation.
@@ -12,7 +12,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +21,13 @@ from mixer.config.curriculum import ScheduledPivot
 from mixer.config.policy import GuardConfig
 from mixer.errors import MixerError, PivotError
 from mixer.journal.words import alarm_in_words
-from mixer.losses import add_losses
+from mixer.losses import SourceLosses, add_losses
 from mixer.policies.regression import SUMS, with_point
 from mixer.region.regimes import IN_ALARM, OUT_OF_REACH, Regime, regime_at
 from mixer.system.rounding import rounded
 from mixer.types import Array, BoolArray, State
+from mixer.walk.gap import COARSE as COARSE_GAP
+from mixer.walk.gap import look_at_gap
 from mixer.walk.reports import ReportSum, lower
 from mixer.walk.schedule import Schedule
 
@@ -40,7 +42,7 @@ MEDIAN_GAIN = 2.0 / 0.4287  # over the window: the step of a running median that
 MAX_Z = 4.0  # a single observation adds at most this to a drift: falls count by lasting
 GUARD_IS_OFF = "the {} is of a run with a guard, but this curriculum turns it off; leave `guard: off` out"
 MIN_TIDE, TIDE_RATE = 4, 0.1  # fewer sources have no common movement; without a tide 57 of 64 alarmed as losses decayed
-CLIFF, DRIFT = 1, 2  # bits of ``alarms``
+CLIFF, DRIFT, GAP = 1, 2, 4  # bits of ``alarms``
 NAMES = (  # of the state's arrays [K]; "tide" [1] is one more
     "tokens", "weight", "mean_x", "mean_y", "sxx", "sxy", "spread", "fall", "observations", "low_at", "alarms",
 )  # fmt: skip
@@ -54,20 +56,22 @@ class Alarm:
     Attributes:
         source: its position.
         detector: what found it.
-        step: of the report that fell off the cliff; for a drift, the newest step learned from.
+        step: of the report that fell off the cliff; otherwise the newest step learned from.
         loss: that report's mean loss, or the newest observation's, nats per token.
         expected: what was expected of it.
         z: (loss - expected) / spread.
         epochs: how often the source's tokens were seen; None where it is not known how many it has.
+        held_out: the loss of its held-out rows, for a gap.
     """
 
     source: int
-    detector: Literal["cliff", "drift"]
+    detector: Literal["cliff", "drift", "gap"]
     step: int
     loss: float
     expected: float
     z: float
     epochs: float | None
+    held_out: float | None = None
 
     def record(self, name: str, *, decided_before: int) -> dict[str, Any]:
         """Return the line of a journal, but for what was done about it."""
@@ -81,6 +85,7 @@ class Alarm:
             "expected": self.expected,
             "z": self.z,
             "epochs": self.epochs,
+            **({} if self.held_out is None else {"held_out": self.held_out}),
         }
 
 
@@ -96,6 +101,9 @@ class Guard:
 
     The tide is a running mean (rate 0.1) of the median z of the sources judged, if there are at least 4: what lowers
     every loss at once, such as a falling learning rate, is not learned by heart.
+
+    The gap between held-out and training loss is another module's (``gap.py``); a source of a known number of tokens is
+    judged for it only once it was read through.
 
     A cliff's alarm ends after ``cliff_within`` observations without another; a drift's when its sum, held at drift_h,
     is back at 0.
@@ -120,13 +128,21 @@ class Guard:
         return np.asarray(state["alarms"] > 0)
 
     def look(
-        self, state: State, used: Sequence[ReportSum], *, since: int, until: int, unique_tokens: Array
+        self,
+        state: State,
+        used: Sequence[ReportSum],
+        probe: SourceLosses | None = None,
+        *,
+        since: int,
+        until: int,
+        unique_tokens: Array,
     ) -> tuple[State, list[Alarm]]:
         """Return the state after one observation of each source with rows, and the alarms that begin.
 
         Args:
             state: before.
             used: what the decision learns from.
+            probe: the newest held-out losses that it learns from, of the K sources; None if there are none.
             since: first step of the phase decided last.
             until: first step of the phase to decide now.
             unique_tokens: distinct tokens of each source, 0 where unknown, [K].
@@ -147,9 +163,14 @@ class Guard:
         new["observations"] = state["observations"] + seen
         new["spread"] = self._spread(state, np.where(seen, np.sqrt(m), 0.0), loss, expected)
         judged = seen & (state["observations"] >= self.config.min_observations)
+        epochs = np.divide(new["tokens"], unique_tokens, out=np.zeros_like(m), where=unique_tokens > 0)
+        gap = None
+        if probe is not None:
+            repeats = judged & ((epochs > 1.0) | (unique_tokens <= 0))
+            gap = look_at_gap(self.config, state, probe, loss=loss, spread=_own(state["spread"], m), judged=repeats)
+            new |= gap.arrays
         if not judged.any():
             return new, []
-        epochs = np.divide(new["tokens"], unique_tokens, out=np.zeros_like(m), where=unique_tokens > 0)
         lows = functools.reduce(lower, [reports.lows() for reports in used])
         low = np.divide(lows[0], lows[1], out=expected.copy(), where=lows[1] > 0)
         low_z = _z(low, expected, state["spread"], lows[2])
@@ -157,13 +178,18 @@ class Guard:
         is_low = judged & (low_z < -self.config.cliff_z) & (low < self.config.cliff_ratio * expected)
         has_fallen = self._cliffs(new, state, is_low, epochs)
         has_drifted = self._drifts(new, state, judged, z)
-        new["alarms"] = CLIFF * has_fallen + DRIFT * has_drifted
+        has_opened = _has(state, GAP) if gap is None else gap.begins | (_has(state, GAP) & gap.lasts)
+        new["alarms"] = CLIFF * has_fallen + DRIFT * has_drifted + GAP * has_opened
         newest = max(reports.last_step for reports in used)
         begun = []
         for i in np.flatnonzero(has_fallen & ~_has(state, CLIFF)).tolist():
             begun.append(_alarm(i, "cliff", int(lows[3][i]), low, expected, low_z, epochs, unique_tokens))
         for i in np.flatnonzero(has_drifted & ~_has(state, DRIFT)).tolist():
             begun.append(_alarm(i, "drift", newest, loss, expected, z, epochs, unique_tokens))
+        for i in np.flatnonzero(has_opened & ~_has(state, GAP)).tolist():
+            assert gap is not None, "none opens without a probe"
+            alarm = _alarm(i, "gap", newest, loss, gap.expected, gap.z, epochs, unique_tokens)
+            begun.append(replace(alarm, held_out=float(gap.held_out[i])))
         return new, begun
 
     def _spread(self, state: State, root: Array, loss: Array, expected: Array) -> Array:
@@ -206,7 +232,7 @@ class Guard:
 
 def _alarm(
     i: int,
-    detector: Literal["cliff", "drift"],
+    detector: Literal["cliff", "drift", "gap"],
     step: int,
     loss: Array,
     expected: Array,
@@ -237,8 +263,13 @@ def _expected(state: State, x: Array) -> Array:
 
 def _z(loss: Array, expected: Array, spread: Array, rows: Array) -> Array:
     """Return residuals in spreads of their own rows; 0 where there is no spread yet."""
-    own = MAD * spread / np.sqrt(np.maximum(rows, 1.0))
+    own = _own(spread, rows)
     return np.divide(loss - expected, own, out=np.zeros_like(loss), where=own > 0)
+
+
+def _own(spread: Array, rows: Array) -> Array:
+    """Return the spread of the mean loss of so many rows, nats."""
+    return np.asarray(MAD * spread / np.sqrt(np.maximum(rows, 1.0)))
 
 
 def initial_guard_state(num_sources: int) -> State:
@@ -283,6 +314,7 @@ class GuardOutcome:
         self,
         guard: Guard,
         used: Sequence[ReportSum],
+        probes: Sequence[ReportSum],
         *,
         since: int,
         until: int,
@@ -294,12 +326,14 @@ class GuardOutcome:
         Args:
             guard: of the run.
             used: the reports.
+            probes: the held-out losses that it is decided on.
             since: the first step of the phase before.
             until: the first step of the phase that is decided.
             known: distinct tokens of each source, 0 where unknown, [K].
             replan: returns a plan with one more pivot, or raises why it cannot be.
         """
-        state, alarms = guard.look(self.state, used, since=since, until=until, unique_tokens=known)
+        probe = probes[-1].losses.first(known.size) if probes else None
+        state, alarms = guard.look(self.state, used, probe, since=since, until=until, unique_tokens=known)
         if state is not self.state:
             self.state = _coarse(state)
         names = self.plan.curriculum.names
@@ -324,8 +358,9 @@ class GuardOutcome:
 
 def _coarse(state: State) -> State:
     """Return the state with all but counts rounded to 11 digits: more say nothing here."""
-    coarse = rounded(np.stack([state[name] for name in COARSE]), 37)
-    return {**state, **dict(zip(COARSE, coarse, strict=True))}
+    names = COARSE if "gap_pairs" not in state else (*COARSE, *COARSE_GAP)
+    coarse = rounded(np.stack([state[name] for name in names]), 37)
+    return {**state, **dict(zip(names, coarse, strict=True))}
 
 
 def warn(alarm: dict[str, Any]) -> None:

@@ -506,7 +506,8 @@ class Walk:
         probes = self._probes.ready(start - self.curriculum.feedback_lag)
         seen = GuardOutcome(self._guard_state, self._plan)
         if self._guard is not None:
-            seen.look(self._guard, used, since=since, until=start, known=self._unique_tokens, replan=self._replanned)
+            known = self._unique_tokens
+            seen.look(self._guard, used, probes, since=since, until=start, known=known, replan=self._replanned)
         regime = seen.plan.regime_at(start)
         is_new_regime = newest is None or start in (regime.start, self.forked_at)
         length = seen.plan.length_at(start, index)

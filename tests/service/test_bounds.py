@@ -127,7 +127,7 @@ def with_number(place: Place, value: Any, policy: str = "ucb") -> dict[str, Any]
         data["total_steps"] = 2**31 - 1
     if place == ("phases", "min_steps"):
         data["phases"] = {"max_steps": 2**20}
-    if place[0] in ("probes", "targets"):
+    if place[0] in ("probes", "targets") or str(place[-1]).startswith("gap_"):
         data |= {"holdout": 0.1, "probes": {}}
     if place[0] == "targets":
         data["targets"] = [{"name": "goal", "local": "topics", "role": "target"}]

@@ -15,7 +15,13 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["service.server", "mixer.delivery.streamed", "mixer.sources.tokenizer_training", "tests.support.fleet", "andrea.run"]
+    [
+        "service.server",
+        "mixer.delivery.streamed",
+        "mixer.sources.tokenizer_training",
+        "tests.support.fleet",
+        "andrea.run",
+    ]
 )
 
 

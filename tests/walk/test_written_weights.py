@@ -491,3 +491,9 @@ def test_a_preview_refuses_bounds_that_exclude_the_weights_in_force() -> None:
     said = preview(run.watch.chronicle(), floors=None, caps={"source-0": 0.3}, exclude=None)
     assert (said["is_feasible"], said["code"]) == (False, "weights")
     assert "the weight of source-0 is 0.5, above its cap 0.3" in said["problem"]
+
+
+def test_the_name_of_the_runs_own_policy_in_a_pivot_means_its_settings_even_those_that_it_cannot_do_without() -> None:
+    own = {"name": "doremi", "reference": dict.fromkeys(curriculum(3).names, 2.0)}
+    run = curriculum(3, policy=own, pivots=[{"name": "back", "at_step": 100, "policy": "doremi"}])
+    assert run.pivots[0].policy == run.policy
