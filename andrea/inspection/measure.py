@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,6 +47,7 @@ ANALOGIES = (  # a is to b as c is to d: b - a + c should lie near d
     ("one", "first", "two", "second"),
     ("import", "imported", "call", "called"),
 )
+SMALL_MODEL = 5_000_000  # parameters: `tiny`, and not 12M
 SHOWN_WORDS, SHOWN_NEIGHBOURS = 8, 6
 
 
@@ -160,7 +162,23 @@ def look(subject: Subject, effort: Effort | None = None, *, say: Callable[[str],
     Raises:
         ConfigError: the models have different shapes, or a row or the sentence does not fit the model.
     """
-    effort = effort or Effort()
+    with _few_threads(subject.model):
+        return _found(subject, effort or Effort(), say)
+
+
+@contextmanager
+def _few_threads(model: Andrea) -> Iterator[None]:
+    """One thread for a small model: on busy cores two wait for each other longer than one works."""
+    before = torch.get_num_threads()
+    if model.config.num_parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _found(subject: Subject, effort: Effort, say: Callable[[str], None]) -> Findings:
     for other in (subject.untrained, subject.before and subject.before[0]):
         if other is not None:
             check_same_shapes(parameters_of(other), parameters_of(subject.model))

@@ -81,9 +81,9 @@ def _basins(subject: Subject, found: Terrain, draw: Draw) -> list[str]:
         parts.append(
             text(
                 f"At step {before:,}{_pivot_note(subject, before)} it was {found_both.before:.3f}. Both were shaken",
-                "in the same directions, so they can be compared seed by seed: the basin is now wider in",
-                f"{found_both.num_wider} of {found_both.num_seeds}, by {found_both.difference:+.3f} on average (95 %",
-                f"interval over directions {low:+.3f} to {high:+.3f}): <b>{verdict}</b>. The interval says nothing",
+                "in the same directions, so they can be compared seed by seed: the width grew in",
+                f"{found_both.num_wider} of {found_both.num_seeds}, and changed by {found_both.difference:+.3f} on average",
+                f"(95 % interval over directions {low:+.3f} to {high:+.3f}): <b>{verdict}</b>. The interval says nothing",
                 "of other runs. A model that has learned more also has more to lose, so widths tend to shrink as",
                 "the loss falls.",
             )
@@ -118,8 +118,8 @@ def _sharpness(found: Terrain, draw: Draw) -> list[str]:
         ),
         text(
             f"Two fresh models took {last['with'].step} steps from the same start on the same text, to a peak",
-            f"learning rate of {peak:g}: one with LR warmup, one at the peak from the first step. The sharpness rose",
-            f"to {highest['with'].sharpness:.1f} (step {highest['with'].step}) with warmup and to",
+            f"learning rate of {peak:g}: one with LR warmup, one at the peak from the first step. The largest",
+            f"sharpness measured was {highest['with'].sharpness:.1f} (step {highest['with'].step}) with warmup and",
             f"{highest['without'].sharpness:.1f} (step {highest['without'].step}) without. The losses at the end",
             f"were {last['with'].loss:.2f} and {last['without'].loss:.2f}. This is one run of a small model each: it",
             "shows what to look at, and proves nothing about warmup.",
