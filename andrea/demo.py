@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mixer.analysis.plots import write_page
 from mixer.cli.output import print_json, print_table, results
-from mixer.config.curriculum import Curriculum, shipped_config
+from mixer.config.curriculum import Curriculum
+from mixer.config.files import shipped_config
 from mixer.errors import MissingDependencyError
 from mixer.journal.file import Journal
 from mixer.journal.tables import JournalTables, read_tables

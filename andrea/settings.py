@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from andrea.model import ModelConfig
 from andrea.train import TrainingConfig
-from mixer.config.curriculum import Curriculum, read_yaml
+from mixer.config.curriculum import Curriculum
+from mixer.config.files import read_yaml
 from mixer.config.policy import Frozen
 from mixer.config.problems import describe, suggestion
 from mixer.errors import ConfigError

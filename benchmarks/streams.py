@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import head, medians, say
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import SourceConfig
 from mixer.delivery.batch import Planner
 from mixer.delivery.streamed import StreamedReader
 from mixer.sources.base import RowSource

@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixer.config.curriculum import Curriculum, Pivot, SourceConfig
+    from mixer.config.curriculum import Curriculum
+    from mixer.config.pivots import Pivot
+    from mixer.config.sources import SourceConfig
     from mixer.dataset import MixtureDataset
     from mixer.journal.file import Journal, read_journal
     from mixer.losses import SourceLosses
@@ -36,9 +38,9 @@ _HOMES = {
     "Journal": "journal.file",
     "MixtureDataset": "dataset",
     "Phase": "sampling.phases",
-    "Pivot": "config.curriculum",
+    "Pivot": "config.pivots",
     "Region": "region.region",
-    "SourceConfig": "config.curriculum",
+    "SourceConfig": "config.sources",
     "SourceLosses": "losses",
     "Walk": "walk.walk",
     "read_journal": "journal.file",

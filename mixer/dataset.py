@@ -19,11 +19,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixer.config.curriculum import Curriculum
 from mixer.delivery.composer import BatchFormat
 from mixer.delivery.consumers import check_consumer
-from mixer.delivery.coordinator import Decider, ReaderFactory
 from mixer.delivery.copies import Copy
+from mixer.delivery.decider import Decider
 from mixer.delivery.mesh import MeshRanks, Role
 from mixer.delivery.owner import Owner
 from mixer.delivery.ranks import Ranks, default_ranks
+from mixer.delivery.readers import ReaderFactory
 from mixer.delivery.suspension import may_suspend, refused
 from mixer.delivery.tensors import Batch
 from mixer.errors import ConfigError, TopologyError

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixer.config.curriculum import Curriculum, shipped_config
+from mixer.config.curriculum import Curriculum
+from mixer.config.files import shipped_config
 from mixer.journal.tables import read_tables
 
 MIXER = [sys.executable, "-c", "from mixer.cli import main; main()"]

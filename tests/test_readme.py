@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import SourceConfig
 from mixer.journal.file import read_journal
 from tests.support.dashboards import Server
 

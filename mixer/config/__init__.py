@@ -1,20 +1,13 @@
 """One YAML file is the whole run: its sources, bounds, regimes, phases and policy, checked before anything starts.
 
-Imports ``region`` and ``sampling``. Start with ``curriculum.Curriculum``; ``policy`` has the policies' settings,
-``problems`` says what is wrong with a file.
+Imports ``region`` and ``sampling``. Start with ``curriculum.Curriculum``, the whole file. Its parts are in
+``sources``, ``phases``, ``pivots``, ``policy`` and ``probes``; ``problems`` says what is wrong with a file.
 """
 
-from mixer.config.curriculum import (
-    Curriculum,
-    PhasesConfig,
-    Pivot,
-    RetriesConfig,
-    ScheduledPivot,
-    SourceConfig,
-    TokenizerConfig,
-    check_folder,
-    shipped_config,
-)
+from mixer.config.curriculum import Curriculum
+from mixer.config.files import shipped_config
+from mixer.config.phases import PhasesConfig
+from mixer.config.pivots import Pivot, ScheduledPivot
 from mixer.config.policy import (
     AdoConfig,
     AioliConfig,
@@ -36,6 +29,7 @@ from mixer.config.policy import (
     VelocituneConfig,
     WaterFillingConfig,
 )
+from mixer.config.sources import RetriesConfig, SourceConfig, TokenizerConfig, check_folder
 
 __all__ = [
     "AdoConfig",

@@ -19,7 +19,8 @@ from mixer.region.region import NEARLY, Region
 from mixer.types import Array
 
 if TYPE_CHECKING:
-    from mixer.config.curriculum import Curriculum, ScheduledPivot
+    from mixer.config.curriculum import Curriculum
+    from mixer.config.pivots import ScheduledPivot
 
 SUM_TOLERANCE = 1e-6  # how far decimals that are rounded by hand, such as 0.333333, may miss a sum of 1
 Weight = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: no "0.5" and no `true`

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mixer.delivery.batch import BatchReader, TokenBatch
-from mixer.delivery.coordinator import Coordinator, ReaderFactory
+from mixer.delivery.coordinator import Coordinator
+from mixer.delivery.readers import ReaderFactory
 from mixer.delivery.tensors import Batch, single_rows, tensors_of
 from mixer.delivery.workers import RemotePhases
 from mixer.errors import TopologyError

@@ -1,300 +1,31 @@
-"""Who reads what, and who knows where the run stands: the parts of ``MixtureDataset`` that need no torch.
+"""The position of one rank's run: the next step, and the states of its readers after each step.
 
-One ``Coordinator`` per rank holds the walk and the place of the run. Readers, in this process or in DataLoader
-workers, ask it for phases and tell it where their streams stand, so that the state of the whole is taken in one place.
+One ``Coordinator`` per rank owns the walk. Readers, in this process or in DataLoader workers, ask it for phases and
+send it the states of their streams, so that the state of the whole run is saved in one place.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from mixer.config.curriculum import Curriculum, Pivot
-from mixer.delivery.batch import BatchReader, Planner, PreparedReader
-from mixer.delivery.probes import ProbeRows
-from mixer.errors import StateMismatchError, TopologyError
-from mixer.losses import SourceLosses
-from mixer.region.regimes import Regime
+from mixer.delivery.decider import Decider
+from mixer.delivery.position import Position, ReaderStates
+from mixer.delivery.readers import ReaderFactory
+from mixer.errors import StateMismatchError
 from mixer.sampling.phases import Phase
-from mixer.sources.opening import open_sources
-from mixer.sources.packing import smallest_dtype
 from mixer.walk.state import check_state
-
-if TYPE_CHECKING:
-    import datasets
-
-    from mixer.sources.prepared.rows import Prepared
-    from mixer.sources.shared import Participant
-    from mixer.sources.tokenizer import TextTokenizer
 
 STATE_VERSION = 1
 
 
-class Decider(Protocol):
-    """What delivery needs of a walk; ``Walk`` decides, ``Replay`` repeats what was decided.
-
-    Attributes:
-        curriculum: the run.
-        forked_at: the first step that a fork decided on its own; None if the run is no fork.
-    """
-
-    curriculum: Curriculum
-    forked_at: int | None
-
-    @property
-    def can_pivot(self) -> bool:
-        """Whether the region can be redrawn."""
-
-    @property
-    def forked_from(self) -> str | None:
-        """Fingerprint of the curriculum that decided the steps before ``forked_at``."""
-
-    @property
-    def frontier(self) -> int:
-        """The first step that no phase covers."""
-
-    @property
-    def regimes(self) -> tuple[Regime, ...]:
-        """The regimes planned, in order of their first step."""
-
-    def regime_at(self, step: int) -> Regime:
-        """Return the regime that ``step`` lies in."""
-
-    def phase_at(self, step: int) -> Phase:
-        """Return the phase that covers ``step``."""
-
-    def report(self, step: int, losses: SourceLosses) -> bool:
-        """Take in the losses of a step; False if they are known."""
-
-    def report_probe(self, step: int, losses: SourceLosses) -> bool:
-        """Take in the held-out losses of the probe of a step; False if they are known."""
-
-    def probe_step(self, until: int) -> int | None:
-        """Return the newest step up to ``until`` that offers a probe."""
-
-    def has_probe(self, step: int, rank: int) -> bool:
-        """Return whether a rank has answered the probe of a step."""
-
-    def pivot(self, pivot: Pivot, at_step: int | None = None, *, cut: bool = False) -> int:
-        """Redraw the region, and return from which step on."""
-
-    def learn_unique_tokens(self, name: str, tokens: int) -> None:
-        """Take in the length of one epoch of a source."""
-
-    def is_of_parent(self, state: Mapping[str, Any]) -> bool:
-        """Return whether a state that fits the parent's curriculum was saved before the fork; only asked of a fork."""
-
-    def close_journal(self) -> None:
-        """Let go of the journal, in a copy of the process that does not decide."""
-
-    def note_skipped(self, name: str, record: str) -> None:
-        """Take in that a source left a record out: where it stands, and why."""
-
-    def state_dict(self, from_step: int | None = None) -> dict[str, Any]:
-        """Return all that shapes the rest of the walk, and the phases from ``from_step`` on."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-
-
-class ReaderFactory:
-    """Where the run's rows come from: prepared on disk, or streamed; opens one reader after another.
-
-    Pickles: each process opens its own files.
-
-    Args:
-        curriculum: names the sources, or the ``prepared`` folder.
-        rank, world_size: whose rows of the global batch.
-        streams: data sets by source name, instead of what the config names.
-        tokenizer: instead of the one that the config names.
-        prepared: what lies in the ``prepared`` folder, opened already: several runs may read it at once.
-        member: the run's part in what the runs of this process stream together.
-    """
-
-    def __init__(
-        self,
-        curriculum: Curriculum,
-        *,
-        rank: int,
-        world_size: int,
-        streams: Mapping[str, datasets.IterableDataset] | None = None,
-        tokenizer: TextTokenizer | None = None,
-        prepared: Prepared | None = None,
-        member: Participant | None = None,
-    ) -> None:
-        curriculum.rows_of_rank(world_size)
-        self.curriculum = curriculum
-        self.rank, self.world_size = rank, world_size
-        self._streams = streams
-        self._tokenizer = tokenizer
-        self._member = member
-        self._known: dict[str, str] = {}
-        self._prepared: Prepared | None = None
-        if curriculum.prepared is not None:
-            from mixer.sources.prepared.rows import Prepared
-
-            self._prepared = prepared or Prepared.open(curriculum.resolve(curriculum.prepared))
-            self._prepared.check_against(curriculum, tokenizer.fingerprint if tokenizer is not None else None)
-            targets = {target.name: self._prepared.held_out(target.name) for target in curriculum.targets}
-            read = {**self._prepared.sources, **targets}
-            self._known = {name: f"rows {rows.fingerprint}" for name, rows in read.items()}
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether any step can be read at any time."""
-        return self._prepared is not None
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The tokenizer given, the one that made the prepared rows, or the curriculum's; loaded when first needed."""
-        if self._tokenizer is None:
-            from mixer.sources.tokenizer_training import (
-                load_tokenizer,  # imported late: prepared rows alone need no tokenizer
-            )
-
-            self._tokenizer = (
-                load_tokenizer(self.curriculum, self._streams) if self._prepared is None else self._prepared.tokenizer()
-            )
-        return self._tokenizer
-
-    @property
-    def token_dtype(self) -> np.dtype[Any]:
-        """The smallest type of token ids that holds the vocabulary, uint8, uint16 or uint32: prepared rows have it."""
-        return smallest_dtype(self.tokenizer.vocab_size) if self._prepared is None else self._prepared.dtype
-
-    @cached_property  # every report of a rank proves it
-    def fingerprint(self) -> str:
-        """Digest of the run and of the rows it reads."""
-        return self.fingerprint_under(self.curriculum.fingerprint)
-
-    def fingerprint_under(self, curriculum: str) -> str:
-        """Return the digest of these rows under the curriculum of that fingerprint."""
-        rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
-        return f"{curriculum} with {rows}"
-
-    def probe_rows(self) -> ProbeRows | None:
-        """Return this rank's part of the held-out rows of each probe; None if the curriculum asks for none.
-
-        Raises:
-            ConfigError: sources whose held-out rows cannot be read, or that have none.
-            TopologyError: fewer rows than ranks.
-        """
-        if self.curriculum.probes is None:
-            return None
-        return ProbeRows(self.curriculum, self._prepared, rank=self.rank, world_size=self.world_size)
-
-    def stop_sharing(self) -> None:
-        """Let other runs of this process keep nothing for this one."""
-        if self._member is not None:
-            self._member.leave()
-
-    def known(self) -> dict[str, str]:
-        """Return which data each source is of, for a journal's header; of streams, those that were opened."""
-        return dict(self._known)
-
-    def epoch_tokens(self) -> dict[str, int]:
-        """Return the tokens of one epoch of each source, where they are known beforehand."""
-        if self._prepared is None:
-            return {}
-        return {name: rows.num_rows * rows.row_length for name, rows in self._prepared.sources.items()}
-
-    def open(
-        self,
-        phase_at: Callable[[int], Phase],
-        *,
-        worker: int = 0,
-        num_workers: int = 1,
-        on_read_through: Callable[[str, int], None] | None = None,
-        on_skipped: Callable[[str, str], None] | None = None,
-    ) -> BatchReader:
-        """Open the reader of every ``num_workers``-th step, from ``worker`` on.
-
-        Raises:
-            ConfigError, SourceError, TokenizerError: what cannot be read.
-            TopologyError: several readers of streams that cannot agree on when the run ends.
-        """
-        curriculum = self.curriculum
-        planner = Planner(curriculum, phase_at, rank=self.rank, world_size=self.world_size)
-        if self._prepared is not None:
-            sources = [self._prepared.sources[name] for name in curriculum.names]
-            return PreparedReader(curriculum, sources, planner, every=num_workers)
-        num_readers = self.world_size * num_workers
-        ending = [source.name for source in curriculum.sources if source.on_exhausted == "stop"]
-        if num_readers > 1 and ending:
-            raise TopologyError(
-                f"source {ending[0]} is to stop the run when it runs dry, but {num_readers} readers stream it "
-                "separately and would end at different steps; prepare the sources (`mixer prepare`), read with one "
-                "process, or set on_exhausted to repeat"
-            )
-        from mixer.delivery.streamed import StreamedReader  # imported late: brings `datasets`, 0.7 s and 70 MB
-
-        streams = open_sources(
-            curriculum,
-            self.tokenizer,
-            self._streams,
-            reader=self.rank * num_workers + worker,
-            num_readers=num_readers,
-            member=self._member,
-        )
-        fingerprints = {rows.name: getattr(rows, "fingerprint", None) for rows in streams}
-        self._known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
-        tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
-        return StreamedReader(streams, planner, every=num_workers, on_read_through=tell, on_skipped=on_skipped)
-
-
-@dataclass
-class _Stand:
-    """Where one reader's streams stood after some of its steps: (next step of the run, state), oldest first."""
-
-    states: deque[tuple[int, dict[str, Any]]] = field(default_factory=deque)
-
-    def at(self, step: int) -> dict[str, Any] | None:
-        """Return the state after this reader's last step below ``step``."""
-        return next((state for end, state in reversed(self.states) if end <= step), None)
-
-    def forget_before(self, step: int) -> None:
-        """Drop states that no resume from ``step`` on needs."""
-        while len(self.states) > 1 and self.states[1][0] <= step:
-            self.states.popleft()
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where an iteration begins: step and row of the run, and where each of a rank's readers stands.
-
-    Worker w composes every N-th step from the w-th on. Streams belong to steps, not to workers: reader r of N gives
-    the steps that leave r when divided by N, whichever worker composes them. ``readers`` is empty at the beginning of
-    the run, and over prepared rows, where the step says it all.
-    """
-
-    step: int
-    row: int
-    readers: list[dict[str, Any]]
-
-    def of_reader(self, reader: int, num_readers: int) -> dict[str, Any] | None:
-        """Return where one reader's streams are to go on; None at the beginning."""
-        if self.readers and len(self.readers) != num_readers:
-            known = len(self.readers)
-            raise TopologyError(
-                f"the saved state is of streams read by {known} readers a rank, and now there are {num_readers}; "
-                f"use num_workers={known}{' or 0' if known == 1 else ''}, or prepare the sources "
-                "(`mixer prepare`), which any number of workers and ranks can go on with"
-            )
-        return (self.readers[reader] or None) if self.readers else None
-
-
 class Coordinator:
-    """The place where one rank's run is known: its walk, the next step, and where every reader stands.
+    """The walk of one rank's run, the next step, and the state of every reader at that step.
 
     Args:
-        walk: who decides.
-        rows: what is read.
+        walk: decides the phases.
+        rows: opens the readers.
     """
 
     def __init__(self, walk: Decider, rows: ReaderFactory) -> None:
@@ -304,7 +35,7 @@ class Coordinator:
         self._rows = rows
         self._lock = threading.RLock()
         self._loaded: list[dict[str, Any]] = []  # of each reader, at ``step``; empty is the beginning
-        self._stands: dict[int, _Stand] = {}
+        self._stands: dict[int, ReaderStates] = {}
         self._num_readers = 0  # in workers
         self._iteration: Hashable = None  # of the loader whose workers read
         self._beginning = Position(0, 0, [])  # of that iteration
@@ -387,7 +118,7 @@ class Coordinator:
         with self._lock:
             if iteration != self._iteration:
                 return
-            stand = self._stands.setdefault(reader, _Stand())
+            stand = self._stands.setdefault(reader, ReaderStates())
             stand.states.append((end, state))
             stand.forget_before(self.step)
 
@@ -404,7 +135,7 @@ class Coordinator:
         if not self._stands:
             return self._loaded
         loaded = self._loaded or [{}] * self._num_readers
-        stands = [self._stands.get(reader, _Stand()) for reader in range(self._num_readers)]
+        stands = [self._stands.get(reader, ReaderStates()) for reader in range(self._num_readers)]
         return [stand.at(self.step) or before for stand, before in zip(stands, loaded, strict=True)]
 
     def _is_of_parent(self, state: Mapping[str, Any]) -> bool:

@@ -11,8 +11,9 @@ from torch.utils.data import get_worker_info
 
 from mixer.delivery.batch import TokenBatch
 from mixer.delivery.composer import BatchFormat, Composer
-from mixer.delivery.coordinator import STATE_VERSION, Position
+from mixer.delivery.coordinator import STATE_VERSION
 from mixer.delivery.pickled import PickledBatch
+from mixer.delivery.position import Position
 from mixer.delivery.ranks import Claim
 from mixer.delivery.suspension import refused
 from mixer.delivery.tensors import Batch

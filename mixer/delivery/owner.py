@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mixer.delivery.batch import TokenBatch
 from mixer.delivery.composer import BatchFormat, Composer
-from mixer.delivery.coordinator import Coordinator, Decider
+from mixer.delivery.coordinator import Coordinator
 from mixer.delivery.copies import Copy
+from mixer.delivery.decider import Decider
 from mixer.delivery.feedback import LossAccumulator
 from mixer.delivery.probing import Probing
 from mixer.delivery.ranks import Claim, Ranks

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from mixer.config.curriculum import Curriculum
-from mixer.delivery.coordinator import Decider
+from mixer.delivery.decider import Decider
 from mixer.delivery.feedback import LossAccumulator
 from mixer.delivery.probes import ProbeRows
 from mixer.delivery.ranks import Ranks

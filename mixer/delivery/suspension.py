@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.delivery.batch import BatchReader, RowBatch
-from mixer.delivery.coordinator import Decider
+from mixer.delivery.decider import Decider
 from mixer.errors import MixerError, PivotError, SourceUnavailableError, TopologyError
 from mixer.region.regimes import BACK_IN_REACH, OUT_OF_REACH, Regime
 

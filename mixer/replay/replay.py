@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mixer.config.curriculum import Curriculum, Pivot, ScheduledPivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot, ScheduledPivot
 from mixer.errors import JournalError, PivotError, StateMismatchError, StepError, UnknownSourceError
 from mixer.journal.file import scan_history
 from mixer.journal.header import curricula_of, read_header

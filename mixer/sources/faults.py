@@ -26,7 +26,7 @@ from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, httpx  # type: ignore[attr-defined]  # httpx, or the fork that the hub uses
 
-from mixer.config.curriculum import RetriesConfig
+from mixer.config.sources import RetriesConfig
 from mixer.errors import (
     MalformedDataError,
     MissingDataError,

@@ -25,7 +25,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented 
     enable_progress_bars,
 )
 
-from mixer.config.curriculum import RetriesConfig, SourceConfig
+from mixer.config.sources import RetriesConfig, SourceConfig
 from mixer.errors import ConfigError, MissingDataError, MixerError
 from mixer.sources.faults import calm, explained, persist
 from mixer.sources.files import KINDS, READERS, extension_of, find_files, has_configs, is_url, kind_of, split_of_folder

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
 from mixer.config.problems import suggestion
+from mixer.config.sources import SourceConfig
 from mixer.errors import ConfigError, MixerError, UnknownSourceError
 from mixer.sources.base import RowSource
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixer.config.conditions import UnlikeTypesError, holds
-from mixer.config.curriculum import RENDERINGS, SourceConfig
 from mixer.config.problems import suggestion
+from mixer.config.sources import RENDERINGS, SourceConfig
 from mixer.errors import ConfigError, MissingDataError
 from mixer.sources.batches import BadRecord
 from mixer.sources.values import Number, TemplateFormatter

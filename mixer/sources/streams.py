@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mixer.config.curriculum import RetriesConfig, SourceConfig
+from mixer.config.sources import RetriesConfig, SourceConfig
 from mixer.errors import EmptySourceError, MalformedDataError, StateMismatchError
 from mixer.sources.batches import Batch
 from mixer.sources.faults import NetworkFault, calm, explained, persist

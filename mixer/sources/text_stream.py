@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.sources.batches import BadRecord, Batch
 from mixer.sources.holdout import text_bytes
 from mixer.sources.records import FileRecords

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mixer.config.curriculum import Curriculum, TokenizerConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import TokenizerConfig
 from mixer.errors import TokenizerError
 from mixer.sources.harris import train_harris
 from mixer.sources.tokenizer import TextTokenizer, note_threads, read_file

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.sources.batches import BadRecord, Batch
 from mixer.sources.holdout import token_bytes
 from mixer.sources.records import FileRecords

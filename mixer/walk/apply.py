@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mixer.config.curriculum import Pivot
+from mixer.config.pivots import Pivot
 from mixer.journal.records import record_to_losses
 from mixer.walk.walk import Walk
 

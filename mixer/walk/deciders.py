@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mixer.config.curriculum import Curriculum, ScheduledPivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import ScheduledPivot
 from mixer.config.policy import PolicyConfig
 from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import drawn_target_problems

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixer.config.curriculum import ScheduledPivot
+from mixer.config.pivots import ScheduledPivot
 from mixer.config.policy import GuardConfig
 from mixer.errors import MixerError, PivotError
 from mixer.journal.words import alarm_in_words

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from mixer.config.curriculum import Curriculum, ScheduledPivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import ScheduledPivot
 from mixer.config.policy import PolicyConfig
 from mixer.config.rules import Rule, excluded_weights, long_ramps, plan_rules, policies_of
 from mixer.errors import PivotError, WeightsError

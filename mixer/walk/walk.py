@@ -20,7 +20,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from mixer.config.curriculum import Curriculum, Pivot, ScheduledPivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot, ScheduledPivot
 from mixer.config.rules import Rule, policies_of, resolved
 from mixer.errors import (
     ConfigError,

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import tenacity
 import urllib3
 
-from mixer.config.curriculum import Pivot
+from mixer.config.pivots import Pivot
 from mixer.delivery.batch import RowBatch
 from mixer.errors import ConfigError
 from mixer.losses import SourceLosses

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.delivery.batch import RowBatch
 from mixer.delivery.consumers import check_consumer
 from mixer.delivery.feedback import LossAccumulator

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer.config.curriculum import Curriculum, ScheduledPivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import ScheduledPivot
 from mixer.journal.phases import PhaseLines
 from mixer.journal.words import facts_in_words, told
 from mixer.region.regimes import Bounds, Regime, regime_at

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.config.curriculum import ScheduledPivot
+from mixer.config.pivots import ScheduledPivot
 from mixer.config.rules import excluded_weights, plan_rules
 from mixer.errors import ConfigError, InfeasibleRegionError, MixerError, UnknownSourceError, WeightsError
 from mixer.region.regimes import regime_at

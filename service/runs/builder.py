@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from mixer.config.curriculum import Pivot
+from mixer.config.pivots import Pivot
 from mixer.delivery.batch import BatchReader
 from mixer.delivery.suspension import Suspension
 from mixer.errors import JournalError, MixerError, SourceUnavailableError

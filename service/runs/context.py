@@ -8,7 +8,7 @@ from typing import Any
 
 from mixer.config.curriculum import Curriculum
 from mixer.delivery.batch import BatchReader, PreparedReader, RowBatches
-from mixer.delivery.coordinator import ReaderFactory
+from mixer.delivery.readers import ReaderFactory
 from mixer.errors import ConfigError
 from mixer.walk.walk import Walk
 from service.dashboard.columns import Watch

@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.config.rules import resolved
 from mixer.delivery.batch import Planner
-from mixer.delivery.coordinator import ReaderFactory
+from mixer.delivery.readers import ReaderFactory
 from mixer.errors import RepeatedRowsError, StateMismatchError
 from mixer.journal.words import alarm_in_words
 from mixer.losses import SourceLosses

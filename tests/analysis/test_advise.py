@@ -14,7 +14,8 @@ from mixer.analysis.advise import Advice, advise
 from mixer.analysis.explain import explain
 from mixer.analysis.export import export_tables
 from mixer.analysis.watch import Follower
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import ConfigError, StepError
 from mixer.journal.file import Journal
 from mixer.walk.walk import Walk

@@ -13,7 +13,8 @@ import scipy.stats
 from mixer.analysis import effects as module
 from mixer.analysis.effects import Outcomes, effects, measured, one_phase_effects, random_against_bandit
 from mixer.analysis.simulate import simulate
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import EvidenceError, UnknownSourceError
 from mixer.journal.file import Journal
 from mixer.journal.tables import JournalTables, read_tables

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from mixer.analysis.explain import as_array, explain
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.journal.file import Journal
 from mixer.walk.walk import Walk
 from tests.support.curricula import curricula, curriculum, drive

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from mixer.analysis import watch as watching
 from mixer.analysis.watch import MAX_REGIMES, Follower, RunView, frame
 from mixer.cli import app
-from mixer.config.curriculum import Pivot
+from mixer.config.pivots import Pivot
 from mixer.errors import JournalError
 from mixer.journal.file import Journal, read_history
 from mixer.walk.walk import Walk

@@ -8,7 +8,7 @@ import pytest
 
 from andrea.settings import TrainingFile, read_training_file
 from andrea.train import learning_rate
-from mixer.config.curriculum import shipped_config
+from mixer.config.files import shipped_config
 from mixer.config.policy import AndreaConfig
 
 RUNS = ["andrea-12m", "andrea-120m-v1", "andrea-120m-v2", "andrea-120m-v3"]

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer.config.conditions import UnlikeTypesError, holds
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import SourceConfig
 from mixer.errors import ConfigError, MalformedDataError
 from mixer.sources.huggingface import open_stream
 from mixer.sources.opening import check_sources

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from pydantic import ValidationError
 
-from mixer.config.curriculum import Curriculum, Pivot, shipped_config
+from mixer.config.curriculum import Curriculum
+from mixer.config.files import shipped_config
+from mixer.config.pivots import Pivot
 from mixer.config.policy import AndreaConfig, WaterFillingConfig
 from mixer.errors import ConfigError
 from mixer.sampling.phases import PhaseLaw

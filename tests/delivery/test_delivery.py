@@ -24,11 +24,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.dataset import MixtureDataset
 from mixer.delivery.batch import PreparedReader
-from mixer.delivery.coordinator import ReaderFactory
 from mixer.delivery.feedback import LossAccumulator
+from mixer.delivery.readers import ReaderFactory
 from mixer.errors import (
     InvalidLossError,
     MixerError,

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.delivery.batch import Planner, RowBatch
 from mixer.delivery.streamed import StreamedReader
 from mixer.sources import tokens

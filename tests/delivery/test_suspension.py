@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.dataset import MixtureDataset
 from mixer.delivery.batch import RowBatch
-from mixer.delivery.coordinator import ReaderFactory
+from mixer.delivery.readers import ReaderFactory
 from mixer.delivery.suspension import Suspension
 from mixer.errors import SourceUnavailableError, TopologyError
 from mixer.journal.file import read_journal

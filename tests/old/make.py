@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from mixer.cli import app
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.dataset import MixtureDataset
 from mixer.journal.file import Journal
 from mixer.walk.walk import Walk

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 import pytest
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.config.policy import PolicyConfig
 from mixer.journal.file import Journal
 from mixer.replay.verify import audit

@@ -17,7 +17,8 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from mixer.cli import app
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.dataset import MixtureDataset
 from mixer.errors import (
     ConfigError,

@@ -18,8 +18,10 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from mixer.cli.questions import PolicyName
-from mixer.config.curriculum import Curriculum, Pivot, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.config.policy import GuardConfig, PolicyConfig
+from mixer.config.sources import SourceConfig
 from mixer.delivery.batch import Planner
 from mixer.errors import ConfigError
 from mixer.losses import SourceLosses

@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mixer.analysis.simulate import simulate
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.journal.file import Journal, read_journal
 from mixer.region.region import Region
 from mixer.replay.fork import fork

@@ -20,7 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import FeedbackError, JournalError, RepeatedRowsError, StateMismatchError
 from mixer.losses import SourceLosses
 from mixer.replay.verify import audit

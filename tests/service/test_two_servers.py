@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import JournalError
 from service.runs import leases as served_module
 from service.runs.leases import GOOD_S, LEASE, StepLeases

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.sources.prepared.prepare import prepare
 from service.dashboard.columns import WalkColumns
 from service.runs.engine import Engine

@@ -23,7 +23,7 @@ REPOSITORY = "owner/words"
 # huggingface_hub reads its environment when it is imported, hence a process of its own
 PROGRAM = """
 import json, sys
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.errors import MixerError
 from mixer.sources.huggingface import open_stream
 

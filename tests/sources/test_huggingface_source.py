@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.errors import (
     ConfigError,
     EmptySourceError,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.errors import EmptySourceError, UnknownSourceError
 from mixer.sources import local
 from mixer.sources.huggingface import open_stream

@@ -12,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.errors import ConfigError, EmptySourceError
 from mixer.sources.huggingface import open_stream
 from mixer.sources.share import Share

@@ -25,7 +25,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import SourceConfig
 from mixer.dataset import MixtureDataset
 from mixer.errors import ConfigError, MalformedDataError, MissingDataError, MissingDependencyError, StateMismatchError
 from mixer.sources import blocks, compression

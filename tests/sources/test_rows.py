@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import SourceConfig
 from mixer.errors import EmptySourceError, SourceError, SourceExhaustedError, StateMismatchError, UnknownSourceError
 from mixer.sources import text_stream
 from mixer.sources.base import EndOfSource, RowSource

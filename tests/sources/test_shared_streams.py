@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer.config.curriculum import RetriesConfig, SourceConfig
+from mixer.config.sources import RetriesConfig, SourceConfig
 from mixer.errors import SourceUnavailableError
 from mixer.sources import text_stream
 from mixer.sources.base import EndOfSource

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import InfeasibleRegionError, PivotError
 from mixer.journal.file import Journal, read_journal
 from mixer.journal.lookup import JournalIndex

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mixer.analysis.check import check
 from mixer.analysis.explain import explain
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import ConfigError
 from mixer.journal.file import Journal, read_journal
 from mixer.region.epochs import epoch_caps

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.analysis.explain import explain
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import ConfigError
 from mixer.journal.file import Journal, read_journal
 from mixer.replay.verify import audit

@@ -16,7 +16,8 @@ from benchmarks.guard import EVENT, losses_of, measured
 from mixer.analysis.explain import explain
 from mixer.analysis.plots import write_page
 from mixer.analysis.watch import Follower, frame
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.config.policy import GuardConfig
 from mixer.errors import ConfigError, JournalError, StateMismatchError
 from mixer.journal.file import Journal, read_journal

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from mixer.analysis.explain import explain
 from mixer.analysis.simulate import simulate
 from mixer.cli import app
-from mixer.config.curriculum import Curriculum, Pivot
+from mixer.config.curriculum import Curriculum
+from mixer.config.pivots import Pivot
 from mixer.errors import ConfigError, MixerError, PivotError, UnknownSourceError, WeightsError
 from mixer.journal.file import Journal
 from mixer.journal.words import told

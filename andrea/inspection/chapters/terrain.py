@@ -82,10 +82,10 @@ def _basins(subject: Subject, found: Terrain, draw: Draw) -> list[str]:
             text(
                 f"At step {before:,}{_pivot_note(subject, before)} it was {found_both.before:.3f}. Both were shaken",
                 "in the same directions, so they can be compared seed by seed: the width grew in",
-                f"{found_both.num_wider} of {found_both.num_seeds}, and changed by {found_both.difference:+.3f} on average",
-                f"(95 % interval over directions {low:+.3f} to {high:+.3f}): <b>{verdict}</b>. The interval says nothing",
-                "of other runs. A model that has learned more also has more to lose, so widths tend to shrink as",
-                "the loss falls.",
+                f"{found_both.num_wider} of {found_both.num_seeds}, and changed by {found_both.difference:+.3f} on",
+                f"average (95 % interval over directions {low:+.3f} to {high:+.3f}): <b>{verdict}</b>. The interval",
+                "says nothing of other runs. A model that has learned more also has more to lose, so widths tend to",
+                "shrink as the loss falls.",
             )
         )
     return [*parts, draw(figures.basin_figure(found, before, subject.step))]

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mixer.config.curriculum import Curriculum, SourceConfig
+from mixer.config.curriculum import Curriculum
+from mixer.config.sources import SourceConfig
 from mixer.errors import MalformedDataError, MissingDataError, PreparedMismatchError
 from mixer.sources.files import READERS, find_files, is_url
 from mixer.sources.local import gather

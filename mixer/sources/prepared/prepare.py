@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from mixer.config.curriculum import Curriculum, SourceConfig, check_folder
+from mixer.config.curriculum import Curriculum
 from mixer.config.problems import suggestion
+from mixer.config.sources import SourceConfig, check_folder
 from mixer.errors import ConfigError, MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
 from mixer.sources.packing import smallest_dtype
 from mixer.sources.prepared.manifest import (

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from mixer.config.curriculum import SourceConfig
+from mixer.config.sources import SourceConfig
 from mixer.errors import EmptySourceError, PreparationError, SourceError, StateMismatchError
 from mixer.sources.holdout import is_held_out, text_bytes, token_bytes
 from mixer.sources.packing import Packer

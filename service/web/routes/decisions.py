@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from mixer.config.curriculum import Pivot
+from mixer.config.pivots import Pivot
 from mixer.errors import MixerError
 from service.errors import StoreError
 from service.runs.engine import Engine

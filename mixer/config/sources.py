@@ -1,0 +1,113 @@
+"""The settings of what is read: the sources, the tokenizer, and the retries when a network fails."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mixer.config.conditions import Condition
+from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
+
+
+def check_folder(folder: str) -> str:
+    """Return a folder's path; raise ValueError for a URL, which would become a folder of that name."""
+    if _URL.match(folder):
+        raise ValueError(
+            f"{folder!r} is a URL, but rows are prepared into a folder of this machine; "
+            "name one, and copy it to where it is wanted"
+        )
+    return folder
+
+
+class SourceConfig(Frozen):
+    """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
+
+    name: Name
+    role: Literal["source", "target"] = Field(
+        "source", description="target: never drawn, its held-out loss is only measured, by probes"
+    )
+    path: str | None = Field(None, description="data set id on the Hugging Face hub, or a `datasets` builder name")
+    config_name: str | None = Field(None, description="configuration of the data set (the hub calls it a subset)")
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = Field(None, description="files or globs, relative to the config file")
+    local: str | None = Field(None, description="a collection of text gathered from this machine")
+    text: str | None = Field(None, description="column with plain text (default: text)")
+    messages: str | None = Field(None, description="column with a list of chat messages")
+    template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
+    token_ids: str | None = Field(None, description="column with documents that are lists of token ids already")
+    rows: str | None = Field(
+        None, description="column with lists of exactly sequence_length + 1 token ids, as they are"
+    )
+    where: dict[str, Condition] = Field(
+        {}, description="keep rows whose columns equal these values, or compare with them: {ge: 3}, {not_null: true}"
+    )
+    on_exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    on_failure: Literal["stop", "suspend"] = Field("stop", description="when it stays unavailable after all retries")
+    on_bad_record: Literal["stop", "skip"] = Field("stop", description="when a record cannot be read")
+    max_bad_records: int = Field(
+        100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
+    )
+    tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
+    max_epochs: Epochs | Literal["inherit"] | None = Field(
+        "inherit", description="as often as it may be read; `null`: no limit; by default that of the run"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin_and_one_rendering(self) -> Self:
+        if self.local is not None and (self.path is not None or self.data_files is not None):
+            raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
+        given = [key for key in RENDERINGS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"source {self.name}: give one of {', '.join(RENDERINGS[:-1])} and {RENDERINGS[-1]}, "
+                f"not {' and '.join(given)}"
+            )
+        return self
+
+    @property
+    def token_column(self) -> str | None:
+        """The column of token ids of a source that is tokenised already; None if it is text."""
+        return self.rows if self.token_ids is None else self.token_ids
+
+
+class RetriesConfig(Frozen):
+    """What to do when a network or server fails while a source is read."""
+
+    attempts: int = Field(8, ge=1, le=1000, description="calls altogether before the source counts as unavailable")
+    wait_s: float = Field(
+        1.0, gt=0, le=MAX_WAIT_S, description="seconds before the second call; doubles each time, plus jitter"
+    )
+    max_wait_s: float = Field(
+        300.0, gt=0, le=MAX_WAIT_S, description="longest wait; a server that asks for more is given up"
+    )
+    timeout_s: float = Field(20.0, gt=0, le=MAX_WAIT_S, description="longest silence of a server within one call")
+
+
+class TokenizerConfig(Frozen):
+    """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
+
+    file: str | None = None
+    train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
+    kind: Literal["bpe", "harris"] = Field(
+        "bpe", description="what is trained: merges of pairs (byte-level BPE), or Harris's segments, as ANDREA's are"
+    )
+    separator: str = Field("<|endoftext|>", description="token written after each document")
+
+    @model_validator(mode="after")
+    def _file_or_training(self) -> Self:
+        if (self.file is None) == (self.train_vocab_size is None):
+            raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
+        if self.file is not None and self.kind != "bpe":
+            raise ValueError(
+                f"tokenizer: kind {self.kind} says what to train, but {self.file} is trained already; "
+                "remove one of the two"
+            )
+        return self

@@ -1,0 +1,169 @@
+"""The readers of a run's rows: over prepared rows on disk, or over streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixer.config.curriculum import Curriculum
+from mixer.delivery.batch import BatchReader, Planner, PreparedReader
+from mixer.delivery.probes import ProbeRows
+from mixer.errors import TopologyError
+from mixer.sampling.phases import Phase
+from mixer.sources.opening import open_sources
+from mixer.sources.packing import smallest_dtype
+
+if TYPE_CHECKING:
+    import datasets
+
+    from mixer.sources.prepared.rows import Prepared
+    from mixer.sources.shared import Participant
+    from mixer.sources.tokenizer import TextTokenizer
+
+
+class ReaderFactory:
+    """Where the run's rows come from: prepared on disk, or streamed; opens one reader after another.
+
+    Pickles: each process opens its own files.
+
+    Args:
+        curriculum: names the sources, or the ``prepared`` folder.
+        rank, world_size: whose rows of the global batch.
+        streams: data sets by source name, instead of what the config names.
+        tokenizer: instead of the one that the config names.
+        prepared: what lies in the ``prepared`` folder, opened already: several runs may read it at once.
+        member: the run's part in what the runs of this process stream together.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        rank: int,
+        world_size: int,
+        streams: Mapping[str, datasets.IterableDataset] | None = None,
+        tokenizer: TextTokenizer | None = None,
+        prepared: Prepared | None = None,
+        member: Participant | None = None,
+    ) -> None:
+        curriculum.rows_of_rank(world_size)
+        self.curriculum = curriculum
+        self.rank, self.world_size = rank, world_size
+        self._streams = streams
+        self._tokenizer = tokenizer
+        self._member = member
+        self._known: dict[str, str] = {}
+        self._prepared: Prepared | None = None
+        if curriculum.prepared is not None:
+            from mixer.sources.prepared.rows import Prepared
+
+            self._prepared = prepared or Prepared.open(curriculum.resolve(curriculum.prepared))
+            self._prepared.check_against(curriculum, tokenizer.fingerprint if tokenizer is not None else None)
+            targets = {target.name: self._prepared.held_out(target.name) for target in curriculum.targets}
+            read = {**self._prepared.sources, **targets}
+            self._known = {name: f"rows {rows.fingerprint}" for name, rows in read.items()}
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether any step can be read at any time."""
+        return self._prepared is not None
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer given, the one that made the prepared rows, or the curriculum's; loaded when first needed."""
+        if self._tokenizer is None:
+            from mixer.sources.tokenizer_training import (
+                load_tokenizer,  # imported late: prepared rows alone need no tokenizer
+            )
+
+            self._tokenizer = (
+                load_tokenizer(self.curriculum, self._streams) if self._prepared is None else self._prepared.tokenizer()
+            )
+        return self._tokenizer
+
+    @property
+    def token_dtype(self) -> np.dtype[Any]:
+        """The smallest type of token ids that holds the vocabulary, uint8, uint16 or uint32: prepared rows have it."""
+        return smallest_dtype(self.tokenizer.vocab_size) if self._prepared is None else self._prepared.dtype
+
+    @cached_property  # every report of a rank proves it
+    def fingerprint(self) -> str:
+        """Digest of the run and of the rows it reads."""
+        return self.fingerprint_under(self.curriculum.fingerprint)
+
+    def fingerprint_under(self, curriculum: str) -> str:
+        """Return the digest of these rows under the curriculum of that fingerprint."""
+        rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
+        return f"{curriculum} with {rows}"
+
+    def probe_rows(self) -> ProbeRows | None:
+        """Return this rank's part of the held-out rows of each probe; None if the curriculum asks for none.
+
+        Raises:
+            ConfigError: sources whose held-out rows cannot be read, or that have none.
+            TopologyError: fewer rows than ranks.
+        """
+        if self.curriculum.probes is None:
+            return None
+        return ProbeRows(self.curriculum, self._prepared, rank=self.rank, world_size=self.world_size)
+
+    def stop_sharing(self) -> None:
+        """Let other runs of this process keep nothing for this one."""
+        if self._member is not None:
+            self._member.leave()
+
+    def known(self) -> dict[str, str]:
+        """Return which data each source is of, for a journal's header; of streams, those that were opened."""
+        return dict(self._known)
+
+    def epoch_tokens(self) -> dict[str, int]:
+        """Return the tokens of one epoch of each source, where they are known beforehand."""
+        if self._prepared is None:
+            return {}
+        return {name: rows.num_rows * rows.row_length for name, rows in self._prepared.sources.items()}
+
+    def open(
+        self,
+        phase_at: Callable[[int], Phase],
+        *,
+        worker: int = 0,
+        num_workers: int = 1,
+        on_read_through: Callable[[str, int], None] | None = None,
+        on_skipped: Callable[[str, str], None] | None = None,
+    ) -> BatchReader:
+        """Open the reader of every ``num_workers``-th step, from ``worker`` on.
+
+        Raises:
+            ConfigError, SourceError, TokenizerError: what cannot be read.
+            TopologyError: several readers of streams that cannot agree on when the run ends.
+        """
+        curriculum = self.curriculum
+        planner = Planner(curriculum, phase_at, rank=self.rank, world_size=self.world_size)
+        if self._prepared is not None:
+            sources = [self._prepared.sources[name] for name in curriculum.names]
+            return PreparedReader(curriculum, sources, planner, every=num_workers)
+        num_readers = self.world_size * num_workers
+        ending = [source.name for source in curriculum.sources if source.on_exhausted == "stop"]
+        if num_readers > 1 and ending:
+            raise TopologyError(
+                f"source {ending[0]} is to stop the run when it runs dry, but {num_readers} readers stream it "
+                "separately and would end at different steps; prepare the sources (`mixer prepare`), read with one "
+                "process, or set on_exhausted to repeat"
+            )
+        from mixer.delivery.streamed import StreamedReader  # imported late: brings `datasets`, 0.7 s and 70 MB
+
+        streams = open_sources(
+            curriculum,
+            self.tokenizer,
+            self._streams,
+            reader=self.rank * num_workers + worker,
+            num_readers=num_readers,
+            member=self._member,
+        )
+        fingerprints = {rows.name: getattr(rows, "fingerprint", None) for rows in streams}
+        self._known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
+        tell = on_read_through if num_readers == 1 else None  # a share says nothing of the whole
+        return StreamedReader(streams, planner, every=num_workers, on_read_through=tell, on_skipped=on_skipped)
