@@ -56,6 +56,7 @@ class SourceConfig(Frozen):
         100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
     )
     tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
+    max_tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="tokens that it may give in the whole run")
     max_epochs: Epochs | Literal["inherit"] | None = Field(
         "inherit", description="as often as it may be read; `null`: no limit; by default that of the run"
     )
