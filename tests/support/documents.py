@@ -1,0 +1,28 @@
+"""The documents that the files of ``tests/written`` hold, made from a seed, so that every id and border is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixer.types import IntArray
+
+VOCAB, SEPARATOR = 50_257, 50_256  # GPT-2's
+
+
+def documents(num: int = 12, *, seed: int = 0, ends: bool = True, vocab: int = SEPARATOR) -> list[IntArray]:
+    """Return documents of 1 to 40 ids below ``vocab``, each ended by the separator if ``ends``."""
+    rng = np.random.default_rng(seed)
+    found = [rng.integers(0, vocab, rng.integers(1, 40)) for _ in range(num)]
+    return [np.append(ids, SEPARATOR) for ids in found] if ends else found
+
+
+def stream(parts: Sequence[IntArray]) -> IntArray:
+    """Return documents one after the other."""
+    return np.concatenate(parts)
+
+
+def starts(parts: Sequence[IntArray]) -> IntArray:
+    """Return where each document begins in their stream, and its length, int64 [documents + 1]."""
+    return np.cumsum([0, *map(len, parts)])
