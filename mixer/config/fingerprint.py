@@ -49,6 +49,7 @@ def fingerprint_of(curriculum: Curriculum) -> str:
             if source[key] is None:
                 del source[key]
         if "token_files" in source:
-            del source["token_files"]["path"]  # a place; what lies there is in the fingerprint of the rows
+            for key in ("path", "mask"):  # places; what lies there is in the fingerprint of the rows
+                del source["token_files"][key]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

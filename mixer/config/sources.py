@@ -34,7 +34,16 @@ class TokenFilesConfig(Frozen):
     path: str = Field(
         min_length=1, description="file, folder or glob, relative to the config file; several are read in sorted order"
     )
-    format: Literal["megatron"] | None = Field(None, description="where the files do not say what they are")
+    format: Literal["megatron", "bare", "llm.c", "nemo", "datatrove", "olmo", "litdata", "mds"] | None = Field(
+        None, description="where the files do not say what they are"
+    )
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = Field(
+        None, description="how the ids are stored, where the files do not say it"
+    )
+    column: str = Field("tokens", description="of MDS: the one that holds the ids")
+    mask: str | None = Field(
+        None, description="files of a byte for each id, 0 where its loss does not count: file, folder or glob"
+    )
     separator: Literal["insert", "present", "none"] = Field(
         "insert",
         description="`insert`: put one in after each document; `present`: each ends with one already; `none`: leave "

@@ -40,6 +40,10 @@ class Pieces(NamedTuple):
 class TokenFile(ABC):
     """One file of token ids.
 
+    Attributes:
+        mask: a file of a byte for each id, 0 where its loss does not count.
+        separator_leads: whether a separator that the file holds is before each document, not after it.
+
     Pickles, and holds nothing open; whatever it reads of the file is as large as the documents' index at most.
 
     Args:
@@ -49,6 +53,9 @@ class TokenFile(ABC):
         beside: other files that say something of them.
     """
 
+    mask: Path | None = None
+    separator_leads = False
+
     def __init__(self, path: Path, *, dtype: np.dtype[Any], num_tokens: int, beside: Sequence[Path] = ()) -> None:
         if not num_tokens:
             raise EmptySourceError(f"{path}: no token id is in it; remove the file, or leave it out of `tokens.path`")
@@ -57,7 +64,6 @@ class TokenFile(ABC):
         self.num_tokens = num_tokens
         self.size = path.stat().st_size
         self.beside = tuple(beside)
-        self.mask: Path | None = None  # a byte for each token id, 0 where its loss does not count
 
     @property
     def num_documents(self) -> int | None:

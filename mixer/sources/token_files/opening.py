@@ -1,27 +1,29 @@
-"""Finds the token files of a source, and opens them as what they are."""
+"""Opens the token files of a source as what they are, and compares them with what the source says of them."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixer.config.curriculum import Curriculum
 from mixer.config.sources import SourceConfig, TokenFilesConfig
-from mixer.errors import ConfigError, MissingDataError, MixerError
-from mixer.sources.token_files.base import TokenFile, read_head
-from mixer.sources.token_files.megatron import MAGIC as MEGATRON_MAGIC
-from mixer.sources.token_files.megatron import MegatronFile, pair
+from mixer.errors import ConfigError, MixerError
+from mixer.sources.token_files.bare import BareFile, HeadedFile
+from mixer.sources.token_files.base import DTYPES, TokenFile, malformed
+from mixer.sources.token_files.datatrove import DatatroveFile
+from mixer.sources.token_files.finding import find_masks, find_token_files
+from mixer.sources.token_files.listing import INDEX, read_listing
+from mixer.sources.token_files.litdata import open_litdata
+from mixer.sources.token_files.mds import open_mds
+from mixer.sources.token_files.megatron import MegatronFile
+from mixer.sources.token_files.olmo import OlmoFile
 from mixer.sources.token_files.rows import TokenFileRows
 from mixer.types import IntArray
 
 SAMPLED_DOCUMENTS = 64  # of a file, of which it is seen whether a separator ends them
-PATTERNS = {"megatron": "*.idx"}  # the files of a folder that are of a format
-
-Opener = Callable[[Path, TokenFilesConfig], TokenFile]
-OPENERS: Mapping[str, Opener] = {"megatron": lambda path, config: MegatronFile(path)}
 
 
 def open_token_files(curriculum: Curriculum, *, vocab_size: int, separator_id: int) -> dict[str, TokenFileRows]:
@@ -61,12 +63,13 @@ def open_source(source: SourceConfig, curriculum: Curriculum, *, vocab_size: int
     config = source.token_files
     assert config is not None
     try:
-        files = [
-            OPENERS[kind](path, config) for path, kind in find_token_files(curriculum.resolve(config.path), config)
-        ]
+        found = find_token_files(curriculum.resolve(config.path), config)
+        files = [file for path, kind in found for file in _opened(path, kind, config)]
         if len({file.dtype for file in files}) > 1:
-            kinds = ", ".join(f"{file.path.name}: {file.dtype.name}" for file in files)
+            kinds = ", ".join(f"{file.path.name}: {file.dtype.name}" for file in files[:5])
             raise ConfigError(f"its files hold ids of several types; make a source of each ({kinds})")
+        if config.mask is not None:
+            _give_masks(files, find_masks(curriculum.resolve(config.mask)))
         for file in files:
             _check_separator(file, config, separator_id)
     except MixerError as error:
@@ -77,76 +80,74 @@ def open_source(source: SourceConfig, curriculum: Curriculum, *, vocab_size: int
         row_length=curriculum.sequence_length + 1,
         vocab_size=vocab_size,
         separator_id=separator_id if config.separator == "insert" else None,
+        ended_by=separator_id if config.separator == "present" else None,
     )
 
 
-def find_token_files(place: Path, config: TokenFilesConfig) -> list[tuple[Path, str]]:
-    """Return the files that a path stands for, in order, each with its format.
-
-    Args:
-        place: a file, what the names of a pair begin with, a folder, or a pattern.
-        config: says the format, or leaves it to the files.
-
-    Raises:
-        MissingDataError: nothing is there.
-        ConfigError: files that do not say what they are.
-    """
-    if glob.has_magic(str(place)):
-        matched = [Path(path) for path in sorted(glob.glob(str(place), recursive=True))]  # noqa: PTH207  # absolute
-        if not matched:
-            raise MissingDataError(f"no file matches {place}; mend `tokens.path`")
-    else:
-        matched = [place]
-    found = [pair for path in matched for pair in _at(path, config)]
-    return list(dict.fromkeys(found))  # both files of a pair may match
-
-
-def _at(path: Path, config: TokenFilesConfig) -> Iterator[tuple[Path, str]]:
-    if not path.is_dir():
-        kind = config.format or _kind_of(path)
-        yield (pair(path)[0] if kind == "megatron" else path), kind
-        return
-    patterns = {kind: PATTERNS[kind] for kind in ([config.format] if config.format else PATTERNS)}
-    for kind, pattern in patterns.items():
-        files = sorted(file for file in path.rglob(pattern) if file.is_file())
-        if files:
-            yield from ((file, kind) for file in files)
-            return
-    raise MissingDataError(f"{path}: no token file is in this folder, none named {' or '.join(patterns.values())}")
+def _opened(path: Path, kind: str, config: TokenFilesConfig) -> Sequence[TokenFile]:
+    """Return the files of a path that is of a format; of MDS and LitData those that its ``index.json`` lists."""
+    dtype = None if config.dtype is None else DTYPES[config.dtype]
+    if kind in ("mds", "litdata"):
+        index = path / INDEX if path.is_dir() else path
+        listing = read_listing(index)
+        if kind == "mds":
+            return open_mds(index, listing, name=config.column, dtype=dtype)
+        _check_says_type(index, dtype)
+        return open_litdata(index, listing)
+    if kind == "datatrove":
+        return [DatatroveFile(path, dtype)]
+    if kind == "olmo":
+        return [OlmoFile(path, dtype)]
+    if kind == "bare":
+        if dtype is None:
+            raise ConfigError(f"{path}: bare ids say nothing of themselves; give their `dtype`, such as uint16")
+        return [BareFile(path, dtype)]
+    _check_says_type(path, dtype)
+    return [MegatronFile(path) if kind == "megatron" else HeadedFile(path)]
 
 
-def _kind_of(path: Path) -> str:
-    """Return the format of a file that says what it is."""
-    index = pair(path)[0]
-    if index.is_file() and read_head(index, len(MEGATRON_MAGIC)) == MEGATRON_MAGIC:
-        return "megatron"
-    if not path.exists():
-        raise MissingDataError(f"{path}: no such file or folder; mend `tokens.path`")
-    raise ConfigError(f"{path}: it does not say what it is; give its `format`, one of {', '.join(OPENERS)}")
+def _check_says_type(path: Path, dtype: Any) -> None:
+    if dtype is not None:
+        raise ConfigError(f"{path}: it says itself how its ids are stored; leave `dtype` out")
+
+
+def _give_masks(files: Sequence[TokenFile], masks: Sequence[Path]) -> None:
+    if len(files) != len(masks):
+        raise ConfigError(
+            f"{len(files)} token files, but {len(masks)} loss masks; give one of each, named in one order"
+        )
+    for file, mask in zip(files, masks, strict=True):
+        if mask.stat().st_size != file.num_tokens:
+            raise malformed(
+                mask, f"it has {mask.stat().st_size:,} bytes for the {file.num_tokens:,} ids of {file.path.name}"
+            )
+        file.mask = mask
 
 
 def _check_separator(file: TokenFile, config: TokenFilesConfig, separator_id: int) -> None:
-    """Raise ConfigError if what the source says of separators is not what the ends of some documents say."""
+    """Raise ConfigError if what the source says of separators is not what some documents of a file say."""
     documents = file.documents() if config.separator != "none" else None
     if documents is None:
         if config.separator == "insert":
             raise ConfigError(
                 f"{file.path}: it does not say where documents end, so that no separator can be put in; set "
-                "`separator: present` if each ends with one, or `separator: none`"
+                "`separator: present` if each has one, or `separator: none`"
             )
         return
     chosen = np.unique(np.linspace(0, len(documents.lengths) - 1, SAMPLED_DOCUMENTS).astype(np.int64))
-    last = _ids_at(file, documents.offsets[chosen] + (documents.lengths[chosen] - 1) * file.dtype.itemsize)
-    is_separator = [token == separator_id for token in last]
-    if config.separator == "insert" and all(is_separator):
+    at_end = (documents.lengths[chosen] - 1) * (0 if file.separator_leads else file.dtype.itemsize)
+    ids = _ids_at(file, documents.offsets[chosen] + at_end)
+    has_separator = [token == separator_id for token in ids]
+    where = "begin" if file.separator_leads else "end"
+    if config.separator == "insert" and all(has_separator):
         raise ConfigError(
-            f"{file.path}: its documents end with the separator {separator_id} already; set `separator: present`"
+            f"{file.path}: its documents {where} with the separator {separator_id} already; set `separator: present`"
         )
-    if config.separator == "present" and not all(is_separator):
-        number = int(chosen[is_separator.index(False)])
+    if config.separator == "present" and not all(has_separator):
+        at = has_separator.index(False)
         raise ConfigError(
-            f"{file.path}: document {number:,} ends with the id {last[is_separator.index(False)]}, not with the "
-            f"separator {separator_id}; leave `separator` out to have it put in, or set `separator: none`"
+            f"{file.path}: document {chosen[at]:,} {where}s with the id {ids[at]}, not with the separator "
+            f"{separator_id}; leave `separator` out to have it put in, or set `separator: none`"
         )
 
 

@@ -58,19 +58,28 @@ class TokenFileRows:
         row_length: T + 1.
         vocab_size: ids must be below.
         separator_id: put in after each document; None if the documents are taken as they are.
+        ended_by: the id that the files hold between documents, if they hold one.
 
     Raises:
         EmptySourceError: fewer ids than a row.
     """
 
     def __init__(
-        self, name: str, files: Sequence[TokenFile], *, row_length: int, vocab_size: int, separator_id: int | None
+        self,
+        name: str,
+        files: Sequence[TokenFile],
+        *,
+        row_length: int,
+        vocab_size: int,
+        separator_id: int | None,
+        ended_by: int | None = None,
     ) -> None:
         self.name = name
         self.files = tuple(files)
         self.row_length = row_length
         self._vocab_size = vocab_size
         self._separator_id = separator_id
+        self._ended_by = ended_by
         counts = [file.num_documents for file in files]
         self.num_documents = sum(count or 0 for count in counts)
         self.stream_length = sum(file.num_tokens for file in files)  # ids, with the separators put in
@@ -140,17 +149,37 @@ class TokenFileRows:
     def document_starts(self) -> IntArray | None:
         """Return where each document begins in the stream of which row r is ids r (T + 1) to (r + 1)(T + 1) - 1.
 
+        Stored borders are read; where there are none, all ids are, for the separator that is present.
+
         Returns:
             int64 [documents + 1], the last the stream's length; empty documents are left out. None if the files do
             not say where documents end.
         """
-        lengths = []
+        starts, begin = [np.zeros(1, dtype=np.int64)], 0
         for file in self.files:
             documents = file.documents()
-            if documents is None:
+            if documents is not None:
+                ends = np.cumsum(documents.lengths + (self._separator_id is not None), dtype=np.int64)
+                starts.append(begin + np.concatenate([[0], ends]))
+                begin += int(ends[-1])
+            elif self._ended_by is not None:
+                starts.append(begin + self._starts_by(file, self._ended_by))  # one may run over the border of files
+                begin += file.num_tokens
+            else:
                 return None
-            lengths.append(documents.lengths + (self._separator_id is not None))
-        return np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+        return np.union1d(np.concatenate(starts), [begin])
+
+    def _starts_by(self, file: TokenFile, separator_id: int) -> IntArray:
+        """Return where documents begin in a file by its separators, int64 [documents]."""
+        found, position = [], 0
+        data = mapped(file.path, file.size)
+        for offset, length in zip(*(column.tolist() for column in file.pieces()), strict=True):
+            for part in chunks(length, SCANNED):
+                place, count = offset + part.start * file.dtype.itemsize, part.stop - part.start
+                ids = np.frombuffer(data[place : place + count * file.dtype.itemsize].data, dtype=file.dtype)
+                found.append(position + np.flatnonzero(ids == separator_id) + (not file.separator_leads))
+                position += count
+        return np.concatenate(found)
 
     def verify(self) -> None:
         """Read every id; raise MalformedDataError for the first that is outside the vocabulary."""
