@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mixer import Curriculum, MixtureDataset
 from mixer.errors import ConfigError, MixerError
+from mixer.sources.opening import check_sources
 from mixer.sources.token_files.joint import JointStreams
 from mixer.sources.token_files.opening import open_source
 from mixer.sources.token_files.rows import TokenFileRows
@@ -132,6 +133,17 @@ def test_a_separator_that_is_not_there_is_not_taken_for_present(path: str) -> No
 def test_where_no_border_is_known_no_separator_can_be_put_in(path: str) -> None:
     with pytest.raises(ConfigError, match="it does not say where documents end"):
         opened(a_curriculum(WRITTEN / path, separator="insert"))
+
+
+@pytest.mark.parametrize("path", ["mds/int32", "litdata/int32"])
+def test_a_folder_of_shards_is_never_read_as_its_index(path: str) -> None:
+    for place in ({"path": str(WRITTEN / path)}, {"data_files": str(WRITTEN / path / "*.json")}):
+        curriculum = Curriculum(
+            total_steps=9, batch_rows=1, sequence_length=T, sources=[{"name": "web", **place}], policy="random"
+        )
+        [problem] = check_sources(curriculum)
+        assert f"{WRITTEN / path / 'index.json'} lists the files of a folder of" in problem
+        assert f"`tokens: {{path: {WRITTEN / path}}}`" in problem
 
 
 def test_masks_fit_in_no_compact_batch() -> None:
