@@ -113,6 +113,11 @@ class MixtureDataset(IterableDataset[Batch]):
         self._rows = ReaderFactory(
             curriculum, rank=self.rank, world_size=self.world_size, streams=streams, tokenizer=tokenizer
         )
+        if compact and self._rows.masked_sources:
+            raise ConfigError(
+                f"compact: source {self._rows.masked_sources[0]} has a loss mask, and -100 fits in no unsigned label; "
+                "leave compact out"
+            )
         self._batches = batches
         form = BatchFormat(self._rows, batches, provenance, self._rows.token_dtype if compact else WIDE)
         self._side: Owner | Copy = Owner(form, ranks, walk=walk, journal=journal)

@@ -59,7 +59,7 @@ class MixtureLoader:
             RankMismatchError: the ranks stand at different steps.
         """
         state, dataset = self.dataset.state_dict(), self.dataset
-        if dataset.curriculum.prepared is not None or dataset.world_size == 1 or not is_up():
+        if dataset.curriculum.is_on_disk or dataset.world_size == 1 or not is_up():
             return state
         place = {key: state.pop(key) for key in PLACE}
         places = dataset._main.ranks.gathered(place)

@@ -48,8 +48,8 @@ class TitanLoader:
     @property
     def _key(self) -> str:
         """Where the state lies in a checkpoint, which has no key for ranks that were not there when it was saved."""
-        is_prepared = self.dataset.curriculum.prepared is not None
-        return "every_dp_rank" if is_prepared else f"dp_rank_{self.dataset.rank}"
+        is_on_disk = self.dataset.curriculum.is_on_disk
+        return "every_dp_rank" if is_on_disk else f"dp_rank_{self.dataset.rank}"
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Yield inputs and labels; every rank ends at the same step, with the exhausted error."""

@@ -48,7 +48,7 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             StateMismatchError: no state there, one of another run, or of streams read by another number of ranks.
         """
         file = Path(checkpoint) / f"mixture-{self.dataset.rank}.json"
-        if not file.exists() and self.dataset.curriculum.prepared is not None:  # there every rank's is the same
+        if not file.exists() and self.dataset.curriculum.is_on_disk:  # there every rank's is the same
             file = file.with_name("mixture-0.json")
         if not file.exists():
             raise StateMismatchError(

@@ -13,12 +13,14 @@ from mixer.config.epochs import declared_tokens
 from mixer.config.policy import UnimaxConfig
 from mixer.config.probes import probe_notes
 from mixer.config.rules import Rule, policies_of
+from mixer.config.token_files import beside_token_files, streamed_beside_token_files
 from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
 from mixer.policies import make_policy
 from mixer.policies.fixed import FixedPolicy
 from mixer.region.region import MAX_VERTEX_SOURCES, Region
 from mixer.sources.opening import bad_records, check_sources
 from mixer.sources.prepared.rows import Prepared
+from mixer.sources.token_files.opening import token_file_problems
 from mixer.sources.tokenizer_training import load_tokenizer
 
 
@@ -38,7 +40,8 @@ class Report:
 def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
     """Return what can be said of a run before it starts; sources are opened and their first documents read.
 
-    With ``reads_all`` every source is read to its end, and every record that cannot be read is listed.
+    With ``reads_all`` every source is read to its end, and every record that cannot be read is listed; of token files
+    the first id that is outside the vocabulary.
 
     Sources of a run from prepared rows are not: the rows are all that it reads.
     """
@@ -50,16 +53,24 @@ def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
         problems += error.problems
     reads_text, prepared_problems = _prepared_problems(curriculum)
     problems += prepared_problems
+    if streamed := streamed_beside_token_files(curriculum):
+        problems.append(beside_token_files(streamed))
     source_problems = check_sources(curriculum) if reads_text else []
     problems += source_problems
     needs_sources = curriculum.tokenizer is not None and curriculum.tokenizer.train_vocab_size is not None
+    tokenizer = None
     if reads_text and not (source_problems and needs_sources):  # none can be trained on sources that cannot be read
         try:
-            load_tokenizer(curriculum)
+            tokenizer = load_tokenizer(curriculum)
         except ConfigError as error:
             problems += error.problems
         except MixerError as error:
             problems.append(str(error))
+    elif not reads_text and not prepared_problems and curriculum.prepared is not None:
+        tokenizer = Prepared.open(curriculum.resolve(curriculum.prepared)).tokenizer()
+    if tokenizer is not None:
+        sizes = {"vocab_size": tokenizer.vocab_size, "separator_id": tokenizer.separator_id}
+        problems += token_file_problems(curriculum, **sizes, reads_all=reads_all)
     listed: list[str] = []
     if reads_all and reads_text:
         found, more = bad_records(curriculum)

@@ -36,6 +36,7 @@ from mixer.config.rules import (
 )
 from mixer.config.shorthands import written_out
 from mixer.config.sources import RetriesConfig, SourceConfig, TokenizerConfig, check_folder
+from mixer.config.token_files import token_file_problems
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
 from mixer.region.regimes import Bounds, Regime, plan_regimes
 from mixer.sampling.phases import PhaseLaw
@@ -182,6 +183,7 @@ class Curriculum(WrittenWeights):
             if pivot.policy is not None:
                 problems += [f"pivot {pivot.name}: {problem}" for problem in policy_problems(self, pivot.policy)]
         problems += probe_problems(self)
+        problems += token_file_problems(self)
         if not problems:
             problems += epoch_problems(self)
         num_tokens = self.batch_rows * (self.sequence_length + 1)
@@ -206,8 +208,8 @@ class Curriculum(WrittenWeights):
 
     @property
     def read_sources(self) -> tuple[SourceConfig, ...]:
-        """All that is read: the K sources, then the M targets."""
-        return (*self.sources, *self.targets)
+        """All that is streamed or prepared: the sources but for those of token files, then the M targets."""
+        return (*(source for source in self.sources if source.token_files is None), *self.targets)
 
     @cached_property
     def epoch_limits(self) -> tuple[float | None, ...]:
@@ -291,9 +293,14 @@ class Curriculum(WrittenWeights):
         return plan_rules(self, self.pivots, self.regimes)
 
     @cached_property
+    def is_on_disk(self) -> bool:
+        """Whether rows are prepared or in token files, so that any step can be read at any time; else they stream."""
+        return self.prepared is not None or any(source.token_files is not None for source in self.sources)
+
+    @cached_property
     def suspended_if_lost(self) -> frozenset[str]:
         """The streamed sources that the run is to go on without while they cannot be reached."""
-        if self.prepared is not None:
+        if self.is_on_disk:
             return frozenset()
         return frozenset(source.name for source in self.sources if source.on_failure == "suspend")
 

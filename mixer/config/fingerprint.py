@@ -18,6 +18,8 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("policy", "eta_decay", "none"),
     ("policy", "eta_decay_over", "run"),
     ("tokenizer", "kind", "bpe"),
+    ("tokenizer", "vocab_size", None),
+    ("tokenizer", "separator_id", None),
     *(("guard", key, GuardConfig.model_fields[key].default) for key in OF_GAP),
 )
 
@@ -36,15 +38,18 @@ def fingerprint_of(curriculum: Curriculum) -> str:
     if not curriculum.has_epoch_limits:
         del data["max_epochs"]
     for part, key, default in NEWER:
-        if (data.get(part) or {}).get(key) == default:
+        if data.get(part) is not None and data[part].get(key) == default:
             data[part].pop(key, None)
     for source in (*data["sources"], *data.get("targets", ())):
         if not curriculum.has_epoch_limits or source["max_epochs"] == "inherit":
             del source["max_epochs"]
         for key in ("role", "on_failure", "on_bad_record", "max_bad_records"):
             del source[key]
-        for key in ("token_ids", "rows", "max_tokens", "sample_by", "field"):
+        for key in ("token_ids", "rows", "max_tokens", "token_files", "sample_by", "field"):
             if source[key] is None:
                 del source[key]
+        if "token_files" in source:
+            for key in ("path", "mask"):  # places; what lies there is in the fingerprint of the rows
+                del source["token_files"][key]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

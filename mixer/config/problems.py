@@ -56,7 +56,7 @@ def without_unknown_keys(data: Mapping[str, Any], error: ValidationError) -> dic
 
 
 def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join("tokens" if part == "token_files" else str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, problem["loc"])
         hint = suggestion(problem["loc"][-1], known) or f"; known keys: {', '.join(known)}"

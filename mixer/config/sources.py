@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 SampleBy = Literal["paragraph", "line", "document"]
+ORIGINS = ("path", "data_files", "local")
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
@@ -25,6 +27,29 @@ def check_folder(folder: str) -> str:
             "name one, and copy it to where it is wanted"
         )
     return folder
+
+
+class TokenFilesConfig(Frozen):
+    """Files of token ids that another tool wrote, read as they are."""
+
+    path: str = Field(
+        min_length=1, description="file, folder or glob, relative to the config file; several are read in sorted order"
+    )
+    format: Literal["megatron", "bare", "llm.c", "nemo", "datatrove", "olmo", "litdata", "mds"] | None = Field(
+        None, description="where the files do not say what they are"
+    )
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = Field(
+        None, description="how the ids are stored, where the files do not say it"
+    )
+    column: str = Field("tokens", description="of MDS: the one that holds the ids")
+    mask: str | None = Field(
+        None, description="files of a byte for each id, 0 where its loss does not count: file, folder or glob"
+    )
+    separator: Literal["insert", "present", "none"] = Field(
+        "insert",
+        description="`insert`: put one in after each document; `present`: each ends with one already; `none`: leave "
+        "the documents as they are",
+    )
 
 
 class SourceConfig(Frozen):
@@ -62,9 +87,35 @@ class SourceConfig(Frozen):
     )
     tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
     max_tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="tokens that it may give in the whole run")
+    token_files: TokenFilesConfig | None = Field(
+        None, description="token files, memory-mapped as they are; written as `tokens: {path: ...}`"
+    )
     max_epochs: Epochs | Literal["inherit"] | None = Field(
         "inherit", description="as often as it may be read; `null`: no limit; by default that of the run"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _files_of_tokens(cls, data: Any) -> Any:
+        """Take ``tokens: {path: ...}`` for token files, and ``tokens: 1000`` for their number."""
+        if isinstance(data, Mapping) and isinstance(data.get("tokens"), Mapping):
+            return {**data, "tokens": None, "token_files": data["tokens"]}
+        return data
+
+    @model_validator(mode="after")
+    def _token_files_alone(self) -> Self:
+        if self.token_files is not None:
+            others = (*RENDERINGS, *ORIGINS, "where", "sample_by", "field")
+            given = [key for key in others if getattr(self, key)]
+            if given or self.on_bad_record != "stop" or self.role == "target":
+                what = [*given, *(["on_bad_record"] if self.on_bad_record != "stop" else [])]
+                raise ValueError(
+                    f"source {self.name}: token files are read as they are, without {' or '.join(what)}; remove it"
+                    if what
+                    else f"source {self.name}: no document of token files is held out, so that it cannot be a target; "
+                    "prepare it from its text"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
@@ -106,9 +157,23 @@ class TokenizerConfig(Frozen):
         "bpe", description="what is trained: merges of pairs (byte-level BPE), or Harris's segments, as ANDREA's are"
     )
     separator: str = Field("<|endoftext|>", description="token written after each document")
+    vocab_size: int | None = Field(
+        None, gt=0, le=2**31, description="of token ids that were made elsewhere; with separator_id, instead of a file"
+    )
+    separator_id: int | None = Field(None, ge=0, description="the token id that ends a document, with vocab_size")
 
     @model_validator(mode="after")
     def _file_or_training(self) -> Self:
+        if (self.vocab_size is None) != (self.separator_id is None):
+            raise ValueError("tokenizer: vocab_size and separator_id go together; give both, or a file")
+        if self.vocab_size is not None and self.separator_id is not None:
+            if (self.file, self.train_vocab_size, self.kind) != (None, None, "bpe"):
+                raise ValueError("tokenizer: vocab_size and separator_id stand for a tokenizer; remove the others")
+            if self.separator_id >= self.vocab_size:
+                raise ValueError(
+                    f"tokenizer: separator_id {self.separator_id} is outside the vocab_size of {self.vocab_size}"
+                )
+            return self
         if (self.file is None) == (self.train_vocab_size is None):
             raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
         if self.file is not None and self.kind != "bpe":

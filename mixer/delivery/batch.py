@@ -26,6 +26,8 @@ from mixer.sampling.phases import Phase
 from mixer.sources.base import EndOfSource, Progress
 from mixer.sources.packing import WIDE, split
 from mixer.sources.prepared.rows import JointRows, PreparedRows, RowsAt
+from mixer.sources.token_files.joint import JointStreams, StreamRowsAt
+from mixer.sources.token_files.rows import TokenFileRows
 from mixer.system.kernels import compiled
 from mixer.types import AnyTokens, IntArray, RowArray
 
@@ -35,6 +37,7 @@ FAULT_S = 5e-6  # to map a row's pages: 64 KiB of 4 KiB each in 4.5 us, or up to
 FAULTS_SHARE = 0.02  # of the time gone by, at most, that mapping pages again may take
 READING_THREADS = 8  # more requests than that gain little on one NVMe disk
 NO_END = 2**62
+NARROW = np.dtype(np.uint32)  # holds every vocabulary
 
 Shape = tuple[int, int, int]
 
@@ -173,7 +176,7 @@ class _Plan:
     phase: Phase
     steps: range
     num_rows: int  # b, of each step
-    rows: RowsAt  # n b of them
+    rows: RowsAt | StreamRowsAt  # n b of them
     source_ids: IntArray  # [n, b]
     numbers: IntArray  # [n, b]
 
@@ -189,16 +192,28 @@ class PreparedReader:
 
     Args:
         curriculum: the run.
-        sources: prepared rows of each source in declared order.
+        sources: the rows of each source in declared order, prepared or of token files.
         planner: whose rows.
         every: steps between two that will be asked for; several readers may take turns.
+        dtype: of the rows given, where some are of token files, which store ids in types of their own.
     """
 
     def __init__(
-        self, curriculum: Curriculum, sources: Sequence[PreparedRows], planner: Planner, *, every: int = 1
+        self,
+        curriculum: Curriculum,
+        sources: Sequence[PreparedRows | TokenFileRows],
+        planner: Planner,
+        *,
+        every: int = 1,
+        dtype: np.dtype[Any] = NARROW,
     ) -> None:
         self._sources = sources
-        self._rows = JointRows(sources)
+        prepared = [source for source in sources if isinstance(source, PreparedRows)]
+        self._rows: JointRows | JointStreams
+        if len(prepared) == len(sources):
+            self._rows = JointRows(prepared)
+        else:
+            self._rows = JointStreams(sources, dtype)
         self._slow_row_s = self._rows.row_bytes / SLOW_BYTES_PER_S + FAULT_S
         self._planner = planner
         self._every = every
@@ -338,9 +353,8 @@ class PreparedReader:
         """Return what finds rows in compiled code, None without it."""
         if compiled is None:
             return None
-        rows, (a, b) = self._rows, self._sides
-        places = (rows.first_rows, rows.shard_rows, rows.origins, rows.row_length)
-        return compiled.Locator(self._sizes, self._epochs, self._keys, a, b, ROUND_KEYS, *places)
+        a, b = self._sides
+        return compiled.Locator(self._sizes, self._epochs, self._keys, a, b, ROUND_KEYS, *self._rows.places)
 
     def _addresses(self, ids: IntArray, numbers: IntArray) -> IntArray:
         """Return where rows begin, [n], by their sources and their numbers there."""

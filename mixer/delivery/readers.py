@@ -1,4 +1,4 @@
-"""The readers of a run's rows: over prepared rows on disk, or over streams."""
+"""The readers of a run's rows: over rows on disk, prepared or of token files, or over streams."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixer.config.curriculum import Curriculum
+from mixer.config.token_files import beside_token_files, streamed_beside_token_files
 from mixer.delivery.batch import BatchReader, Planner, PreparedReader
 from mixer.delivery.probes import ProbeRows
-from mixer.errors import TopologyError
+from mixer.errors import ConfigError, TopologyError
 from mixer.sampling.phases import Phase
 from mixer.sources.opening import open_sources
 from mixer.sources.packing import smallest_dtype
@@ -19,8 +20,9 @@ from mixer.sources.packing import smallest_dtype
 if TYPE_CHECKING:
     import datasets
 
-    from mixer.sources.prepared.rows import Prepared
+    from mixer.sources.prepared.rows import Prepared, PreparedRows
     from mixer.sources.shared import Participant
+    from mixer.sources.token_files.rows import TokenFileRows
     from mixer.sources.tokenizer import TextTokenizer
 
 
@@ -30,7 +32,7 @@ class ReaderFactory:
     Pickles: each process opens its own files.
 
     Args:
-        curriculum: names the sources, or the ``prepared`` folder.
+        curriculum: names the sources, or the ``prepared`` folder, or token files, or both of these.
         rank, world_size: whose rows of the global batch.
         streams: data sets by source name, instead of what the config names.
         tokenizer: instead of the one that the config names.
@@ -57,6 +59,7 @@ class ReaderFactory:
         self._member = member
         self._known: dict[str, str] = {}
         self._prepared: Prepared | None = None
+        self._token_files: dict[str, TokenFileRows] = {}
         if curriculum.prepared is not None:
             from mixer.sources.prepared.rows import Prepared
 
@@ -65,11 +68,33 @@ class ReaderFactory:
             targets = {target.name: self._prepared.held_out(target.name) for target in curriculum.targets}
             read = {**self._prepared.sources, **targets}
             self._known = {name: f"rows {rows.fingerprint}" for name, rows in read.items()}
+        if any(source.token_files is not None for source in curriculum.sources):
+            self._open_token_files()
+
+    def _open_token_files(self) -> None:
+        from mixer.sources.token_files.opening import open_token_files
+
+        if streamed := streamed_beside_token_files(self.curriculum):
+            raise ConfigError(beside_token_files(streamed))
+        tokenizer = self.tokenizer
+        self._token_files = open_token_files(
+            self.curriculum, vocab_size=tokenizer.vocab_size, separator_id=tokenizer.separator_id
+        )
+        self._known |= {name: f"rows {rows.fingerprint}" for name, rows in self._token_files.items()}
 
     @property
     def is_prepared(self) -> bool:
-        """Whether any step can be read at any time."""
-        return self._prepared is not None
+        """Whether any step can be read at any time: rows are on disk, prepared or in token files."""
+        return self._prepared is not None or bool(self._token_files)
+
+    @property
+    def _on_disk(self) -> dict[str, PreparedRows | TokenFileRows]:
+        return {**(self._prepared.sources if self._prepared is not None else {}), **self._token_files}
+
+    @property
+    def masked_sources(self) -> list[str]:
+        """The sources of which the loss of some tokens is not to count."""
+        return [name for name, rows in self._token_files.items() if rows.has_mask]
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -97,7 +122,8 @@ class ReaderFactory:
     def fingerprint_under(self, curriculum: str) -> str:
         """Return the digest of these rows under the curriculum of that fingerprint."""
         rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
-        return f"{curriculum} with {rows}"
+        files = "".join(f" and {name} {source.fingerprint}" for name, source in self._token_files.items())
+        return f"{curriculum} with {rows}{files}"
 
     def probe_rows(self) -> ProbeRows | None:
         """Return this rank's part of the held-out rows of each probe; None if the curriculum asks for none.
@@ -121,9 +147,7 @@ class ReaderFactory:
 
     def epoch_tokens(self) -> dict[str, int]:
         """Return the tokens of one epoch of each source, where they are known beforehand."""
-        if self._prepared is None:
-            return {}
-        return {name: rows.num_rows * rows.row_length for name, rows in self._prepared.sources.items()}
+        return {name: rows.num_tokens for name, rows in self._on_disk.items()}
 
     def open(
         self,
@@ -142,9 +166,9 @@ class ReaderFactory:
         """
         curriculum = self.curriculum
         planner = Planner(curriculum, phase_at, rank=self.rank, world_size=self.world_size)
-        if self._prepared is not None:
-            sources = [self._prepared.sources[name] for name in curriculum.names]
-            return PreparedReader(curriculum, sources, planner, every=num_workers)
+        if self.is_prepared:
+            sources = [self._on_disk[name] for name in curriculum.names]
+            return PreparedReader(curriculum, sources, planner, every=num_workers, dtype=self.token_dtype)
         num_readers = self.world_size * num_workers
         ending = [source.name for source in curriculum.sources if source.on_exhausted == "stop"]
         if num_readers > 1 and ending:

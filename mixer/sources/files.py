@@ -7,9 +7,13 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from mixer.errors import ConfigError, MissingDataError
 from mixer.sources.compression import NAMES as COMPRESSIONS
+from mixer.sources.token_files.listing import INDEX, kind_of_listing
 
 KINDS = {
     ".jsonl": "json",
@@ -25,6 +29,8 @@ KINDS = {
     ".md": "text",
 }
 READERS = {kind: "csv" if kind == "tsv" else kind for kind in KINDS.values()}  # what `datasets` calls them
+NAMES_OF_LISTINGS = {"mds": "MosaicML's MDS", "litdata": "LitData"}
+LISTING_BYTES = 1 << 30
 ABOUT_A_FOLDER = {"readme.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 
@@ -53,6 +59,7 @@ def find_files(name: str, patterns: Sequence[str], resolve: Callable[[str], Path
                 "data_files are relative to the curriculum's folder"
             )
         found += files
+    refuse_listings(name, found)
     return found
 
 
@@ -99,6 +106,7 @@ def split_of_folder(name: str, folder: Path, split: str) -> list[Path] | None:
     files = [path for path in files if extension_of(str(path)) in known]
     if not any(extension_of(str(path)) in KINDS for path in files):
         return None
+    refuse_listings(name, files)
     kind_of(name, [*map(str, files)])
     base = folder.resolve().as_posix()
     found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
@@ -112,6 +120,27 @@ def split_of_folder(name: str, folder: Path, split: str) -> list[Path] | None:
     if split not in splits:
         raise MissingDataError(f"source {name}: Bad split: {split}. Available splits: {[*splits]}")
     return [path for path in files if path.resolve() in splits[split]]
+
+
+def refuse_listings(name: str, files: Sequence[Path]) -> None:
+    """Raise ConfigError for the ``index.json`` of a folder of MDS or LitData, which is none of its documents."""
+    for file in files:
+        if file.name == INDEX and (kind := kind_of_listing(_json(file))) is not None:
+            raise ConfigError(
+                f"source {name}: {file} lists the files of a folder of {NAMES_OF_LISTINGS[kind]}, and holds no "
+                f"document; if its records are token ids, read them as `tokens: {{path: {file.parent}}}`"
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return what a file of JSON says, nothing if it is of another kind, or too large for a listing."""
+    if path.stat().st_size > LISTING_BYTES:
+        return {}
+    try:
+        found = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def has_configs(folder: Path) -> bool:

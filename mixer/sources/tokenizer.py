@@ -92,6 +92,34 @@ class TextTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
+class KnownVocabulary(TextTokenizer):
+    """What is known of token ids that were made elsewhere: how many there are, and which ends a document."""
+
+    def __init__(self, vocab_size: int, separator_id: int) -> None:
+        """Take numbers that the config has checked."""
+        self.separator = f"<{separator_id}>"
+        self.separator_id = separator_id
+        self.vocab_size = vocab_size
+        self.fingerprint = hashlib.blake2b(f"{vocab_size} {separator_id}".encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """Raise TokenizerError: there is nothing to write."""
+        raise self._nothing_known()
+
+    def decode(self, ids: Sequence[int] | TokenArray) -> str:
+        """Raise TokenizerError."""
+        raise self._nothing_known()
+
+    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        raise self._nothing_known()
+
+    def _nothing_known(self) -> TokenizerError:
+        return TokenizerError(
+            f"tokenizer: only vocab_size {self.vocab_size} and separator_id {self.separator_id} are given, so that no "
+            "text can be encoded or decoded; give the tokenizer's file"
+        )
+
+
 def read_tokenizer(path: Path, separator: str) -> TextTokenizer:
     """Return the tokenizer of a `tokenizers` JSON file; raise TokenizerError for one that cannot be used."""
     return TextTokenizer(read_file(path), separator)

@@ -16,7 +16,7 @@ from mixer.config.curriculum import Curriculum
 from mixer.config.sources import TokenizerConfig
 from mixer.errors import TokenizerError
 from mixer.sources.harris import train_harris
-from mixer.sources.tokenizer import TextTokenizer, note_threads, read_file
+from mixer.sources.tokenizer import KnownVocabulary, TextTokenizer, note_threads, read_file
 from mixer.system.files import cache_root, written_whole
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def load_tokenizer(
     config = curriculum.tokenizer
     if config is None:
         raise TokenizerError("the curriculum has no `tokenizer:`; give a file, or a train_vocab_size to train one")
+    if config.vocab_size is not None and config.separator_id is not None:
+        return _known_vocabulary(curriculum, config.vocab_size, config.separator_id)
     if config.file is not None:
         path = curriculum.resolve(config.file)
         tokenizer = read_file(path)
@@ -66,6 +68,21 @@ def load_tokenizer(
             f"{curriculum.vocab_size}; {remedy.format(wrapped.vocab_size)}"
         )
     return wrapped
+
+
+def _known_vocabulary(curriculum: Curriculum, vocab_size: int, separator_id: int) -> TextTokenizer:
+    of_text = [s.name for s in curriculum.read_sources if s.token_column is None]
+    if of_text:
+        raise TokenizerError(
+            f"tokenizer: source {', '.join(of_text)}: text needs a tokenizer's file; vocab_size and separator_id do "
+            "for sources that hold token ids already"
+        )
+    if curriculum.vocab_size is not None and vocab_size > curriculum.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer's vocab_size is {vocab_size}, but the model's is {curriculum.vocab_size}; raise vocab_size "
+            f"to at least {vocab_size}"
+        )
+    return KnownVocabulary(vocab_size, separator_id)
 
 
 def sample_texts(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:

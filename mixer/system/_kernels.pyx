@@ -171,6 +171,234 @@ cdef class Windows:
                            to_inputs + r * length * out_itemsize, to_labels + r * length * out_itemsize, out_itemsize)
 
 
+ctypedef fused stored_t:
+    uint8_t
+    uint16_t
+    uint32_t
+    uint64_t
+
+ctypedef fused given_t:
+    uint8_t
+    uint16_t
+    uint32_t
+    int64_t
+
+
+cdef uint64_t _converted(const stored_t* ids, given_t* out, Py_ssize_t n) noexcept nogil:
+    """Copy token ids to another type and return the largest of them."""
+    cdef stored_t most = 0
+    cdef Py_ssize_t k
+    for k in range(n):
+        most = ids[k] if ids[k] > most else most
+        out[k] = <given_t> ids[k]
+    return most
+
+
+cdef uint64_t _as_given(const stored_t* ids, char* out, Py_ssize_t out_itemsize, Py_ssize_t n) noexcept nogil:
+    if out_itemsize == 8:
+        return _converted(ids, <int64_t*> out, n)
+    if out_itemsize == 4:
+        return _converted(ids, <uint32_t*> out, n)
+    if out_itemsize == 2:
+        return _converted(ids, <uint16_t*> out, n)
+    return _converted(ids, <uint8_t*> out, n)
+
+
+cdef uint64_t _copied(const char* ids, Py_ssize_t itemsize, char* out, Py_ssize_t out_itemsize,
+                      Py_ssize_t n) noexcept nogil:
+    if itemsize == 2:
+        return _as_given(<const uint16_t*> ids, out, out_itemsize, n)
+    if itemsize == 4:
+        return _as_given(<const uint32_t*> ids, out, out_itemsize, n)
+    if itemsize == 1:
+        return _as_given(<const uint8_t*> ids, out, out_itemsize, n)
+    return _as_given(<const uint64_t*> ids, out, out_itemsize, n)
+
+
+cdef enum:
+    NO_LOSS = -100  # of a label, as torch's cross entropy ignores it
+
+
+cdef class Streams:
+    """Rows of streams of token ids, whose pieces lie anywhere in memory and are stored in any type.
+
+    The pieces of a stream are numbered through all streams, each stream's followed by an entry that ends it.
+
+    Args:
+        first_rows: of each stream, numbered through all streams, and their number, int64 [K + 1].
+        first_pieces: of each stream, and their number, int64 [K + 1].
+        starts: position in its stream at which each piece begins, int64 [P].
+        addresses: where its token ids begin in memory, int64 [P]; they must stay there.
+        masks: where its loss mask begins, a byte for each token id, int64 [P]; 0 if all count.
+        itemsizes: bytes of a token id of each stream: 1, 2, 4 or 8, int64 [K].
+        limits: what ids of each stream must be below, int64 [K].
+        separators: the id at the end of each piece, which is not stored, or -1 if there is none, int64 [K].
+        row_length: T + 1.
+    """
+
+    cdef tuple _arrays
+    cdef const int64_t* _first_rows
+    cdef const int64_t* _first_pieces
+    cdef const int64_t* _starts
+    cdef const int64_t* _addresses
+    cdef const int64_t* _masks
+    cdef const int64_t* _itemsizes
+    cdef const int64_t* _limits
+    cdef const int64_t* _separators
+    cdef Py_ssize_t _num_streams, _row_length
+
+    def __init__(self, cnp.ndarray first_rows, cnp.ndarray first_pieces, cnp.ndarray starts, cnp.ndarray addresses,
+                 cnp.ndarray masks, cnp.ndarray itemsizes, cnp.ndarray limits, cnp.ndarray separators,
+                 Py_ssize_t row_length):
+        self._arrays = (first_rows, first_pieces, starts, addresses, masks, itemsizes, limits, separators)
+        _int64s(self._arrays)
+        self._first_rows = <const int64_t*> cnp.PyArray_DATA(first_rows)
+        self._first_pieces = <const int64_t*> cnp.PyArray_DATA(first_pieces)
+        self._starts = <const int64_t*> cnp.PyArray_DATA(starts)
+        self._addresses = <const int64_t*> cnp.PyArray_DATA(addresses)
+        self._masks = <const int64_t*> cnp.PyArray_DATA(masks)
+        self._itemsizes = <const int64_t*> cnp.PyArray_DATA(itemsizes)
+        self._limits = <const int64_t*> cnp.PyArray_DATA(limits)
+        self._separators = <const int64_t*> cnp.PyArray_DATA(separators)
+        self._num_streams, self._row_length = itemsizes.shape[0], row_length
+
+    cdef int _check(self, const int64_t* rows, Py_ssize_t num_rows) except -1:
+        cdef Py_ssize_t r
+        for r in range(num_rows):
+            if rows[r] < 0 or rows[r] >= self._first_rows[self._num_streams]:
+                raise IndexError(f"row {rows[r]} was asked for, of {self._first_rows[self._num_streams]}")
+        return 0
+
+    cdef Py_ssize_t _stream_of(self, int64_t row) noexcept nogil:
+        cdef Py_ssize_t low = 0, high = self._num_streams, middle
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._first_rows[middle] <= row:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    cdef Py_ssize_t _piece_of(self, Py_ssize_t i, int64_t position) noexcept nogil:
+        cdef Py_ssize_t low = self._first_pieces[i], high = self._first_pieces[i + 1] - 1, middle
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._starts[middle] <= position:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    cdef void _prefetch_row(self, int64_t row) noexcept nogil:
+        """Ask for the beginning of a row, up to the end of its piece."""
+        cdef Py_ssize_t i = self._stream_of(row), itemsize = self._itemsizes[i]
+        cdef int64_t position = (row - self._first_rows[i]) * self._row_length
+        cdef Py_ssize_t j = self._piece_of(i, position)
+        cdef Py_ssize_t n = min(self._row_length, self._starts[j + 1] - position)
+        _prefetch(<const char*> <size_t> (self._addresses[j] + (position - self._starts[j]) * itemsize), n * itemsize)
+
+    cdef bint _put(self, const char* ids, Py_ssize_t itemsize, Py_ssize_t n, Py_ssize_t at, uint64_t limit,
+                   char* inputs, char* labels, Py_ssize_t out_itemsize) noexcept nogil:
+        """Write ids that begin at position ``at`` of a row, and return whether all are below ``limit``."""
+        cdef uint64_t most, last
+        cdef Py_ssize_t skipped
+        if labels == NULL:
+            return _copied(ids, itemsize, inputs + at * out_itemsize, out_itemsize, n) < limit
+        most = _copied(ids, itemsize, inputs + at * out_itemsize, out_itemsize, min(n, self._row_length - 1 - at))
+        skipped = 1 if at == 0 else 0
+        last = _copied(ids + skipped * itemsize, itemsize, labels + (at + skipped - 1) * out_itemsize, out_itemsize,
+                       n - skipped)
+        return most < limit and last < limit
+
+    cdef bint _read(self, int64_t row, char* inputs, char* labels, Py_ssize_t out_itemsize, char* room) noexcept nogil:
+        """Write one row, and return whether its ids are in the vocabulary."""
+        cdef Py_ssize_t i = self._stream_of(row), itemsize = self._itemsizes[i], at = 0, n, stored, k
+        cdef int64_t position = (row - self._first_rows[i]) * self._row_length, separator = self._separators[i]
+        cdef Py_ssize_t j = self._piece_of(i, position)
+        cdef const char* ids
+        cdef const char* mask
+        cdef bint is_good = True
+        while at < self._row_length:
+            stored = self._starts[j + 1] - position - (separator >= 0)
+            n = min(stored, self._row_length - at)
+            if n > 0:
+                ids = <const char*> <size_t> (self._addresses[j] + (position - self._starts[j]) * itemsize)
+                if <size_t> ids % <size_t> itemsize:  # compiled loops may read aligned ids alone
+                    memcpy(room, ids, n * itemsize)
+                    ids = room
+                is_good &= self._put(ids, itemsize, n, at, self._limits[i], inputs, labels, out_itemsize)
+                if self._masks[j] and labels != NULL and out_itemsize == 8:
+                    mask = <const char*> <size_t> (self._masks[j] + position - self._starts[j])
+                    for k in range(1 if at == 0 else 0, n):
+                        if mask[k] == 0:
+                            (<int64_t*> labels)[at + k - 1] = NO_LOSS
+                at += n
+            if separator >= 0 and n == stored and at < self._row_length:
+                self._put(<const char*> &separator, 8, 1, at, self._limits[i], inputs, labels, out_itemsize)
+                at += 1
+            j += 1
+            position = self._starts[j]
+        return is_good
+
+    def gather(self, cnp.ndarray rows, cnp.ndarray out):
+        """Copy rows to ``out`` and return the first of them, by place, that has an id above its limit; -1 if none has.
+
+        Args:
+            rows: their numbers through all streams, int64 [n b].
+            out: unsigned of 1, 2 or 4 bytes, [n, b, T + 1]; each of the n is contiguous.
+        """
+        _int64s((rows,))
+        cdef const int64_t* number = <const int64_t*> cnp.PyArray_DATA(rows)
+        cdef Py_ssize_t num_rows = rows.shape[0], together = out.shape[1], apart = out.strides[0], r, found = -1
+        cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(out)
+        cdef char* to = <char*> cnp.PyArray_DATA(out)
+        self._check(number, num_rows)
+        cdef cnp.npy_intp size = 8 * self._row_length
+        cdef cnp.ndarray room = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_UINT8)
+        cdef char* scratch = <char*> cnp.PyArray_DATA(room)
+        with nogil:
+            for r in range(num_rows):
+                if r + 1 < num_rows:
+                    self._prefetch_row(number[r + 1])
+                if not self._read(number[r], to + r // together * apart + r % together * self._row_length * itemsize,
+                                  NULL, itemsize, scratch) and found < 0:
+                    found = r
+        return found
+
+    def split(self, cnp.ndarray rows, Py_ssize_t first, Py_ssize_t num_rows, cnp.ndarray inputs, cnp.ndarray labels):
+        """Write all but the last token of rows to ``inputs``, all but the first to ``labels``, -100 where a mask says so.
+
+        Args:
+            rows: numbers through all streams, int64 [n].
+            first, num_rows: which of them.
+            inputs, labels: int64, or unsigned of 1, 2 or 4 bytes if no stream has a mask; [num_rows, T], contiguous.
+
+        Returns:
+            As ``gather``.
+        """
+        _int64s((rows,))
+        cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(inputs), length = self._row_length - 1, r, found = -1
+        _require(cnp.PyArray_TYPE(inputs), inputs)
+        _require(cnp.PyArray_TYPE(inputs), labels)
+        if first < 0 or num_rows < 0 or first + num_rows > rows.shape[0]:
+            raise IndexError(f"rows {first} to {first + num_rows - 1} were asked for, of {rows.shape[0]}")
+        cdef const int64_t* number = <const int64_t*> cnp.PyArray_DATA(rows) + first
+        cdef char* to_inputs = <char*> cnp.PyArray_DATA(inputs)
+        cdef char* to_labels = <char*> cnp.PyArray_DATA(labels)
+        self._check(number, num_rows)
+        cdef cnp.npy_intp size = 8 * self._row_length
+        cdef cnp.ndarray room = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_UINT8)
+        cdef char* scratch = <char*> cnp.PyArray_DATA(room)
+        with nogil:
+            for r in range(num_rows):
+                if r + 1 < num_rows:
+                    self._prefetch_row(number[r + 1])
+                if not self._read(number[r], to_inputs + r * length * itemsize, to_labels + r * length * itemsize,
+                                  itemsize, scratch) and found < 0:
+                    found = r
+        return found
+
+
 cdef inline bint _is_after(const double* values, int64_t i, int64_t j) noexcept nogil:
     return values[i] > values[j] or (values[i] == values[j] and i > j)
 

@@ -18,7 +18,7 @@ from mixer.config.pivots import Pivot
 from mixer.config.rules import resolved
 from mixer.delivery.batch import Planner
 from mixer.delivery.readers import ReaderFactory
-from mixer.errors import RepeatedRowsError, StateMismatchError
+from mixer.errors import ConfigError, RepeatedRowsError, StateMismatchError
 from mixer.journal.words import alarm_in_words
 from mixer.losses import SourceLosses
 from mixer.sampling.phases import Phase
@@ -103,6 +103,11 @@ class Engine:
             prepared=sharing.prepared(curriculum),
             member=sharing.streams.join(),
         )
+        if rows.masked_sources:
+            raise ConfigError(
+                f"source {rows.masked_sources[0]} has a loss mask, which batches over HTTP do not carry; train with "
+                "MixtureDataset, or remove the mask"
+            )
         lines = open_lines(store, name, Path(settings.folder), fsync=settings.fsync)
         # beside SQLite the lock of the journal's file says whose the run is
         writer = lines.writer if isinstance(lines, TableLines) else store.take_over(name)

@@ -168,7 +168,7 @@ class RunRegistry:
                 lines = fork_lines(self._store, parent, name, at_step, curriculum, self._settings.folder)
             except StepError as error:
                 raise RequestError(str(error)) from error
-            place = None if curriculum.prepared else self._store.newest(parent, "place", up_to=at_step)
+            place = None if curriculum.is_on_disk else self._store.newest(parent, "place", up_to=at_step)
             return self._begin(self._add(name, curriculum, lines=lines, place=place), curriculum)
 
     def _curriculum(self, data: Mapping[str, Any], known: Curriculum | None, *, base_dir: Path) -> Curriculum:

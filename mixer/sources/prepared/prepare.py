@@ -116,6 +116,8 @@ def prepare(
     for name in sources or ():
         if name not in curriculum.probed_names:
             raise UnknownSourceError(f"prepare: unknown source {name!r}{suggestion(name, curriculum.probed_names)}")
+    if not curriculum.read_sources:
+        raise ConfigError("prepare: every source is of token files, which are read as they are; there is nothing to do")
     chosen = [source for source in curriculum.read_sources if sources is None or source.name in sources]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -233,7 +235,9 @@ class _Preparation:
             if self._ready_folder(source) == self._out / WORK / SOURCES / source.name
         ]
         try:
-            is_known = set(self._curriculum.probed_names) <= set(read_manifest(self._out).sources)
+            is_known = {source.name for source in self._curriculum.read_sources} <= set(
+                read_manifest(self._out).sources
+            )
         except MixerError:
             is_known = False
         try:
@@ -256,8 +260,9 @@ class _Preparation:
 
     def _manifest(self) -> Manifest:
         """Return the manifest of the config's sources, and of others in the folder with the same settings."""
-        others = sorted({path.name for path in (self._out / SOURCES).iterdir()} - {*self._curriculum.probed_names})
-        records = {name: _record(self._out / SOURCES / name) for name in (*self._curriculum.probed_names, *others)}
+        read = [source.name for source in self._curriculum.read_sources]
+        others = sorted({path.name for path in (self._out / SOURCES).iterdir()} - {*read})
+        records = {name: _record(self._out / SOURCES / name) for name in (*read, *others)}
         return Manifest(
             code_version=importlib.metadata.version("curriculum-mixer"),
             dtype=self._format.dtype.name,

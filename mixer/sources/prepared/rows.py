@@ -193,6 +193,11 @@ class JointRows:
         shards = self.shard_rows.searchsorted(rows, side="right") - 1
         return np.asarray(self.origins[shards] + rows * self.row_length)
 
+    @property
+    def places(self) -> tuple[IntArray, IntArray, IntArray, int]:
+        """What ``Locator`` finds addresses by."""
+        return self.first_rows, self.shard_rows, self.origins, self.row_length
+
     def at(self, addresses: IntArray) -> RowsAt:
         """Return the rows that begin at ``addresses``, int64 [n], to be read when they are needed."""
         return RowsAt(self, addresses)
