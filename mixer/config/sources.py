@@ -11,6 +11,8 @@ from mixer.config.conditions import Condition
 from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+DEFAULT_SEPARATOR = "<|endoftext|>"
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
@@ -92,22 +94,46 @@ class RetriesConfig(Frozen):
 
 
 class TokenizerConfig(Frozen):
-    """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
+    """A tokenizer as somebody has it, or the size of a vocabulary to train on the run's own sources."""
 
-    file: str | None = None
+    file: str | None = Field(
+        None,
+        description="a `tokenizers` file, a folder, a SentencePiece model or a tiktoken file, relative to the config "
+        "file; where there is no such file, the name of an encoding of tiktoken or an id on the Hugging Face hub",
+    )
+    hub: str | None = Field(None, description="id on the Hugging Face hub")
+    revision: str | None = Field(None, description="commit, tag or branch of the hub")
+    tiktoken: str | None = Field(None, description="name of an encoding of tiktoken, such as cl100k_base")
+    pattern: str | None = Field(None, description="regular expression that splits text for a tiktoken file")
+    special_tokens: dict[str, TokenId] | None = Field(None, description="ids of special tokens of a tiktoken file")
     train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
     kind: Literal["bpe", "harris"] = Field(
         "bpe", description="what is trained: merges of pairs (byte-level BPE), or Harris's segments, as ANDREA's are"
     )
-    separator: str = Field("<|endoftext|>", description="token written after each document")
+    separator: str | None = Field(
+        None, min_length=1, description="token written after each document; by default the tokenizer's own eos_token"
+    )
+    bos: Annotated[str, Field(min_length=1)] | Literal[False] | None = Field(
+        None, description="token written before each document; by default as the folder's tokenizer_config.json says"
+    )
 
     @model_validator(mode="after")
-    def _file_or_training(self) -> Self:
-        if (self.file is None) == (self.train_vocab_size is None):
-            raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
-        if self.file is not None and self.kind != "bpe":
+    def _one_origin(self) -> Self:
+        origins = [key for key in ("file", "hub", "tiktoken", "train_vocab_size") if getattr(self, key) is not None]
+        if len(origins) != 1:
             raise ValueError(
-                f"tokenizer: kind {self.kind} says what to train, but {self.file} is trained already; "
+                "tokenizer: give exactly one of file, hub, tiktoken and train_vocab_size"
+                f"{', not ' + ' and '.join(origins) if origins else ''}"
+            )
+        if self.train_vocab_size is None and self.kind != "bpe":
+            raise ValueError(
+                f"tokenizer: kind {self.kind} says what to train, but {getattr(self, origins[0])} is trained already; "
                 "remove one of the two"
             )
+        for key, needs in (("revision", "hub"), ("pattern", "file"), ("special_tokens", "file")):
+            if getattr(self, key) is not None and origins != [needs]:
+                raise ValueError(f"tokenizer: {key} goes with {needs}, not with {origins[0]}; remove one of the two")
+        is_json = self.file is not None and self.file.endswith(".json")
+        if self.separator is None and (is_json or self.train_vocab_size is not None):  # these say none themselves
+            self.__dict__["separator"] = DEFAULT_SEPARATOR  # frozen from here on
         return self
