@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mixer.config.conditions import Condition
 from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
@@ -28,6 +28,34 @@ def check_folder(folder: str) -> str:
     return folder
 
 
+class ChatConfig(Frozen):
+    """How conversations are rendered, and which of their tokens are trained on."""
+
+    template: str = Field(
+        "tokenizer",
+        min_length=1,
+        description="`tokenizer`: its own chat template; another of its templates by name; a Jinja file, FILE.jinja, "
+        "relative to the config file; or `andrea`: `> ` before what a user says and `< ` before an assistant",
+    )
+    roles: dict[str, str] = Field({}, description="what roles in the file are called in the template")
+    tools: str | None = Field(None, description="column with the tools of a conversation, a list or its JSON")
+    loss: Literal["assistant", "all"] = Field("assistant", description="whose tokens are trained on")
+    masks: Literal["auto", "generation", "role"] = Field(
+        "auto", description="how they are found: by {% generation %}, or by rendering the messages before each"
+    )
+    special_text: Literal["text", "refuse"] = Field(
+        "text", description="what special tokens are that a message spells out: text, or a bad record"
+    )
+    variables: dict[str, Any] = Field({}, description="what the template is told, as in {enable_thinking: false}")
+
+    @model_validator(mode="after")
+    def _andrea_alone(self) -> Self:
+        others = sorted(self.model_fields_set - {"template"})
+        if self.template == "andrea" and others:
+            raise ValueError(f"template andrea has no other settings, but {others[0]} is given; remove it")
+        return self
+
+
 class SourceConfig(Frozen):
     """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
 
@@ -42,7 +70,10 @@ class SourceConfig(Frozen):
     data_files: str | tuple[str, ...] | None = Field(None, description="files or globs, relative to the config file")
     local: str | None = Field(None, description="a collection of text gathered from this machine")
     text: str | None = Field(None, description="column with plain text (default: text)")
-    messages: str | None = Field(None, description="column with a list of chat messages")
+    messages: str | None = Field(None, description="column with a list of chat messages (default with chat: messages)")
+    chat: ChatConfig | None = Field(
+        None, description="render messages by a chat template and train on what the assistant says"
+    )
     template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
     token_ids: str | None = Field(None, description="column with documents that are lists of token ids already")
     rows: str | None = Field(
@@ -62,8 +93,15 @@ class SourceConfig(Frozen):
         "inherit", description="as often as it may be read; `null`: no limit; by default that of the run"
     )
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _by_template(cls, chat: Any) -> Any:
+        return {"template": chat} if isinstance(chat, str) else chat
+
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
+        if self.chat is not None and self.messages is None:
+            self.__dict__["messages"] = "messages"  # frozen from here on
         if self.local is not None and (self.path is not None or self.data_files is not None):
             raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
         given = [key for key in RENDERINGS if getattr(self, key) is not None]
@@ -73,6 +111,11 @@ class SourceConfig(Frozen):
                 f"not {' and '.join(given)}"
             )
         return self
+
+    @property
+    def renders_chat(self) -> bool:
+        """Whether conversations are rendered by a chat template other than ANDREA's."""
+        return self.chat is not None and self.chat.template != "andrea"
 
     @property
     def token_column(self) -> str | None:

@@ -11,7 +11,9 @@ import base64
 import itertools
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers import Tokenizer
@@ -21,6 +23,11 @@ from mixer.errors import MissingDependencyError, TokenizerError
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tiktoken import Encoding
+
+FIRST_NAME = 0x100000  # of plane 16, private use: what control tokens are called while text is encoded with them
+
+Span = tuple[int, int]  # of characters, the second one is the first after it
+Spans = Sequence[Span]
 
 _PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded or trained
 
@@ -52,11 +59,18 @@ class Encoder(Protocol):
     def special_tokens(self) -> Sequence[str]:
         """The tokens that can separate documents, in the order of their ids."""
 
+    @property
+    def control_tokens(self) -> Sequence[str]:
+        """The tokens that chat templates write and messages must not forge."""
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, None if there is none."""
 
     def encode(self, texts: Sequence[str]) -> Iterable[list[int]]:
         """Return the ids of each text, without special tokens before, after or within."""
+
+    def encode_with_controls(self, texts: Sequence[str], controls: Sequence[Spans]) -> list[tuple[list[int], Spans]]:
+        """Return the ids of each text and what each stands for, where the spans of ``controls`` are special tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, with special tokens spelled out."""
@@ -91,6 +105,11 @@ class HuggingFaceEncoder:
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
 
     @property
+    def control_tokens(self) -> list[str]:
+        """See ``Encoder``."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    @property
     def first_special_ids(self) -> list[int]:
         """The ids that the file itself would put around a text without characters."""
         return list(self._tokenizer.encode("", add_special_tokens=True).ids)
@@ -104,6 +123,34 @@ class HuggingFaceEncoder:
         """See ``Encoder``."""
         note_threads()
         return (found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+
+    def encode_with_controls(self, texts: Sequence[str], controls: Sequence[Spans]) -> list[tuple[list[int], Spans]]:
+        """See ``Encoder``; a tokenizer that knows the special tokens by other names encodes, as the library would."""
+        note_threads()
+        clone, names, ids = self._renamed
+        named = []
+        for text, spans in zip(texts, controls, strict=True):
+            pieces, end = [], 0
+            for start, stop in spans:
+                pieces += [text[end:start], names[text[start:stop]]]
+                end = stop
+            named.append("".join([*pieces, text[end:]]))
+        found = clone.encode_batch(named, add_special_tokens=False)
+        return [([ids.get(i, i) for i in each.ids], each.offsets) for each in found]
+
+    @cached_property
+    def _renamed(self) -> tuple[Tokenizer, dict[str, str], dict[int, int]]:
+        """The tokenizer with special tokens of other names, of the same lengths; the names; and the ids by its own."""
+        data = json.loads(self.to_json())
+        names: dict[str, str] = {}
+        for token in data["added_tokens"]:
+            if token["special"]:
+                names[token["content"]] = chr(FIRST_NAME + len(names)) * len(token["content"])
+                token["content"] = names[token["content"]]
+        data["post_processor"] = None
+        clone: Any = Tokenizer.from_str(json.dumps(data))
+        ids: dict[int, int] = {clone.token_to_id(token["content"]): token["id"] for token in data["added_tokens"]}
+        return clone, names, ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Encoder``."""
@@ -152,6 +199,11 @@ class SentencePieceEncoder:
         return [str(self._processor.id_to_piece(i)) for i in found if self._processor.is_control(i)]
 
     @property
+    def control_tokens(self) -> list[str]:
+        """See ``Encoder``."""
+        return self.special_tokens
+
+    @property
     def end_of_text(self) -> str | None:
         """The model's own end-of-text symbol; None if it was trained without one."""
         number = int(self._processor.eos_id())
@@ -166,6 +218,13 @@ class SentencePieceEncoder:
         """See ``Encoder``."""
         found: list[list[int]] = self._processor.encode(list(texts), out_type=int, add_bos=False, add_eos=False)
         return found
+
+    def encode_with_controls(self, texts: Sequence[str], controls: Sequence[Spans]) -> list[tuple[list[int], Spans]]:
+        """Raise TokenizerError: the library itself has no way to write control symbols into a text."""
+        raise TokenizerError(
+            "tokenizer: a SentencePiece model alone has no chat format; name the folder of its model, with "
+            "tokenizer_config.json, or a tokenizer.json made of it"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Encoder``; the space that the model puts before a text is taken off after each special token."""
@@ -227,6 +286,11 @@ class TiktokenEncoder:
         """See ``Encoder``."""
         return sorted(self._parts[2], key=self._parts[2].__getitem__)
 
+    @property
+    def control_tokens(self) -> list[str]:
+        """See ``Encoder``."""
+        return self.special_tokens
+
     def token_id(self, token: str) -> int | None:
         """See ``Encoder``; special tokens alone, as all others may come of text."""
         return self._parts[2].get(token)
@@ -234,6 +298,27 @@ class TiktokenEncoder:
     def encode(self, texts: Sequence[str]) -> Iterable[list[int]]:
         """See ``Encoder``."""
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=min(8, os.cpu_count() or 1))
+
+    def encode_with_controls(self, texts: Sequence[str], controls: Sequence[Spans]) -> list[tuple[list[int], Spans]]:
+        """See ``Encoder``; the text between special tokens is encoded piece by piece, as the library does."""
+        return [self._with_controls(text, spans) for text, spans in zip(texts, controls, strict=True)]
+
+    def _with_controls(self, text: str, controls: Spans) -> tuple[list[int], Spans]:
+        ids: list[int] = []
+        places: list[Span] = []
+        end = 0
+        for start, stop in [*controls, (len(text), len(text))]:
+            found = self._encoding.encode_ordinary(text[end:start])
+            begins = list(itertools.accumulate((len(letter.encode()) for letter in text[end:start]), initial=0))
+            sizes = (len(self._encoding.decode_single_token_bytes(i)) for i in found)
+            for first, last in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
+                places.append((end + bisect_right(begins, first) - 1, end + bisect_left(begins, last)))
+            ids += found
+            if start < stop:
+                ids.append(self._parts[2][text[start:stop]])
+                places.append((start, stop))
+            end = stop
+        return ids, places
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Encoder``."""

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,6 +21,10 @@ from mixer.config.problems import suggestion
 from mixer.errors import TokenizerError
 from mixer.sources.encoders import Encoder, HuggingFaceEncoder, encoder_of
 from mixer.types import TokenArray
+
+if TYPE_CHECKING:
+    from mixer.sources.chat import ChatText
+    from mixer.sources.encoders import Spans
 
 FORMAT = "curriculum-mixer tokenizer 1"
 
@@ -114,9 +119,16 @@ class TextTokenizer:
             ids.append(self.separator_id)
         return np.frombuffer(ids, dtype=np.uint32)
 
-    def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text by itself, without BOS and separator."""
-        return [*self._encoder.encode(texts)]
+    @cached_property
+    def controls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The special tokens of chat templates, and those of them that the tokenizer makes of text, too."""
+        tokens = [token for token in self._encoder.control_tokens if token]
+        found = zip(tokens, self._encoder.encode(tokens), strict=True)
+        return tuple(tokens), tuple(token for token, ids in found if self._encoder.token_id(token) in ids)
+
+    def encode_with_controls(self, texts: Sequence[ChatText]) -> list[tuple[list[int], Spans]]:
+        """Return the ids of each rendered conversation, and what part of it each stands for; no BOS, no separator."""
+        return self._encoder.encode_with_controls(texts, [text.controls for text in texts])
 
     def decode(self, ids: Sequence[int] | TokenArray) -> str:
         """Return the text of token ids, separators included."""

@@ -57,6 +57,12 @@ def load_tokenizer(
         wrapped, name = find_tokenizer(curriculum)
         remedy = f"raise vocab_size to at least {{}}, or use a smaller tokenizer than {name}"
     else:
+        chats = [source.name for source in curriculum.read_sources if source.renders_chat]
+        if chats:
+            raise TokenizerError(
+                f"source {chats[0]}: a chat template needs a tokenizer that has its special tokens, not one that is "
+                "trained on the sources; name yours under `tokenizer:`, or set chat: andrea"
+            )
         separator = config.separator or DEFAULT_SEPARATOR
         _check_separator(separator)
         texts = sample_texts(curriculum, streams)

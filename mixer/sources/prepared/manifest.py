@@ -100,6 +100,7 @@ class Manifest(_Frozen):
     dtype: Literal["uint8", "uint16", "uint32"]
     sequence_length: int
     holdout: float
+    masked: bool = False  # the highest bit of a token id says that its loss does not count
     tokenizer: TokenizerManifest
     sources: dict[str, SourceManifest]
 
@@ -111,7 +112,7 @@ class Manifest(_Frozen):
             name: [[shard.digest for shard in split.shards] for split in (source.train, source.held_out)]
             for name, source in self.sources.items()
         }
-        return digest_of([*listing, rows])
+        return digest_of([*listing, *(["masked"] if self.masked else []), rows])
 
 
 def digest_of(data: object) -> str:
