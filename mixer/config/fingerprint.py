@@ -47,7 +47,7 @@ def fingerprint_of(curriculum: Curriculum) -> str:
             del source["max_epochs"]
         for key in ("role", "on_failure", "on_bad_record", "max_bad_records"):
             del source[key]
-        for key in ("token_ids", "rows", "chat"):
+        for key in ("token_ids", "rows", "chat", "max_tokens", "sample_by", "field"):
             if source[key] is None:
                 del source[key]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -13,6 +13,7 @@ from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 DEFAULT_SEPARATOR = "<|endoftext|>"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+SampleBy = Literal["paragraph", "line", "document"]
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left; C:/ is a drive
@@ -69,6 +70,10 @@ class SourceConfig(Frozen):
     revision: str | None = None
     data_files: str | tuple[str, ...] | None = Field(None, description="files or globs, relative to the config file")
     local: str | None = Field(None, description="a collection of text gathered from this machine")
+    sample_by: SampleBy | None = Field(
+        None, description="plain text: what one document is; document: the whole file (default: paragraph)"
+    )
+    field: str | None = Field(None, description="JSON: key of the list of records, where a file is one object")
     text: str | None = Field(None, description="column with plain text (default: text)")
     messages: str | None = Field(None, description="column with a list of chat messages (default with chat: messages)")
     chat: ChatConfig | None = Field(
@@ -89,6 +94,7 @@ class SourceConfig(Frozen):
         100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
     )
     tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
+    max_tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="tokens that it may give in the whole run")
     max_epochs: Epochs | Literal["inherit"] | None = Field(
         "inherit", description="as often as it may be read; `null`: no limit; by default that of the run"
     )

@@ -17,6 +17,7 @@ KINDS = {
     ".ndjson": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".feather": "arrow",
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "text",
