@@ -28,12 +28,11 @@ import safetensors
 import safetensors.torch
 import torch
 import xxhash
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from andrea.model import Andrea, ModelConfig
 from mixer.errors import CheckpointError, ConfigError, StateMismatchError, TokenizerError
-from mixer.sources.tokenizer import TextTokenizer
+from mixer.sources.tokenizer import TextTokenizer, tokenizer_of
 
 FORMAT, VERSION = "andrea checkpoint", 2
 MANIFEST, STATE, MODEL, OPTIMIZER, TOKENIZER = (
@@ -237,10 +236,9 @@ def _read_tokenizer(place: Path, state: Mapping[str, Any]) -> TextTokenizer | No
     if state["separator"] is None:
         return None
     try:
-        tokenizer = Tokenizer.from_str((place / TOKENIZER).read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception
+        return tokenizer_of((place / TOKENIZER).read_text(encoding="utf-8"), state["separator"])
+    except (OSError, UnicodeDecodeError, TokenizerError) as error:
         raise _unusable(place, f"its file {TOKENIZER} cannot be read: {error}") from error
-    return TextTokenizer(tokenizer, state["separator"])
 
 
 def _check_fits(place: Path, checkpoint: Checkpoint) -> None:

@@ -288,7 +288,12 @@ def _write_huggingface(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
-        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        if tokenizer.tokenizers_file is None:
+            raise CheckpointError(
+                "its tokenizer is no `tokenizers` file, so transformers cannot load it from this folder; convert the "
+                "tokenizer with its own tools, and the checkpoint with --to andrea"
+            )
+        (folder / "tokenizer.json").write_text(tokenizer.tokenizers_file, encoding="utf-8")
         told = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": tokenizer.separator,

@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from benchmarks.common import head, medians, say
 from mixer.config.curriculum import Curriculum
@@ -200,7 +201,7 @@ def measure_text(paths: list[Path], tokenizer: TextTokenizer) -> None:
     texts = list(documents(paths))
     num_tokens = sum(map(len, tokenizer.encode(texts))) + len(texts)
     num_steps = num_tokens // ROW // NUM_SOURCES
-    core = tokenizer._tokenizer
+    core = Tokenizer.from_str(tokenizer.to_json())
 
     def encode_alone() -> None:
         for start in range(0, len(texts), 1000):

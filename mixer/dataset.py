@@ -31,6 +31,7 @@ from mixer.errors import ConfigError, TopologyError
 from mixer.journal.file import Journal
 from mixer.losses import SourceLosses
 from mixer.sources.base import Progress
+from mixer.sources.masks import check_wide
 from mixer.sources.packing import WIDE
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class MixtureDataset(IterableDataset[Batch]):
                 "leave compact out"
             )
         self._batches = batches
+        if compact and self._rows.is_masked:
+            check_wide(self._rows.token_dtype)
         form = BatchFormat(self._rows, batches, provenance, self._rows.token_dtype if compact else WIDE)
         self._side: Owner | Copy = Owner(form, ranks, walk=walk, journal=journal)
 

@@ -18,8 +18,8 @@ from torchtitan.trainer import Trainer
 from mixer.adapters.titan import KeptLosses, TitanLoader
 from mixer.config.curriculum import Curriculum
 from mixer.dataset import MixtureDataset
-from mixer.delivery.feedback import IGNORED_LABEL
 from mixer.errors import ConfigError
+from mixer.sources.masks import IGNORED_LABEL
 
 
 class MixtureDataLoader(TitanLoader, BaseDataLoader):  # type: ignore[misc]  # torchtitan is not typed here

@@ -19,9 +19,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from mixer.adapters.loading import MixtureLoader
-from mixer.delivery.feedback import IGNORED_LABEL
 from mixer.delivery.tensors import Batch
 from mixer.errors import ConfigError, FeedbackError, StateMismatchError
+from mixer.sources.masks import IGNORED_LABEL
 from mixer.system.files import written_whole
 
 OWN_KEYS = ("source_ids", "step", "phase", "row_numbers")  # of a batch, which no model takes

@@ -236,6 +236,11 @@ class Curriculum(WrittenWeights):
         return tuple(None if source.max_epochs == "inherit" else limit for source, limit in limits)
 
     @property
+    def has_masks(self) -> bool:
+        """Whether there are tokens whose loss does not count."""
+        return any(source.renders_chat for source in self.read_sources)
+
+    @property
     def has_epoch_limits(self) -> bool:
         """Whether some source may be read only so often, or may give only so many tokens."""
         has_tokens = any(source.max_tokens is not None for source in self.sources)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixer.config.policy import GuardConfig
 from mixer.config.probes import OF_GAP
+from mixer.config.sources import DEFAULT_SEPARATOR
 
 if TYPE_CHECKING:
     from mixer.config.curriculum import Curriculum
@@ -20,6 +21,7 @@ NEWER = (  # fields with defaults that runs of earlier releases behave by
     ("tokenizer", "kind", "bpe"),
     ("tokenizer", "vocab_size", None),
     ("tokenizer", "separator_id", None),
+    *(("tokenizer", key, None) for key in ("hub", "revision", "tiktoken", "pattern", "special_tokens", "bos")),
     *(("guard", key, GuardConfig.model_fields[key].default) for key in OF_GAP),
 )
 
@@ -37,15 +39,17 @@ def fingerprint_of(curriculum: Curriculum) -> str:
             del data[key]
     if not curriculum.has_epoch_limits:
         del data["max_epochs"]
+    if data["tokenizer"] and data["tokenizer"]["separator"] is None:
+        data["tokenizer"]["separator"] = DEFAULT_SEPARATOR  # the tokenizer's own counts among its rows
     for part, key, default in NEWER:
-        if data.get(part) is not None and data[part].get(key) == default:
+        if data.get(part) and data[part].get(key) == default:
             data[part].pop(key, None)
     for source in (*data["sources"], *data.get("targets", ())):
         if not curriculum.has_epoch_limits or source["max_epochs"] == "inherit":
             del source["max_epochs"]
         for key in ("role", "on_failure", "on_bad_record", "max_bad_records"):
             del source[key]
-        for key in ("token_ids", "rows", "max_tokens", "token_files", "sample_by", "field"):
+        for key in ("token_ids", "rows", "chat", "max_tokens", "token_files", "sample_by", "field"):
             if source[key] is None:
                 del source[key]
         if "token_files" in source:

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mixer.config.conditions import Condition
 from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+DEFAULT_SEPARATOR = "<|endoftext|>"
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 SampleBy = Literal["paragraph", "line", "document"]
 ORIGINS = ("path", "data_files", "local")
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
@@ -52,6 +54,34 @@ class TokenFilesConfig(Frozen):
     )
 
 
+class ChatConfig(Frozen):
+    """How conversations are rendered, and which of their tokens are trained on."""
+
+    template: str = Field(
+        "tokenizer",
+        min_length=1,
+        description="`tokenizer`: its own chat template; another of its templates by name; a Jinja file, FILE.jinja, "
+        "relative to the config file; or `andrea`: `> ` before what a user says and `< ` before an assistant",
+    )
+    roles: dict[str, str] = Field({}, description="what roles in the file are called in the template")
+    tools: str | None = Field(None, description="column with the tools of a conversation, a list or its JSON")
+    loss: Literal["assistant", "all"] = Field("assistant", description="whose tokens are trained on")
+    masks: Literal["auto", "generation", "role"] = Field(
+        "auto", description="how they are found: by {% generation %}, or by rendering the messages before each"
+    )
+    special_text: Literal["text", "refuse"] = Field(
+        "text", description="what special tokens are that a message spells out: text, or a bad record"
+    )
+    variables: dict[str, Any] = Field({}, description="what the template is told, as in {enable_thinking: false}")
+
+    @model_validator(mode="after")
+    def _andrea_alone(self) -> Self:
+        others = sorted(self.model_fields_set - {"template"})
+        if self.template == "andrea" and others:
+            raise ValueError(f"template andrea has no other settings, but {others[0]} is given; remove it")
+        return self
+
+
 class SourceConfig(Frozen):
     """One named stream of text: where it is, which rows and columns count, what happens when it runs dry."""
 
@@ -70,7 +100,10 @@ class SourceConfig(Frozen):
     )
     field: str | None = Field(None, description="JSON: key of the list of records, where a file is one object")
     text: str | None = Field(None, description="column with plain text (default: text)")
-    messages: str | None = Field(None, description="column with a list of chat messages")
+    messages: str | None = Field(None, description="column with a list of chat messages (default with chat: messages)")
+    chat: ChatConfig | None = Field(
+        None, description="render messages by a chat template and train on what the assistant says"
+    )
     template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
     token_ids: str | None = Field(None, description="column with documents that are lists of token ids already")
     rows: str | None = Field(
@@ -117,8 +150,15 @@ class SourceConfig(Frozen):
                 )
         return self
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _by_template(cls, chat: Any) -> Any:
+        return {"template": chat} if isinstance(chat, str) else chat
+
     @model_validator(mode="after")
     def _one_origin_and_one_rendering(self) -> Self:
+        if self.chat is not None and self.messages is None:
+            self.__dict__["messages"] = "messages"  # frozen from here on
         if self.local is not None and (self.path is not None or self.data_files is not None):
             raise ValueError(f"source {self.name}: give either local or path/data_files, not both")
         given = [key for key in RENDERINGS if getattr(self, key) is not None]
@@ -128,6 +168,11 @@ class SourceConfig(Frozen):
                 f"not {' and '.join(given)}"
             )
         return self
+
+    @property
+    def renders_chat(self) -> bool:
+        """Whether conversations are rendered by a chat template other than ANDREA's."""
+        return self.chat is not None and self.chat.template != "andrea"
 
     @property
     def token_column(self) -> str | None:
@@ -149,36 +194,61 @@ class RetriesConfig(Frozen):
 
 
 class TokenizerConfig(Frozen):
-    """A `tokenizers` JSON file, or the size of a vocabulary to train on the run's own sources."""
+    """A tokenizer as somebody has it, or the size of a vocabulary to train on the run's own sources."""
 
-    file: str | None = None
+    file: str | None = Field(
+        None,
+        description="a `tokenizers` file, a folder, a SentencePiece model or a tiktoken file, relative to the config "
+        "file; where there is no such file, the name of an encoding of tiktoken or an id on the Hugging Face hub",
+    )
+    hub: str | None = Field(None, description="id on the Hugging Face hub")
+    revision: str | None = Field(None, description="commit, tag or branch of the hub")
+    tiktoken: str | None = Field(None, description="name of an encoding of tiktoken, such as cl100k_base")
+    pattern: str | None = Field(None, description="regular expression that splits text for a tiktoken file")
+    special_tokens: dict[str, TokenId] | None = Field(None, description="ids of special tokens of a tiktoken file")
     train_vocab_size: int | None = Field(None, ge=260, le=1_000_000)
     kind: Literal["bpe", "harris"] = Field(
         "bpe", description="what is trained: merges of pairs (byte-level BPE), or Harris's segments, as ANDREA's are"
     )
-    separator: str = Field("<|endoftext|>", description="token written after each document")
+    separator: str | None = Field(
+        None, min_length=1, description="token written after each document; by default the tokenizer's own eos_token"
+    )
+    bos: Annotated[str, Field(min_length=1)] | Literal[False] | None = Field(
+        None, description="token written before each document; by default as the folder's tokenizer_config.json says"
+    )
+
     vocab_size: int | None = Field(
         None, gt=0, le=2**31, description="of token ids that were made elsewhere; with separator_id, instead of a file"
     )
     separator_id: int | None = Field(None, ge=0, description="the token id that ends a document, with vocab_size")
 
     @model_validator(mode="after")
-    def _file_or_training(self) -> Self:
+    def _one_origin(self) -> Self:
+        origins = [key for key in ("file", "hub", "tiktoken", "train_vocab_size") if getattr(self, key) is not None]
         if (self.vocab_size is None) != (self.separator_id is None):
             raise ValueError("tokenizer: vocab_size and separator_id go together; give both, or a file")
         if self.vocab_size is not None and self.separator_id is not None:
-            if (self.file, self.train_vocab_size, self.kind) != (None, None, "bpe"):
+            if self.model_fields_set - {"vocab_size", "separator_id"}:
                 raise ValueError("tokenizer: vocab_size and separator_id stand for a tokenizer; remove the others")
             if self.separator_id >= self.vocab_size:
                 raise ValueError(
                     f"tokenizer: separator_id {self.separator_id} is outside the vocab_size of {self.vocab_size}"
                 )
             return self
-        if (self.file is None) == (self.train_vocab_size is None):
-            raise ValueError("tokenizer: give exactly one of file and train_vocab_size")
-        if self.file is not None and self.kind != "bpe":
+        if len(origins) != 1:
             raise ValueError(
-                f"tokenizer: kind {self.kind} says what to train, but {self.file} is trained already; "
+                "tokenizer: give exactly one of file, hub, tiktoken and train_vocab_size"
+                f"{', not ' + ' and '.join(origins) if origins else ''}"
+            )
+        if self.train_vocab_size is None and self.kind != "bpe":
+            raise ValueError(
+                f"tokenizer: kind {self.kind} says what to train, but {getattr(self, origins[0])} is trained already; "
                 "remove one of the two"
             )
+        for key, needs in (("revision", "hub"), ("pattern", "file"), ("special_tokens", "file")):
+            if getattr(self, key) is not None and origins != [needs]:
+                raise ValueError(f"tokenizer: {key} goes with {needs}, not with {origins[0]}; remove one of the two")
+        is_json = self.file is not None and self.file.endswith(".json")
+        if self.separator is None and (is_json or self.train_vocab_size is not None):  # these say none themselves
+            self.__dict__["separator"] = DEFAULT_SEPARATOR  # frozen from here on
         return self

@@ -24,6 +24,7 @@ from mixer.sampling.draws import phase_counts, plan_rows
 from mixer.sampling.permutation import ROUND_KEYS, order_key, permuted, sides
 from mixer.sampling.phases import Phase
 from mixer.sources.base import EndOfSource, Progress
+from mixer.sources.masks import split_marked
 from mixer.sources.packing import WIDE, split
 from mixer.sources.prepared.rows import JointRows, PreparedRows, RowsAt
 from mixer.sources.token_files.joint import JointStreams, StreamRowsAt
@@ -50,6 +51,7 @@ class RowBatch(NamedTuple):
         rows: token ids, unsigned [b, T + 1].
         source_ids: the source of each row, int64 [b].
         row_numbers: the number of each row in its source, over all epochs, int64 [b].
+        is_masked: tokens whose loss does not count are marked, as ``masks`` says.
     """
 
     step: int
@@ -57,10 +59,12 @@ class RowBatch(NamedTuple):
     rows: RowArray
     source_ids: IntArray
     row_numbers: IntArray
+    is_masked: bool = False
 
     def split(self, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
         """Return it as it is trained on, token ids in a type that holds them."""
-        return TokenBatch(self.step, self.phase, *split(self.rows, dtype), self.source_ids, self.row_numbers)
+        tokens = split_marked(self.rows, dtype) if self.is_masked else split(self.rows, dtype)
+        return TokenBatch(self.step, self.phase, *tokens, self.source_ids, self.row_numbers)
 
 
 class TokenBatch(NamedTuple):
@@ -88,6 +92,7 @@ class RowBatches(NamedTuple):
         phase: that all of them are in.
         rows: [n, b, T + 1].
         source_ids, row_numbers: [n, b].
+        is_masked: as in ``RowBatch``.
     """
 
     steps: range
@@ -95,18 +100,19 @@ class RowBatches(NamedTuple):
     rows: RowArray
     source_ids: IntArray
     row_numbers: IntArray
+    is_masked: bool = False
 
     @classmethod
     def of(cls, batch: RowBatch) -> Self:
         """Return a single batch as the only one."""
         columns = (batch.rows[None], batch.source_ids[None], batch.row_numbers[None])
-        return cls(range(batch.step, batch.step + 1), batch.phase, *columns)
+        return cls(range(batch.step, batch.step + 1), batch.phase, *columns, batch.is_masked)
 
     def until(self, step: int) -> Self:
         """Return those before a step, as views."""
         count = len(range(self.steps.start, step, self.steps.step))
         columns = (self.rows[:count], self.source_ids[:count], self.row_numbers[:count])
-        return type(self)(self.steps[:count], self.phase, *columns)
+        return type(self)(self.steps[:count], self.phase, *columns, self.is_masked)
 
 
 class BatchReader(Protocol):
@@ -238,7 +244,7 @@ class PreparedReader:
         plan, i = self._placed(step)
         rows: RowArray = np.empty((1, plan.num_rows, self._rows.row_length), dtype=self._rows.dtype)
         self._gather(plan, i, rows)
-        return RowBatch(step, plan.phase.index, rows[0], plan.source_ids[i], plan.numbers[i])
+        return RowBatch(step, plan.phase.index, rows[0], plan.source_ids[i], plan.numbers[i], self._rows.is_masked)
 
     def read_split(self, step: int, dtype: np.dtype[Any] = WIDE) -> TokenBatch:
         """Return the rows of a step as they are trained on, token ids as int64 or in the type they are stored in."""
@@ -260,7 +266,8 @@ class PreparedReader:
         steps = plan.steps[these]
         rows = room((len(steps), plan.num_rows, self._rows.row_length), self._rows.dtype)
         self._gather(plan, i, rows)
-        return RowBatches(steps, plan.phase.index, rows, plan.source_ids[these], plan.numbers[these])
+        columns = (rows, plan.source_ids[these], plan.numbers[these])
+        return RowBatches(steps, plan.phase.index, *columns, self._rows.is_masked)
 
     def _placed(self, step: int) -> tuple[_Plan, int]:
         """Return the plan that has a step, and the step's place in it."""

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from mixer.errors import FeedbackError, InvalidLossError
 from mixer.losses import SQUARE_GRID, SUM_GRID, SourceLosses, add_losses
+from mixer.sources.masks import IGNORED_LABEL
 
 OverSlices = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, bool]]
-
-IGNORED_LABEL = -100  # what trainers write over the labels of tokens that are not to be learned
 
 
 class LossAccumulator:

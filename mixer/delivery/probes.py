@@ -84,7 +84,7 @@ class ProbeRows:
     def batch(self, step: int, phase: int) -> RowBatch:
         """Return this rank's rows as those of a step of a phase; they are the same for every step."""
         rows, numbers = self._read
-        return RowBatch(step, phase, rows, self.source_ids, numbers)
+        return RowBatch(step, phase, rows, self.source_ids, numbers, self._sources[0].is_masked)
 
     @cached_property
     def _read(self) -> tuple[RowArray, IntArray]:

@@ -14,6 +14,7 @@ from mixer.delivery.batch import BatchReader, Planner, PreparedReader
 from mixer.delivery.probes import ProbeRows
 from mixer.errors import ConfigError, TopologyError
 from mixer.sampling.phases import Phase
+from mixer.sources.masks import masked_dtype
 from mixer.sources.opening import open_sources
 from mixer.sources.packing import smallest_dtype
 
@@ -111,8 +112,18 @@ class ReaderFactory:
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
-        """The smallest type of token ids that holds the vocabulary, uint8, uint16 or uint32: prepared rows have it."""
-        return smallest_dtype(self.tokenizer.vocab_size) if self._prepared is None else self._prepared.dtype
+        """The smallest type of token ids that holds the vocabulary, uint8, uint16 or uint32: prepared rows have it.
+
+        Where there are tokens whose loss does not count, it holds their mark, too.
+        """
+        if self._prepared is not None:
+            return self._prepared.dtype
+        return (masked_dtype if self.is_masked else smallest_dtype)(self.tokenizer.vocab_size)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether tokens whose loss does not count are marked in rows, as ``masks`` says."""
+        return self.curriculum.has_masks if self._prepared is None else self._prepared.manifest.masked
 
     @cached_property  # every report of a rank proves it
     def fingerprint(self) -> str:
@@ -121,8 +132,13 @@ class ReaderFactory:
 
     def fingerprint_under(self, curriculum: str) -> str:
         """Return the digest of these rows under the curriculum of that fingerprint."""
-        rows = f"rows {self._prepared.fingerprint}" if self._prepared else f"tokenizer {self.tokenizer.fingerprint}"
         files = "".join(f" and {name} {source.fingerprint}" for name, source in self._token_files.items())
+        if self._prepared:
+            return f"{curriculum} with rows {self._prepared.fingerprint}{files}"
+        from mixer.sources.chat import templates_digest  # imported late, as the tokenizer is
+
+        templates = templates_digest(self.curriculum, self.tokenizer) if self.is_masked else None
+        rows = f"tokenizer {self.tokenizer.fingerprint}{f' and {templates}' if templates else ''}"
         return f"{curriculum} with {rows}{files}"
 
     def probe_rows(self) -> ProbeRows | None:

@@ -60,6 +60,7 @@ class StreamedReader:
     ) -> None:
         self._sources = sources
         self._streams = [source for source in sources if isinstance(source, StreamedRows)]
+        self._is_masked = any(source.is_masked for source in self._streams)
         self._planner = planner
         self._every = every
         self._on_read_through = on_read_through
@@ -92,7 +93,8 @@ class StreamedReader:
             batch = self._read_one(phase, step)
         else:
             i = self._num_given
-            batch = RowBatch(step, phase.index, composed.rows[i], composed.source_ids[i], composed.numbers[i])
+            columns = (composed.rows[i], composed.source_ids[i], composed.numbers[i])
+            batch = RowBatch(step, phase.index, *columns, self._is_masked)
             self._num_given += 1
         self._next = step + self._every
         return batch
@@ -166,7 +168,7 @@ class StreamedReader:
         gathered = np.concatenate(pieces)
         rows = np.empty_like(gathered)
         rows[order] = gathered
-        return RowBatch(step, phase.index, rows, source_ids, numbers)
+        return RowBatch(step, phase.index, rows, source_ids, numbers, self._is_masked)
 
     def _taken(self, i: int, num: int) -> RowArray:
         """Take ``num`` of the rows held of a source."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mixer.sources.conversations import Conversations
 from mixer.system.threads import Task
 from mixer.types import TokenArray
 
-Encoded = TokenArray  # rows, uint32 [n, T + 1], or documents as ``packing.joined`` gives them, [N]
+Encoded = TokenArray | Conversations  # rows, uint32 [n, T + 1], or documents as ``packing.joined`` gives them, [N]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from mixer.sources.tokenizer import note_threads
+from mixer.sources.encoders import note_threads
 
 # GPT-2's pattern, by which the library's ByteLevel divides a text, as far as Python's `re` can say it
 _WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")

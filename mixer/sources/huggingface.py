@@ -14,7 +14,7 @@ import glob
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import datasets
 from datasets.utils.file_utils import _prepare_path_and_storage_options
@@ -38,6 +38,9 @@ from mixer.sources.tokens import TokenStream
 
 __all__ = ["TextStream", "TokenStream", "open_stream"]
 
+if TYPE_CHECKING:
+    from mixer.sources.chat import ChatTemplate
+
 NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features"}  # of a builder's configuration
 
 Rows: TypeAlias = "datasets.IterableDataset | FileRecords"
@@ -55,6 +58,7 @@ def open_stream(
     share: Share = WHOLE,
     row_length: int = 1,
     vocab_size: int | None = None,
+    chat: ChatTemplate | None = None,
 ) -> Stream[Any]:
     """Return the documents of a source: a TextStream, or a TokenStream if its config names ``token_ids`` or ``rows``.
 
@@ -67,13 +71,14 @@ def open_stream(
         share: which of the documents to give.
         row_length: T + 1, which every list of a column of ``rows`` must have.
         vocab_size: token ids must be below; None accepts all.
+        chat: how its conversations are rendered, if its config says that they are.
 
     Raises:
         ConfigError: nothing to read, files of unknown kind, or a data set that cannot resume.
         SourceUnavailableError: a network or server failed, and went on failing after all retries.
         MissingDataError, MalformedDataError, EmptySourceError, SourceError: it cannot be opened; each names the source.
     """
-    options: dict[str, Any] = {"retries": retries or RetriesConfig(), "share": share}
+    options: dict[str, Any] = {"retries": retries or RetriesConfig(), "share": share, "chat": chat}
     rows: Rows
     if dataset is not None:
         rows = _own_copy(source.name, dataset)

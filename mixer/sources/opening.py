@@ -63,7 +63,7 @@ def open_sources(
     if held_out and not curriculum.holdout:
         raise ConfigError("held_out: the curriculum holds nothing out; set holdout, as in `holdout: 0.01`")
     streams = _known_streams(curriculum, streams)
-    opened = partial(_opened, curriculum, streams, vocab_size=tokenizer.vocab_size)
+    opened = partial(_opened, curriculum, streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size)
     return [
         StreamedRows(
             opened(source, holdout=curriculum.holdout, held_out=held_out, reader=reader, num_readers=num_readers),
@@ -78,12 +78,29 @@ def open_sources(
 
 
 def check_sources(curriculum: Curriculum, streams: Mapping[str, IterableDataset] | None = None) -> list[str]:
-    """Return a sentence for every source that would not start, in declared order; needs no tokenizer."""
+    """Return a sentence for every source that would not start, in declared order.
+
+    Sources of conversations alone need the tokenizer, which has their template.
+    """
     streams = _known_streams(curriculum, streams)
+    try:
+        tokenizer = _for_chat(curriculum)
+    except ConfigError as error:
+        return [*error.problems]
+    except MixerError as error:
+        return [str(error)]
     problems: list[str] = []
     for source in curriculum.read_sources:
         try:
-            _opened(curriculum, streams, source, vocab_size=curriculum.vocab_size, holdout=curriculum.holdout).check()
+            stream = _opened(
+                curriculum,
+                streams,
+                source,
+                tokenizer=tokenizer,
+                vocab_size=curriculum.vocab_size,
+                holdout=curriculum.holdout,
+            )
+            stream.check()
         except ConfigError as error:
             problems += error.problems
         except MixerError as error:
@@ -101,12 +118,13 @@ def bad_records(
         cannot be read on. Sources without either are not among them.
     """
     streams = _known_streams(curriculum, streams)
+    tokenizer = _for_chat(curriculum)
     found: dict[str, list[str]] = {}
     problems: list[str] = []
     for source in curriculum.read_sources:
         bad: list[str] = []
         try:
-            stream = _opened(curriculum, streams, source, vocab_size=curriculum.vocab_size)
+            stream = _opened(curriculum, streams, source, tokenizer=tokenizer, vocab_size=curriculum.vocab_size)
             stream.on_bad = bad.append
             while len(stream.next_group()):
                 pass
@@ -117,14 +135,23 @@ def bad_records(
     return found, problems
 
 
+def _for_chat(curriculum: Curriculum) -> TextTokenizer | None:
+    """Return the run's tokenizer if sources of conversations need it to be read."""
+    from mixer.sources.tokenizer_training import load_tokenizer
+
+    return load_tokenizer(curriculum) if curriculum.has_masks else None
+
+
 def _opened(
     curriculum: Curriculum,
     streams: Mapping[str, IterableDataset],
     source: SourceConfig,
     *,
+    tokenizer: TextTokenizer | None,
     vocab_size: int | None,
     **share: Any,
 ) -> Stream[Any]:
+    from mixer.sources.chat import chat_of
     from mixer.sources.huggingface import open_stream
     from mixer.sources.share import Share
 
@@ -136,6 +163,7 @@ def _opened(
         share=Share(**share),
         row_length=curriculum.sequence_length + 1,
         vocab_size=vocab_size,
+        chat=None if tokenizer is None else chat_of(source, tokenizer, curriculum.resolve),
     )
 
 

@@ -55,6 +55,10 @@ class Packer:
         """How many tokens wait for a row to be complete."""
         return len(self._remainder)
 
+    def completes_row(self, stream: TokenArray) -> bool:
+        """Whether pushing such a stream is certain to give a row."""
+        return len(self._remainder) + len(stream) >= self.row_length
+
     def push(self, documents: Sequence[TokenArray]) -> TokenArray:
         """Append the documents, a separator after each, and return the rows that are complete, uint32 [n, T + 1]."""
         return self.push_joined(joined(documents, self._separator_id))
@@ -67,9 +71,22 @@ class Packer:
         self._remainder = tokens[end:].copy()  # a view would keep the whole push in memory
         return tokens[:end].reshape(num_rows, self.row_length)
 
+    def flush(self) -> TokenArray:
+        """Return no rows: what does not fill one waits for the next push, or is left over."""
+        return self._remainder[:0].reshape(0, self.row_length)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the remainder as plain data."""
-        return {"remainder": self._remainder.tolist()}
+        return self.plain(self._remainder)
+
+    @staticmethod
+    def plain(remainder: TokenArray) -> dict[str, Any]:
+        """Return a remainder as plain data."""
+        return {"remainder": remainder.tolist()}
+
+    def go_back(self, remainder: TokenArray) -> None:
+        """Go on from a remainder."""
+        self._remainder = remainder
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that ``state_dict`` gave."""

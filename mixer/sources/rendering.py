@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixer.config.conditions import UnlikeTypesError, holds
 from mixer.config.problems import suggestion
@@ -18,6 +18,9 @@ from mixer.config.sources import RENDERINGS, SourceConfig
 from mixer.errors import ConfigError, MissingDataError
 from mixer.sources.batches import BadRecord
 from mixer.sources.values import Number, TemplateFormatter
+
+if TYPE_CHECKING:
+    from mixer.sources.chat import ChatTemplate
 
 TURNS = {"user": "> ", "human": "> ", "assistant": "< ", "gpt": "< ", "system": "* "}
 
@@ -29,8 +32,11 @@ Row = Mapping[str, Any]
 class Renderer:
     """Turns the rows of one source into documents."""
 
-    def __init__(self, source: SourceConfig) -> None:
+    def __init__(self, source: SourceConfig, chat: ChatTemplate | None = None) -> None:
         self.name = source.name
+        assert (chat is not None) == source.renders_chat, "whoever opens a source of conversations knows their template"
+        self._chat = chat
+        self._tools = source.chat.tools if source.chat is not None else None
         self._where = source.where
         self._template = source.template
         self._messages = source.messages
@@ -44,7 +50,8 @@ class Renderer:
         is_text = source.token_column is None and source.template is None and source.messages is None
         self.text_column = self._text if is_text else None  # if its values are the documents, as they are
         self._rendered = rendered
-        self.columns = tuple(dict.fromkeys([*rendered, *self._where]))
+        tools = [self._tools] if self._tools is not None else []
+        self.columns = tuple(dict.fromkeys([*rendered, *tools, *self._where]))
 
     def check_columns(self, known: Iterable[str], file: str = "") -> None:
         """Raise MissingDataError if a column that is needed is not among those known, which are of a file."""
@@ -90,6 +97,8 @@ class Renderer:
         """
         if self._template is not None:
             return self._from_template(self._template, row)
+        if self._messages is not None and self._chat is not None:
+            return self._chat.render(row[self._messages], None if self._tools is None else row[self._tools])
         if self._messages is not None:
             return self._from_messages(row[self._messages])
         return self._string(row[self._text], f"column {self._text!r}")

@@ -18,6 +18,8 @@ import numpy as np
 from mixer.errors import SourceExhaustedError, StateMismatchError
 from mixer.sources.ahead import ReadAhead
 from mixer.sources.base import EndOfSource, Progress
+from mixer.sources.chat import encode_conversations, packer_of
+from mixer.sources.conversations import ConversationPacker, Conversations
 from mixer.sources.faults import NetworkFault
 from mixer.sources.groups import Encoded
 from mixer.sources.packing import Packer, joined
@@ -49,7 +51,7 @@ class _Start:
     """The state between two groups; made plain when somebody asks for it."""
 
     place: dict[str, Any]  # the stream's state, shared and never changed
-    remainder: TokenArray
+    remainder: Any  # the packer's, never changed
     counts: _Counts
 
 
@@ -98,7 +100,8 @@ class StreamedRows:
         seat = StreamSlot(stream) if member is None else member.seat(stream, f"{tokenizer.fingerprint} {repeat}")
         self._ahead = ReadAhead(seat, self._encode, repeat=repeat)
         self._ahead_bytes = ahead_bytes
-        self._packer = Packer(sequence_length, tokenizer.separator_id)
+        self._chat = stream.chat
+        self._packer: Packer | ConversationPacker = packer_of(sequence_length, tokenizer, self._chat)
         self._empty = np.empty((0, self.row_length), dtype=np.uint32)
         self._on_exhausted = on_exhausted
         self._groups: deque[_Group] = deque()  # read, and not yet taken in full
@@ -110,6 +113,11 @@ class StreamedRows:
         self._looks_ahead = False
         self._depth = 1  # groups to be read ahead at least: what it took so far not to wait
         self._read = self._end_seen = _Counts()  # as of the end of the last of them; as of the last row taken
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether tokens whose loss does not count are marked, as ``masks`` says."""
+        return self._chat is not None
 
     @property
     def row_length(self) -> int:
@@ -195,7 +203,7 @@ class StreamedRows:
         return {
             **self._identity(),
             "stream": copy.deepcopy(start.place),
-            "packer": {"remainder": start.remainder.tolist()},
+            "packer": self._packer.plain(start.remainder),
             "counts": asdict(start.counts),
             "taken": self._taken,
         }
@@ -249,22 +257,31 @@ class StreamedRows:
 
     def _identity(self) -> dict[str, Any]:
         """What a state must have in common with this object."""
-        return {
+        identity = {
             "version": STATE_VERSION,
             "tokenizer": self._tokenizer.fingerprint,
             "row_length": self.row_length,
         }
+        return identity if self._chat is None else {**identity, "chat template": self._chat.digest}
 
     def _here(self) -> _Start:
         """The state between two groups."""
         return _Start(self._ahead.place, self._packer.remainder, self._read)
 
     def _encode(self, documents: Documents) -> Encoded:
+        if self._chat is not None:
+            return Conversations(encode_conversations(documents, self._tokenizer))  # type: ignore[arg-type]
         if self._is_text:
             return self._tokenizer.encode_joined(documents)  # type: ignore[arg-type]
         if isinstance(documents, np.ndarray):
             return documents  # rows as they are
         return joined(documents, self._tokenizer.separator_id)  # type: ignore[arg-type]
+
+    def _rows_of(self, encoded: Encoded) -> TokenArray:
+        """Return the rows that a group completes."""
+        if isinstance(encoded, np.ndarray) and encoded.ndim == 2:
+            return encoded
+        return self._packer.push_joined(encoded)  # type: ignore[arg-type]  # the packer is of the stream's kind
 
     def _read_group(self, num_wanted: int) -> None:
         """Read documents until at least one more row is complete."""
@@ -278,22 +295,27 @@ class StreamedRows:
                 read = self._ahead.peek()
                 if read.num_documents:
                     encoded = read.encoded.result()
-                    rows = encoded if encoded.ndim == 2 else self._packer.push_joined(encoded)
+                    rows = self._rows_of(encoded)
+                    size = encoded.size if self._chat is None else len(rows) * self.row_length  # padding counts
                     counts = replace(
                         counts,
                         rows=counts.rows + len(rows),
                         documents=counts.documents + read.num_documents,
-                        epoch_tokens=counts.epoch_tokens + encoded.size,
+                        epoch_tokens=counts.epoch_tokens + size,
                     )
                 else:
-                    counts = self._next_epoch(counts, num_wanted)
+                    rows = self._packer.flush()
+                    size = len(rows) * self.row_length
+                    counts = replace(counts, rows=counts.rows + len(rows), epoch_tokens=counts.epoch_tokens + size)
+                    if not len(rows) or self._on_exhausted == "repeat":
+                        counts = self._next_epoch(counts, num_wanted)
                 counts = replace(counts, bad=counts.bad + len(read.skipped))
                 skipped += read.skipped
                 self._ahead.pop()
         except BaseException:  # Ctrl-C too must not lose documents
             if self._ahead.place is not start.place:
                 self._ahead.move(start.place)
-            self._packer.load_state_dict({"remainder": start.remainder})
+            self._packer.go_back(start.remainder)
             raise
         self._groups.append(_Group(start, rows, counts, skipped))
         self._read = counts
@@ -305,7 +327,7 @@ class StreamedRows:
     def _is_next_group_at_hand(self) -> bool:
         """Whether a group that completes a row has been read and encoded, so that reading it on cannot fail."""
         encoded = self._ahead.at_hand()
-        return encoded is not None and self._packer.num_waiting + encoded.size >= self.row_length
+        return encoded is not None and (encoded.ndim == 2 or self._packer.completes_row(encoded))  # type: ignore[arg-type]
 
     def _next_epoch(self, counts: _Counts, num_wanted: int) -> _Counts:
         if self._on_exhausted == "stop":

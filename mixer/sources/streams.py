@@ -30,6 +30,8 @@ from mixer.types import TokenArray
 if TYPE_CHECKING:
     import datasets
 
+    from mixer.sources.chat import ChatTemplate
+
 log = logging.getLogger("mixer.sources")
 
 STATE_VERSION = 5
@@ -65,6 +67,7 @@ class Stream(ABC, Generic[Group]):
         reopen: Callable[[str], datasets.IterableDataset | FileRecords] | None = None,
         retries: RetriesConfig | None = None,
         share: Share = WHOLE,
+        chat: ChatTemplate | None = None,
     ) -> None:
         """Stream ``dataset``, of which this object becomes the only user.
 
@@ -76,6 +79,7 @@ class Stream(ABC, Generic[Group]):
             reopen: returns the data set as of another commit; a saved state may need one that is no longer the newest.
             retries: what is done about faults of a network.
             share: which documents to give.
+            chat: how conversations are rendered, if the source says that they are.
         """
         self.name = source.name
         self._source = source
@@ -87,7 +91,8 @@ class Stream(ABC, Generic[Group]):
         self._share = share
         self._is_far = not files or not isinstance(dataset, FileRecords)  # whether a library of others reads it
         self.skipped: list[str] = []  # records left out, where and why, until somebody clears it
-        self._renderer = Renderer(source)
+        self.chat = chat
+        self._renderer = Renderer(source, chat)
         self._dataset, self._stride = self._narrowed(dataset)
         self._batches: Iterator[Any] | None = None
         self._records: Batch | None = None  # that the next row is in, or was in
@@ -115,7 +120,8 @@ class Stream(ABC, Generic[Group]):
         found = [(str(file), file.stat()) for file in self._files]
         files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
         source = self._source.model_dump_json(exclude={"tokens", "on_exhausted", "on_failure"})
-        return repr((source, files, self._share, self._retries, self._batch_size, self._is_table))
+        digest = "" if self.chat is None else self.chat.digest
+        return repr((source, files, self._share, self._retries, self._batch_size, self._is_table)) + digest
 
     def restart(self) -> None:
         """Go back to the first document: the next epoch."""

@@ -1,95 +1,159 @@
-"""Text to token ids: a `tokenizers` file, or a vocabulary trained on the run's own sources.
+"""Text to token ids and back: what rows are made with, whichever library encodes.
 
-What the file says about truncation, padding and special tokens in the text is switched off: a document comes back
-whole, and a document that spells out ``<|endoftext|>`` cannot forge a separator.
+Special tokens in the text are text: a document that spells out ``<|endoftext|>`` cannot forge a separator.
 """
 
 from __future__ import annotations
 
 import array
 import hashlib
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 from tokenizers import Tokenizer
 
 from mixer.config.problems import suggestion
 from mixer.errors import TokenizerError
+from mixer.sources.encoders import Encoder, HuggingFaceEncoder, encoder_of
 from mixer.types import TokenArray
 
 if TYPE_CHECKING:
-    pass
+    from mixer.sources.chat import ChatText
+    from mixer.sources.encoders import Spans
 
-_PARENT_HAS_THREADS = False  # of `tokenizers`, which live in the process that first encoded or trained
-
-
-def _encode_alone_in_child() -> None:
-    """The threads are not in a forked child, and where TOKENIZERS_PARALLELISM is on it would wait for them for ever."""
-    if _PARENT_HAS_THREADS:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+FORMAT = "curriculum-mixer tokenizer 1"
 
 
-def note_threads() -> None:
-    """Say that this process encodes or trains, for which the library starts threads."""
-    global _PARENT_HAS_THREADS  # the threads are the process's too
-    _PARENT_HAS_THREADS = True
+@dataclass(frozen=True)
+class Companion:
+    """What lies beside a vocabulary: in ``tokenizer_config.json``, or in the curriculum.
 
+    Attributes:
+        bos: token before each document; None for none.
+        chat_templates: Jinja templates by name; the first one is called ``default``.
+        special_tokens: by their parts, as templates name them: ``bos_token``, ``eos_token``.
+    """
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_encode_alone_in_child)
+    bos: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 class TextTokenizer:
     """Encodes documents and decodes rows; two with one ``fingerprint`` encode alike."""
 
-    def __init__(self, tokenizer: Tokenizer, separator: str) -> None:
-        """Take a tokenizer over; raise TokenizerError if it does not know the separator."""
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        separator_id = tokenizer.token_to_id(separator)
-        if separator_id is None:
-            special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-            raise TokenizerError(
-                f"the separator {separator!r} is not in the vocabulary{suggestion(separator, special)}; "
-                f"special tokens: {', '.join(special) or 'none'}; name one of them as tokenizer.separator"
-            )
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer | Encoder, separator: str, companion: Companion | None = None) -> None:
+        """Take a tokenizer over.
+
+        Args:
+            tokenizer: of the library `tokenizers`, or another library's.
+            separator: token after each document.
+            companion: what lies beside it; None for a plain `tokenizers` file.
+
+        Raises:
+            TokenizerError: a separator or BOS token that it does not know, or that text may become.
+        """
+        self._encoder: Encoder = HuggingFaceEncoder(tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer
+        self.companion = companion or Companion()
+        self._is_plain = companion is None and isinstance(self._encoder, HuggingFaceEncoder)
         self.separator = separator
-        self.separator_id = int(separator_id)
-        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())  # ids may have gaps
-        self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
+        self.separator_id = self._special_id("separator", separator)
+        self.bos_id = None if self.companion.bos is None else self._special_id("bos", self.companion.bos)
+        self.vocab_size = self._encoder.vocab_size
+        named = "" if self._is_plain else json.dumps([separator, self.companion.bos])  # else the config has all
+        self.fingerprint = hashlib.blake2b((self._encoder.to_json() + named).encode(), digest_size=16).hexdigest()
+
+    def _special_id(self, what: str, token: str) -> int:
+        found = self._encoder.token_id(token)
+        special = self._encoder.special_tokens
+        listing = f"special tokens: {', '.join(special) or 'none'}; name one of them as tokenizer.{what}"
+        if found is None:
+            raise TokenizerError(
+                f"the {what} {token!r} is not in the vocabulary{suggestion(token, special)}; {listing}"
+            )
+        if not self._is_plain and found in next(iter(self._encoder.encode([token]))):
+            raise TokenizerError(
+                f"the {what} {token!r} is text to this tokenizer, so documents could forge it; {listing}"
+            )
+        return int(found)
 
     def to_json(self) -> str:
-        """Return the text of a `tokenizers` file from which ``read_tokenizer`` makes an equal one."""
-        return str(self._tokenizer.to_str())
+        """Return the text of a file from which ``read_tokenizer`` makes an equal one.
+
+        It is a `tokenizers` file where that holds all there is to it.
+        """
+        text = self._encoder.to_json()
+        if self._is_plain:
+            return text
+        return json.dumps({"format": FORMAT, "encoder": text, "companion": asdict(self.companion)})
+
+    @property
+    def tokenizers_file(self) -> str | None:
+        """The text of a `tokenizers` file that encodes alike; None if another library encodes."""
+        return self._encoder.to_json() if isinstance(self._encoder, HuggingFaceEncoder) else None
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, None if there is none."""
+        return self._encoder.token_id(token)
 
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
-        """Return the token ids of each text, without a separator, uint32 [number of tokens] each."""
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in self._encodings(texts)]
+        """Return the token ids of each document, without a separator, uint32 [number of tokens] each."""
+        begin = [] if self.bos_id is None else [self.bos_id]
+        return [np.array([*begin, *ids] if begin else ids, dtype=np.uint32) for ids in self._encoder.encode(texts)]
 
     def encode_joined(self, texts: Sequence[str]) -> TokenArray:
-        """Return the token ids of all texts in one array, a separator after each, uint32 [tokens + number of texts].
+        """Return the token ids of all documents in one array, a separator after each, uint32 [tokens + documents].
 
         Half the time of making an array of each text beside encoding them.
         """
         ids = array.array("I")
-        for encoding in self._encodings(texts):
-            ids.fromlist(encoding.ids)
+        for found in self._encoder.encode(texts):
+            if self.bos_id is not None:
+                ids.append(self.bos_id)
+            ids.fromlist(found)
             ids.append(self.separator_id)
         return np.frombuffer(ids, dtype=np.uint32)
 
-    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        note_threads()
-        return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    @cached_property
+    def controls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The special tokens of chat templates, and those of them that the tokenizer makes of text, too."""
+        tokens = [token for token in self._encoder.control_tokens if token]
+        found = zip(tokens, self._encoder.encode(tokens), strict=True)
+        return tuple(tokens), tuple(token for token, ids in found if self._encoder.token_id(token) in ids)
+
+    def encode_with_controls(self, texts: Sequence[ChatText]) -> list[tuple[list[int], Spans]]:
+        """Return the ids of each rendered conversation, and what part of it each stands for; no BOS, no separator."""
+        return self._encoder.encode_with_controls(texts, [text.controls for text in texts])
 
     def decode(self, ids: Sequence[int] | TokenArray) -> str:
         """Return the text of token ids, separators included."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self._encoder.decode([int(i) for i in ids])
+
+
+def tokenizer_of(text: str, separator: str) -> TextTokenizer:
+    """Return the tokenizer of the text that ``TextTokenizer.to_json`` gave, or that of a `tokenizers` file.
+
+    Raises:
+        TokenizerError: text that is neither, or that does not have the separator.
+        MissingDependencyError: its library is not installed.
+    """
+    try:
+        data: Any = json.loads(text) if text.lstrip().startswith('{"format"') else {}
+    except ValueError:
+        data = {}
+    if data.get("format") != FORMAT:
+        encoder = encoder_of(text)
+        return TextTokenizer(encoder, separator, None if isinstance(encoder, HuggingFaceEncoder) else Companion())
+    try:
+        encoder, companion = encoder_of(data["encoder"]), Companion(**data["companion"])
+    except (KeyError, TypeError) as error:
+        raise TokenizerError(f"not a tokenizer that curriculum-mixer wrote: {error!r}") from error
+    return TextTokenizer(encoder, separator, companion)
 
 
 class KnownVocabulary(TextTokenizer):
@@ -99,6 +163,7 @@ class KnownVocabulary(TextTokenizer):
         """Take numbers that the config has checked."""
         self.separator = f"<{separator_id}>"
         self.separator_id = separator_id
+        self.companion, self.bos_id = Companion(), None
         self.vocab_size = vocab_size
         self.fingerprint = hashlib.blake2b(f"{vocab_size} {separator_id}".encode(), digest_size=16).hexdigest()
 
@@ -110,8 +175,22 @@ class KnownVocabulary(TextTokenizer):
         """Raise TokenizerError."""
         raise self._nothing_known()
 
-    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    def encode(self, texts: Sequence[str]) -> list[TokenArray]:
+        """Raise TokenizerError."""
         raise self._nothing_known()
+
+    def encode_joined(self, texts: Sequence[str]) -> TokenArray:
+        """Raise TokenizerError."""
+        raise self._nothing_known()
+
+    def token_id(self, token: str) -> int | None:
+        """Raise TokenizerError."""
+        raise self._nothing_known()
+
+    @property
+    def tokenizers_file(self) -> str | None:
+        """None: there is none."""
+        return None
 
     def _nothing_known(self) -> TokenizerError:
         return TokenizerError(
@@ -121,23 +200,33 @@ class KnownVocabulary(TextTokenizer):
 
 
 def read_tokenizer(path: Path, separator: str) -> TextTokenizer:
-    """Return the tokenizer of a `tokenizers` JSON file; raise TokenizerError for one that cannot be used."""
-    return TextTokenizer(read_file(path), separator)
+    """Return the tokenizer of a file as ``to_json`` gives it; raise TokenizerError for one that cannot be used."""
+    try:
+        return tokenizer_of(text_of(path), separator)
+    except TokenizerError as error:
+        if str(error).startswith("not "):
+            raise TokenizerError(f"tokenizer.file: {path} is {error}") from error
+        raise
 
 
 def read_file(path: Path) -> Tokenizer:
-    """Return the library's tokenizer of a JSON file; raise TokenizerError for one that cannot be used."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise TokenizerError(
-            f"tokenizer.file: no such file: {path}; paths are relative to the curriculum's folder"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"tokenizer.file: {path} cannot be read: {error}") from error
+    """Return the library's tokenizer of a `tokenizers` file; raise TokenizerError for one that cannot be used."""
+    text = text_of(path)
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise TokenizerError(
             f"tokenizer.file: {path} is not a `tokenizers` JSON file ({error}); save one with Tokenizer.save"
         ) from error
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file; raise TokenizerError if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise TokenizerError(
+            f"tokenizer.file: no such file: {path}; paths are relative to the curriculum's folder"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"tokenizer.file: {path} cannot be read: {error}") from error

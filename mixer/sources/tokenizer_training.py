@@ -13,10 +13,12 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mixer.config.curriculum import Curriculum
-from mixer.config.sources import TokenizerConfig
+from mixer.config.sources import DEFAULT_SEPARATOR, TokenizerConfig
 from mixer.errors import TokenizerError
+from mixer.sources.encoders import note_threads
 from mixer.sources.harris import train_harris
-from mixer.sources.tokenizer import KnownVocabulary, TextTokenizer, note_threads, read_file
+from mixer.sources.tokenizer import Companion, KnownVocabulary, TextTokenizer, read_file
+from mixer.sources.tokenizer_files import find_tokenizer
 from mixer.system.files import cache_root, written_whole
 
 if TYPE_CHECKING:
@@ -48,20 +50,28 @@ def load_tokenizer(
     """
     config = curriculum.tokenizer
     if config is None:
-        raise TokenizerError("the curriculum has no `tokenizer:`; give a file, or a train_vocab_size to train one")
+        raise TokenizerError(
+            "the curriculum has no `tokenizer:`; give a file, folder or hub id, or a train_vocab_size to train one"
+        )
     if config.vocab_size is not None and config.separator_id is not None:
         return _known_vocabulary(curriculum, config.vocab_size, config.separator_id)
-    if config.file is not None:
-        path = curriculum.resolve(config.file)
-        tokenizer = read_file(path)
-        remedy = f"raise vocab_size to at least {{}}, or use a smaller tokenizer than {path}"
+    if config.train_vocab_size is None:
+        wrapped, name = find_tokenizer(curriculum)
+        remedy = f"raise vocab_size to at least {{}}, or use a smaller tokenizer than {name}"
     else:
-        _check_separator(config.separator)
+        chats = [source.name for source in curriculum.read_sources if source.renders_chat]
+        if chats:
+            raise TokenizerError(
+                f"source {chats[0]}: a chat template needs a tokenizer that has its special tokens, not one that is "
+                "trained on the sources; name yours under `tokenizer:`, or set chat: andrea"
+            )
+        separator = config.separator or DEFAULT_SEPARATOR
+        _check_separator(separator)
         texts = sample_texts(curriculum, streams)
         folder = cache_root() / "tokenizers" if cache_dir is None else cache_dir
-        tokenizer = _trained(texts, config, folder)
+        companion = Companion(config.bos) if config.bos else None
+        wrapped = TextTokenizer(_trained(texts, config, folder), separator, companion)
         remedy = f"raise vocab_size to at least {{}}, or lower tokenizer.train_vocab_size to {curriculum.vocab_size}"
-    wrapped = TextTokenizer(tokenizer, config.separator)
     if curriculum.vocab_size is not None and wrapped.vocab_size > curriculum.vocab_size:
         raise TokenizerError(
             f"the tokenizer needs a vocabulary of {wrapped.vocab_size}, but the model's vocab_size is "
@@ -143,7 +153,8 @@ def _check_separator(separator: str) -> None:
 def _trained(texts: list[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
     assert config.train_vocab_size is not None  # TokenizerConfig sees to it
     name, training = TRAININGS[config.kind]
-    settings = json.dumps([name, tokenizers.__version__, config.train_vocab_size, config.separator])
+    separator = config.separator or DEFAULT_SEPARATOR
+    settings = json.dumps([name, tokenizers.__version__, config.train_vocab_size, separator])
     digest = hashlib.blake2b(digest_size=16)
     for text in itertools.chain([settings], texts):
         data = text.encode()
@@ -152,7 +163,7 @@ def _trained(texts: list[str], config: TokenizerConfig, folder: Path) -> Tokeniz
     path = folder / f"{digest.hexdigest()}.json"
     if not path.exists():
         with written_whole(path) as file:
-            file.write(training(texts, config.train_vocab_size, config.separator).to_str())
+            file.write(training(texts, config.train_vocab_size, separator).to_str())
     return read_file(path)
 
 

@@ -205,12 +205,10 @@ def _json(answer: Raw) -> dict[str, Any]:
 
 
 def _read_tokenizer(answer: Raw) -> TextTokenizer:
-    from tokenizers import Tokenizer
-
-    from mixer.sources.tokenizer import TextTokenizer
+    from mixer.sources.tokenizer import tokenizer_of
 
     told = TokenizerFile.model_validate_json(bytes(answer.content))
-    return TextTokenizer(Tokenizer.from_str(told.file), told.separator)
+    return tokenizer_of(told.file, told.separator)
 
 
 def _read_batch(answer: Raw) -> RowBatch:

@@ -10,6 +10,7 @@ from mixer.config.curriculum import Curriculum
 from mixer.delivery.batch import BatchReader, PreparedReader, RowBatches
 from mixer.delivery.readers import ReaderFactory
 from mixer.errors import ConfigError
+from mixer.sources.masks import narrowed
 from mixer.walk.walk import Walk
 from service.dashboard.columns import Watch
 from service.runs.cache import BatchCache, BuiltBatches
@@ -69,14 +70,16 @@ class RunContext:
     def read(self, reader: BatchReader, step: int, num_steps: int = 1) -> BuiltBatches:
         """Read up to ``num_steps`` global batches, tokens in the smallest dtype that holds the vocabulary."""
         if isinstance(reader, PreparedReader):  # whose rows have it already
-            room = SendBuffer()
+            room = SendBuffer(is_masked=self.rows.is_masked)
             batches = reader.read_together(step, num_steps, room)
             built = BuiltBatches(batches)
             if self.patience.world_size in (None, 1):
                 built.hold(encode(batches, 0, 1, room=room))
             return built
         batch = reader.read(step)
-        return BuiltBatches(RowBatches.of(batch._replace(rows=batch.rows.astype(self.rows.token_dtype, copy=False))))
+        dtype = self.rows.token_dtype
+        rows = narrowed(batch.rows, dtype) if batch.is_masked else batch.rows.astype(dtype, copy=False)
+        return BuiltBatches(RowBatches.of(batch._replace(rows=rows)))
 
     def place_reader(self, up_to: int, reader: BatchReader | None = None) -> tuple[BatchReader, int]:
         """Return a reader and the step it gives next: ``up_to``, or that of the newest place saved up to there.

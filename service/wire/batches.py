@@ -26,6 +26,7 @@ from mixer.types import IntArray, RowArray
 from service.errors import BatchDigestError
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+ROWS, MASKED_ROWS = "rows", "masked_rows"  # the column's name
 SEVERAL_TYPE = "application/vnd.curriculum-mixer.batches"
 STEP_HEADER, PHASE_HEADER = "x-mixer-step", "x-mixer-phase"
 MAX_STEPS = 99  # in one answer with several batches
@@ -70,6 +71,7 @@ class Layout:
         frame: the bytes before the first array.
         source_ids_at, row_numbers_at: the offsets of those arrays.
         num_bytes: the size of the body.
+        is_masked: as in ``RowBatch``; the column of rows is then called MASKED_ROWS, which other clients do not know.
     """
 
     num_rows: int
@@ -79,6 +81,7 @@ class Layout:
     source_ids_at: int
     row_numbers_at: int
     num_bytes: int
+    is_masked: bool = False
 
     def read(self, data: memoryview, *, step: int, phase: int) -> RowBatch:
         """Return the batch in a body of this layout; rows and row numbers are views of ``data``."""
@@ -86,7 +89,8 @@ class Layout:
         rows = np.frombuffer(data, self.dtype, num_rows * self.row_length, len(self.frame))
         source_ids = np.frombuffer(data, np.uint16, num_rows, self.source_ids_at)
         row_numbers = np.frombuffer(data, np.int64, num_rows, self.row_numbers_at)
-        return RowBatch(step, phase, rows.reshape(num_rows, self.row_length), source_ids.astype(np.int64), row_numbers)
+        columns = (rows.reshape(num_rows, self.row_length), source_ids.astype(np.int64), row_numbers)
+        return RowBatch(step, phase, *columns, self.is_masked)
 
     def columns(self, records: Bytes) -> tuple[RowArray, npt.NDArray[np.uint16], IntArray]:
         """Return the arrays in records of this layout, uint8 [n, HEAD_BYTES + num_bytes], as views of them.
@@ -108,15 +112,15 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
-def layout_of(num_rows: int, row_length: int, dtype: np.dtype[Any]) -> Layout:
+def layout_of(num_rows: int, row_length: int, dtype: np.dtype[Any], is_masked: bool = False) -> Layout:  # noqa: FBT001, FBT002  # cached by place
     """Return the layout of batches of a shape."""
     rows = np.zeros((num_rows, row_length), dtype=dtype)
     source_ids, row_numbers = np.zeros(num_rows, dtype=np.uint16), np.zeros(num_rows, dtype=np.int64)
-    data = arrow_stream(rows, source_ids, row_numbers)
+    data = arrow_stream(rows, source_ids, row_numbers, is_masked=is_masked)
     row_numbers_at = len(data) - len(_END) - row_numbers.nbytes
     source_ids_at = row_numbers_at - _padded(source_ids.nbytes)
     frame = data[: source_ids_at - _padded(rows.nbytes)]
-    return Layout(num_rows, row_length, dtype, frame, source_ids_at, row_numbers_at, len(data))
+    return Layout(num_rows, row_length, dtype, frame, source_ids_at, row_numbers_at, len(data), is_masked)
 
 
 class Encoded:
@@ -193,9 +197,12 @@ class SendBuffer:
 
     records: Bytes
 
+    def __init__(self, *, is_masked: bool = False) -> None:
+        self._is_masked = is_masked
+
     def __call__(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> RowArray:
         """Return an uninitialised array of a shape [n, b, T + 1]."""
-        layout = layout_of(shape[1], shape[2], dtype)
+        layout = layout_of(shape[1], shape[2], dtype, self._is_masked)
         self.records = _new_records(shape[0], layout)
         return layout.columns(self.records)[0]
 
@@ -221,7 +228,7 @@ def encode(batches: RowBatches, rank: int, world_size: int, *, room: SendBuffer 
     """
     mine = slice(rank, None, world_size)
     rows = batches.rows[:, mine]
-    layout = layout_of(rows.shape[1], rows.shape[2], rows.dtype)
+    layout = layout_of(rows.shape[1], rows.shape[2], rows.dtype, batches.is_masked)
     records = _new_records(len(rows), layout) if room is None else room.records
     all_rows, source_ids, row_numbers = layout.columns(records)
     if room is None:
@@ -261,14 +268,16 @@ def split(data: bytes | memoryview) -> Iterator[RowBatch]:
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # the end marker of an Arrow IPC stream
 
 
-def arrow_stream(rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray) -> bytes:
+def arrow_stream(
+    rows: RowArray, source_ids: npt.NDArray[np.uint16], row_numbers: IntArray, *, is_masked: bool = False
+) -> bytes:
     """Return the columns as Arrow writes them, which takes 30 us; ``encode`` writes the same bytes faster."""
     columns = [
         pa.FixedSizeListArray.from_arrays(arrow_array(rows), rows.shape[1]),
         arrow_array(source_ids),
         arrow_array(row_numbers),
     ]
-    record = pa.record_batch(columns, names=["rows", "source_ids", "row_numbers"])
+    record = pa.record_batch(columns, names=[MASKED_ROWS if is_masked else ROWS, "source_ids", "row_numbers"])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, record.schema) as writer:
         writer.write_batch(record)
@@ -293,19 +302,22 @@ def decode(data: bytes | memoryview, *, step: int, phase: int) -> RowBatch:
     if known is not None and bytes(view[: len(known.frame)]) == known.frame:
         return known.read(view, step=step, phase=phase)
     record = pa.ipc.open_stream(pa.py_buffer(view)).read_next_batch()
-    of_rows = record.column("rows").type
-    layout = layout_of(record.num_rows, of_rows.list_size, np.dtype(of_rows.value_type.to_pandas_dtype()))
+    is_masked = MASKED_ROWS in record.schema.names
+    name = MASKED_ROWS if is_masked else ROWS
+    of_rows = record.column(name).type
+    layout = layout_of(record.num_rows, of_rows.list_size, np.dtype(of_rows.value_type.to_pandas_dtype()), is_masked)
     if layout.num_bytes == len(view) and bytes(view[: len(layout.frame)]) == layout.frame:
         if len(_layouts) < MAX_LAYOUTS:
             _layouts[len(view)] = layout
         return layout.read(view, step=step, phase=phase)
-    flat: RowArray = record.column("rows").flatten().to_numpy()  # another version of Arrow encoded it
+    flat: RowArray = record.column(name).flatten().to_numpy()  # another version of Arrow encoded it
     return RowBatch(
         step=step,
         phase=phase,
         rows=flat.reshape(record.num_rows, -1),
         source_ids=record.column("source_ids").to_numpy().astype(np.int64),
         row_numbers=record.column("row_numbers").to_numpy(),
+        is_masked=is_masked,
     )
 
 

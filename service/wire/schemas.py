@@ -118,7 +118,7 @@ class TokenizerFile(_Wire):
     separator: str = Field(description="the token between documents")
     vocab_size: int
     fingerprint: str
-    file: str = Field(description="the text of a file of the `tokenizers` library")
+    file: str = Field(description="a `tokenizers` file, or what else `TextTokenizer.to_json` gives")
 
 
 class Phases(_Wire):

@@ -647,7 +647,7 @@ def test_batches_read_together_are_those_read_one_by_one(
         for i, each in enumerate(found.steps):
             expected = alone.read(each)
             assert expected.phase == found.phase
-            for one, other in zip(found[2:], expected[2:], strict=True):
+            for one, other in zip(found[2:5], expected[2:5], strict=True):
                 assert (one[i] == other).all()
         step = found.steps.stop
     with pytest.raises(EndOfSource):

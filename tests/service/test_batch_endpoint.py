@@ -90,7 +90,7 @@ def test_several_batches_are_those_that_come_one_by_one(served: Served) -> None:
             for rows in found:
                 alone = client.batch(rows.step, 1, 2)
                 assert rows.phase == alone.phase
-                for one, other in zip(rows[2:], alone[2:], strict=True):
+                for one, other in zip(rows[2:5], alone[2:5], strict=True):
                     assert (one == other).all()
 
 
@@ -123,7 +123,7 @@ def test_a_body_is_what_arrow_itself_writes(num_rows: int, length: int, dtype: A
         assert [as_read[key] for key in ("rows", "source_ids", "row_numbers")] == [each.tolist() for each in columns]
         for _ in range(2):  # read by Arrow, and then as one of the same shape
             back = decode(body.data, step=3, phase=1)
-            for one, other in zip(back[2:], columns, strict=True):
+            for one, other in zip(back[2:5], columns, strict=True):
                 assert (one == other).all()
                 assert not one.flags.writeable or one is back.source_ids
 
@@ -150,7 +150,7 @@ def test_records_come_apart_again_and_a_changed_byte_is_noticed(
     data = b"".join(encoded.pieces(steps))
     for found, step in zip(split(data), steps, strict=True):
         assert found[:2] == (step, 2)
-        for one, other in zip(found[2:], batches[2:], strict=True):
+        for one, other in zip(found[2:5], batches[2:5], strict=True):
             assert (one == other[step - 7]).all()
     changed = bytearray(data)
     changed[HEAD_BYTES + at % len(encoded.body(7).data)] ^= 1

@@ -53,7 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(fault)
             return
         path = unquote(urlsplit(self.path).path)
-        api, files = f"/api/datasets/{self.server.repository}", f"/datasets/{self.server.repository}/resolve/"
+        repository, kind = self.server.repository, self.server.kind
+        api, files = f"/api/{kind}/{repository}", f"{'' if kind == 'models' else '/datasets'}/{repository}/resolve/"
         if path.startswith(files):
             revision, _, name = path.removeprefix(files).partition("/")
             self._at(revision, lambda: self._file(name))
@@ -169,15 +170,16 @@ class Fault:
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the data set ``repository``: ``folder`` has a folder of files for each commit, named like it.
+    """Serves the data set (or, with ``kind`` "models", the model) ``repository``: ``folder`` has a folder of files for each commit, named like it.
 
     ``newest`` is the commit that the branch stands at; ``requests`` are those received so far.
     """
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, repository: str, newest: str) -> None:
+    def __init__(self, folder: Path, repository: str, newest: str, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.kind = kind
         self.folder = folder
         self.repository = repository
         self.newest = newest
@@ -208,9 +210,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(folder: Path, repository: str, newest: str) -> Iterator[Hub]:
+def serving(folder: Path, repository: str, newest: str, kind: str = "datasets") -> Iterator[Hub]:
     """Run a hub in a thread."""
-    with Hub(folder, repository, newest) as hub:
+    with Hub(folder, repository, newest, kind) as hub:
         thread = threading.Thread(target=hub.serve_forever, args=[0.01])
         thread.start()
         try:

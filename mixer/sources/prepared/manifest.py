@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixer.config.curriculum import Curriculum
-from mixer.config.sources import SourceConfig
+from mixer.config.sources import DEFAULT_SEPARATOR, SourceConfig
 from mixer.errors import MalformedDataError, MissingDataError, PreparedMismatchError
 from mixer.sources.files import READERS, find_files, is_url
 from mixer.sources.local import gather
@@ -109,6 +109,7 @@ class Manifest(_Frozen):
     dtype: Literal["uint8", "uint16", "uint32"]
     sequence_length: int
     holdout: float
+    masked: bool = False  # the highest bit of a token id says that its loss does not count
     tokenizer: TokenizerManifest
     sources: dict[str, SourceManifest]
 
@@ -120,7 +121,7 @@ class Manifest(_Frozen):
             name: [[shard.digest for shard in split.shards] for split in (source.train, source.held_out)]
             for name, source in self.sources.items()
         }
-        return digest_of([*listing, rows])
+        return digest_of([*listing, *(["masked"] if self.masked else []), rows])
 
 
 def digest_of(data: object) -> str:
@@ -173,7 +174,11 @@ def source_definition(source: SourceConfig) -> dict[str, Any]:
 
 def tokenizer_definition(curriculum: Curriculum) -> dict[str, Any]:
     """Return what the config says of the tokenizer, as plain data."""
-    return curriculum.tokenizer.model_dump(mode="json", exclude_defaults=True) if curriculum.tokenizer else {}
+    config = curriculum.tokenizer
+    if config is None:
+        return {}
+    found: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
+    return {key: value for key, value in found.items() if (key, value) != ("separator", DEFAULT_SEPARATOR)}
 
 
 def input_files(source: SourceConfig, resolve: Callable[[str], Path]) -> tuple[InputFile, ...]:
@@ -216,9 +221,12 @@ def _settings(manifest: Manifest, curriculum: Curriculum, tokenizer_fingerprint:
     ]
     if curriculum.tokenizer is not None:
         was, now = manifest.tokenizer.definition, tokenizer_definition(curriculum)
-        pairs.append(("tokenizer.separator", manifest.tokenizer.separator, curriculum.tokenizer.separator))
-        pairs.append(("tokenizer.train_vocab_size", was.get("train_vocab_size"), now.get("train_vocab_size")))
+        own = None if "separator" in was else manifest.tokenizer.separator  # that of the tokenizer, or the default
+        separator = curriculum.tokenizer.separator or own
+        pairs.append(("tokenizer.separator", manifest.tokenizer.separator, separator))
         pairs.append(("tokenizer.kind", was.get("kind", "bpe"), now.get("kind", "bpe")))
+        of_tokens = ("train_vocab_size", "hub", "revision", "tiktoken", "pattern", "special_tokens", "bos")
+        pairs += [(f"tokenizer.{key}", was.get(key), now.get(key)) for key in of_tokens]
     if tokenizer_fingerprint is not None:
         pairs.append(("the tokenizer's fingerprint", manifest.tokenizer.fingerprint, tokenizer_fingerprint))
     for what, was_, now_ in pairs:

@@ -25,6 +25,8 @@ from mixer.config.curriculum import Curriculum
 from mixer.config.problems import suggestion
 from mixer.config.sources import SourceConfig, check_folder
 from mixer.errors import ConfigError, MixerError, PreparationError, PreparedMismatchError, UnknownSourceError
+from mixer.sources.chat import chat_of, templates_digest
+from mixer.sources.masks import masked_dtype
 from mixer.sources.packing import smallest_dtype
 from mixer.sources.prepared.manifest import (
     MANIFEST,
@@ -252,7 +254,8 @@ class _Preparation:
                 with written_whole(self._out / TOKENIZER) as file:
                     file.write(self._tokenizer.to_json())
                 with written_whole(self._out / MANIFEST) as file:
-                    file.write(self._manifest().model_dump_json(indent=2))
+                    manifest = self._manifest()
+                    file.write(manifest.model_dump_json(indent=2, exclude=None if manifest.masked else {"masked"}))
             shutil.rmtree(self._out / WORK, ignore_errors=True)
         except OSError as error:
             raise _unwritable(self._out, error) from error
@@ -266,6 +269,7 @@ class _Preparation:
         return Manifest(
             code_version=importlib.metadata.version("curriculum-mixer"),
             dtype=self._format.dtype.name,
+            masked=self._format.is_masked,
             sequence_length=self._format.sequence_length,
             holdout=self._format.holdout,
             tokenizer=TokenizerManifest(
@@ -284,9 +288,12 @@ class _Preparation:
 
 
 def _row_format(curriculum: Curriculum, tokenizer: TextTokenizer, shard_bytes: int) -> RowFormat:
-    dtype = smallest_dtype(tokenizer.vocab_size)
+    is_masked = curriculum.has_masks
+    dtype = masked_dtype(tokenizer.vocab_size) if is_masked else smallest_dtype(tokenizer.vocab_size)
+    digest = templates_digest(curriculum, tokenizer)
     return RowFormat(
         dtype=dtype,
+        is_masked=is_masked,
         sequence_length=curriculum.sequence_length,
         holdout=curriculum.holdout,
         shard_rows=max(1, shard_bytes // ((curriculum.sequence_length + 1) * dtype.itemsize)),
@@ -295,6 +302,7 @@ def _row_format(curriculum: Curriculum, tokenizer: TextTokenizer, shard_bytes: i
             "holdout": curriculum.holdout,
             "the tokenizer's fingerprint": tokenizer.fingerprint,
             "the separator's id": tokenizer.separator_id,
+            **({"the digest of the chat templates": digest} if is_masked else {}),
         },
     )
 
@@ -313,6 +321,7 @@ def _prepare_source(
     from mixer.sources.huggingface import open_stream
 
     resolve = task.curriculum.resolve
+    chat = chat_of(task.source, tokenizer, resolve)
     stream = open_stream(
         task.source,
         resolve=resolve,
@@ -320,6 +329,7 @@ def _prepare_source(
         retries=task.curriculum.retries,
         row_length=task.curriculum.sequence_length + 1,
         vocab_size=tokenizer.vocab_size,
+        chat=chat,
     )
     SourcePreparation(
         task.source,

@@ -21,6 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 from mixer.config.curriculum import Curriculum
 from mixer.config.problems import suggestion
 from mixer.errors import MalformedDataError, MissingDataError, UnknownSourceError
+from mixer.sources.masks import split_marked
 from mixer.sources.packing import WIDE, split
 from mixer.sources.prepared.manifest import (
     SOURCES,
@@ -53,8 +54,18 @@ class PreparedRows:
     Pickles as names and sizes: another process maps the files itself.
     """
 
-    def __init__(self, name: str, folder: Path, split: SplitManifest, *, dtype: np.dtype[Any], row_length: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        split: SplitManifest,
+        *,
+        dtype: np.dtype[Any],
+        row_length: int,
+        is_masked: bool = False,
+    ) -> None:
         """Describe the shards that lie in ``folder``; they are opened when they are first needed."""
+        self.is_masked = is_masked
         self.name = name
         self.dtype = dtype
         self.row_length = row_length
@@ -157,6 +168,7 @@ class JointRows:
     def __init__(self, sources: Sequence[PreparedRows]) -> None:
         """Take sources whose rows are of one length and type."""
         self._names = [source.name for source in sources]
+        self.is_masked = any(source.is_masked for source in sources)
         self._shards = [shard for source in sources for shard in source.shards]  # keeps them mapped
         lowest = min(self._shards, key=_address)
         row_length, itemsize = lowest.shape[1], lowest.itemsize
@@ -250,6 +262,8 @@ class RowsAt:
             num_rows: how many.
             dtype: int64, or the type in which they are stored.
         """
+        if self._joint.is_masked:
+            return split_marked(self._joint.gather(self.addresses[first : first + num_rows]), dtype)
         if self._windows is None:
             return split(self._joint.gather(self.addresses[first : first + num_rows]), dtype)
         length = self._joint.row_length - 1
@@ -344,6 +358,7 @@ class Prepared:
             getattr(source, split),
             dtype=self.dtype,
             row_length=self.row_length,
+            is_masked=self.manifest.masked,
         )
 
 

@@ -22,7 +22,10 @@ import orjson
 
 from mixer.config.sources import SourceConfig
 from mixer.errors import EmptySourceError, PreparationError, SourceError, StateMismatchError
+from mixer.sources.chat import encode_conversations, packer_of
+from mixer.sources.conversations import ConversationPacker
 from mixer.sources.holdout import is_held_out, text_bytes, token_bytes
+from mixer.sources.masks import narrowed
 from mixer.sources.packing import Packer
 from mixer.sources.prepared.manifest import (
     RECORD,
@@ -60,6 +63,7 @@ class RowFormat:
     holdout: float
     shard_rows: int
     settings: dict[str, Any]
+    is_masked: bool = False  # rows have marks, as ``masks`` says
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Done:
 class _Split:
     """The growing rows of one split."""
 
-    packer: Packer
+    packer: Packer | ConversationPacker
     documents: int = 0
     tokens: int = 0
     rows: int = 0  # of the current shard
@@ -143,7 +147,9 @@ class SourcePreparation:
         self._resolve = resolve
         self._files = self._input_files()
         self._key = digest_of([row_format.settings, row_format.shard_rows, source_definition(source)])
-        self._splits = {split: _Split(Packer(row_format.sequence_length, tokenizer.separator_id)) for split in SPLITS}
+        self._chat = stream.chat
+        length = row_format.sequence_length
+        self._splits = {split: _Split(packer_of(length, tokenizer, self._chat)) for split in SPLITS}
         self._rows_files: dict[Split, IO[bytes]] = {}
         self._leftover: list[Path] = []  # rows that are in a shard now, but not yet in a saved place
 
@@ -205,7 +211,11 @@ class SourcePreparation:
 
     def _append(self, chunk: _Chunk) -> None:
         is_text = self._source.token_column is None
-        encoded = self._tokenizer.encode(chunk.documents) if is_text else chunk.documents
+        encoded: Any = chunk.documents
+        if self._chat is not None:
+            encoded = encode_conversations(chunk.documents, self._tokenizer)
+        elif is_text:
+            encoded = self._tokenizer.encode(chunk.documents)
         hashed = text_bytes if is_text else token_bytes
         fraction = self._holdout
         is_out = [fraction > 0 and is_held_out(hashed(document), fraction) for document in chunk.documents]
@@ -216,11 +226,14 @@ class SourcePreparation:
             growing = self._splits[split]
             are_rows = self._source.rows is not None
             rows = np.stack(documents) if are_rows else growing.packer.push(documents)
-            rows = rows.astype(self._format.dtype)
             growing.documents += len(documents)
             growing.tokens += sum(map(len, documents)) + (0 if are_rows else len(documents))
             with self._explained():
-                self._write(split, rows)
+                self._write(split, self._stored(rows))
+
+    def _stored(self, rows: Any) -> np.ndarray[Any, Any]:
+        """Return rows of 32 bits in the type that they are stored in."""
+        return narrowed(rows, self._format.dtype) if self._format.is_masked else rows.astype(self._format.dtype)
 
     def _write(self, split: Split, rows: np.ndarray[Any, Any]) -> None:
         growing = self._splits[split]
@@ -337,7 +350,9 @@ class SourcePreparation:
         return input_files(self._source, self._resolve) if self._resolve else ()
 
     def _finished(self, name: Split, split: _Split) -> SplitManifest:
+        left = split.packer.flush()
         with self._explained():
+            self._write(name, self._stored(left))
             if split.rows:
                 self._rows_file(name)
                 self._close_shard(name)
@@ -345,7 +360,7 @@ class SourcePreparation:
             documents=split.documents,
             rows=split.all_rows,
             tokens=split.tokens,
-            tail_tokens=len(split.packer.remainder),
+            tail_tokens=split.packer.num_waiting,
             shards=tuple(split.shards),
         )
 

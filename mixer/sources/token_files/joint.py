@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.errors import MalformedDataError
+from mixer.errors import ConfigError, MalformedDataError
 from mixer.sources.packing import WIDE
 from mixer.sources.prepared.rows import PreparedRows
 from mixer.sources.token_files.rows import NO_SEPARATOR, MappedStream, TokenFileRows
@@ -30,9 +30,22 @@ class JointStreams:
     Args:
         sources: in declared order.
         dtype: of the rows that are given: unsigned, and holds the vocabulary of all.
+
+    Raises:
+        ConfigError: prepared rows with marks of tokens whose loss does not count.
     """
 
+    is_masked = False  # marks in the ids, as ``mixer.sources.masks`` has them; masks of token files lie beside the ids
+
     def __init__(self, sources: Sequence[PreparedRows | TokenFileRows], dtype: np.dtype[Any]) -> None:
+        marked = [source.name for source in sources if isinstance(source, PreparedRows) and source.is_masked]
+        if marked:
+            raise ConfigError(
+                [
+                    f"prepared rows of {marked[0]} mark tokens whose loss does not count, as conversations do; they are "
+                    "not read beside token files: train on the two in runs of their own, or leave `chat:` out"
+                ]
+            )
         self._sources = sources
         self._streams = [_stream_of(source) for source in sources]
         self.dtype, self.row_length = dtype, sources[0].row_length
