@@ -42,8 +42,8 @@ class JointStreams:
         if marked:
             raise ConfigError(
                 [
-                    f"prepared rows of {marked[0]} mark tokens whose loss does not count, as conversations do; they are "
-                    "not read beside token files: train on the two in runs of their own, or leave `chat:` out"
+                    f"prepared rows of {marked[0]} mark tokens whose loss does not count, as conversations do; they "
+                    "are not read beside token files: train on the two in runs of their own, or leave `chat:` out"
                 ]
             )
         self._sources = sources
