@@ -77,22 +77,17 @@ class HeadedFile(Contiguous):
         places = numbers(index, "<u4", size // 4, 0).astype(np.int64) - HEADER_BYTES
         begins = places // self.dtype.itemsize
         is_wrong = (
-            (places % self.dtype.itemsize != 0) | (np.diff(places, prepend=-1) <= 0) | (begins >= self.num_tokens)
+            (places % self.dtype.itemsize != 0) | (np.diff(places, prepend=[-1]) <= 0) | (begins >= self.num_tokens)
         )
-        if is_wrong.any() or not len(begins) or begins[0]:
-            at = int(is_wrong.argmax())
+        if not len(begins) or is_wrong.any() or begins[0]:
+            at = int(is_wrong.argmax()) if len(begins) else 0
             found = "none" if not len(begins) else f"byte {places[at] + HEADER_BYTES:,} as number {at:,}"
             raise malformed(
                 index,
                 f"it has {found}, but documents begin at rising places from byte {HEADER_BYTES:,} on, within "
-                f"{path_size(self)} bytes",
+                f"{self.size:,} bytes",
             )
         return np.append(begins, self.num_tokens)
-
-
-def path_size(file: Contiguous) -> str:
-    """Return the size of a file as a message has it."""
-    return f"{file.size:,}"
 
 
 def magic_of(path: Path) -> int | None:
