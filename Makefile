@@ -45,6 +45,16 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.states
 	$(BIN)/python -m benchmarks.service
 
+docs: $(VENV)/dev.stamp  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/dev.stamp  ## the pictures of the documentation, docs/images (needs chromium)
+	rm -rf runs/pictures
+	$(BIN)/mixer simulate configs/demo.yaml --steps 600 --out runs/pictures
+	$(BIN)/mixer plot runs/pictures/journal.jsonl -o docs/images/walk.png
+	$(BIN)/python -m tests.support.screenshots runs/pictures
+	cp runs/pictures/main-wide.png docs/images/page.png
+
 screenshots: $(VENV)/dev.stamp  ## pictures of the page, wide, on a phone and dark, to be looked at (needs chromium)
 	$(BIN)/python -m tests.support.screenshots screenshots
 
@@ -73,4 +83,4 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants

@@ -1,7 +1,7 @@
 """A torchtitan-shaped loader on a mesh of data and tensor parallelism, saved by ``torch.distributed.checkpoint``.
 
-Ranks that share a data-parallel rank see the same rows; each reports them, and they count once. In
-torchtitan, return the loader from the train spec's ``build_dataloader_fn`` and pass its ``DataloaderExhaustedError``.
+Ranks that share a data-parallel rank see the same rows; each reports them, and they count once. torchtitan's own
+trainer takes ``torchtitan_config.py``; this is for a trainer of one's own that uses its checkpointer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A loader of the shape that torchtitan's trainer and checkpointer use, without importing torchtitan.
+"""What torchtitan's trainer and checkpointer use, without importing torchtitan: a loader, and a loss that keeps losses.
 
 Ranks that differ only in tensor, pipeline or context parallelism must see the same rows: make the data set with
 ``mesh=``. torchtitan refuses another data-parallel size; over prepared rows this loader goes on.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mixer.adapters.loading import MixtureLoader
 from mixer.dataset import MixtureDataset
@@ -100,3 +102,34 @@ class TitanLoader:
                 "use as many as it was saved with, or prepare the sources (`mixer prepare`), which any number can share"
             )
         self._loader.load_state_dict(json.loads(saved))
+
+
+class KeptLosses:
+    """A loss of torchtitan that also keeps the loss of every token, without gradients, until they are taken.
+
+    Args:
+        loss: it is called with logits [b, t, V] and labels [b, t], for a batch or for parts of it along t.
+    """
+
+    def __init__(self, loss: Callable[..., Any]) -> None:
+        self._loss = loss
+        self._kept: list[Tensor] = []
+
+    def __call__(self, pred: Tensor, labels: Tensor, *more: Any, **options: Any) -> Any:
+        """Return what the loss returns; validation, which wants no gradient, keeps nothing."""
+        if pred.requires_grad:
+            with torch.no_grad():  # a row at a time: a float32 copy of all logits would be as large as they are
+                rows = zip(pred.detach(), labels, strict=True)
+                self._kept.append(torch.stack([cross_entropy(p.float(), y, reduction="none") for p, y in rows]))
+        return self._loss(pred, labels, *more, **options)
+
+    def taken(self) -> Tensor:
+        """Return the losses of the newest batch in nats, float32 [b, T], and forget them.
+
+        Raises:
+            FeedbackError: none were computed.
+        """
+        if not self._kept:
+            raise FeedbackError("the trainer's loss was not called with logits that train, so no losses are known")
+        kept, self._kept = self._kept, []
+        return torch.cat(kept, dim=1)

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mixer.config.curriculum import Curriculum
+from mixer.config.epochs import declared_tokens
 from mixer.config.policy import UnimaxConfig
 from mixer.config.probes import probe_notes
-from mixer.config.rules import policies_of
+from mixer.config.rules import Rule, policies_of
 from mixer.config.token_files import beside_token_files, streamed_beside_token_files
 from mixer.errors import ConfigError, MissingDataError, MixerError, PreparedMismatchError
 from mixer.policies import make_policy
-from mixer.region.region import MAX_VERTEX_SOURCES
+from mixer.policies.fixed import FixedPolicy
+from mixer.region.region import MAX_VERTEX_SOURCES, Region
 from mixer.sources.opening import bad_records, check_sources
 from mixer.sources.prepared.rows import Prepared
 from mixer.sources.token_files.opening import token_file_problems
@@ -142,6 +146,7 @@ def _regime_facts(curriculum: Curriculum) -> list[dict[str, Any]]:
     ends = [*curriculum.regimes[1:], None]
     for regime, rule, following in zip(curriculum.regimes, curriculum.rules, ends, strict=True):
         region = regime.region
+        fixed = _fixed_weights(curriculum, rule, region)
         is_listable = region.dimension < MAX_VERTEX_SOURCES
         facts.append(
             {
@@ -156,10 +161,26 @@ def _regime_facts(curriculum: Curriculum) -> list[dict[str, Any]]:
                     for name, low, high in zip(region.names, region.lower, region.upper, strict=True)
                 },
                 "policy": None if rule.policy is None else rule.policy.name,
-                "weights": None
-                if rule.weights is None
-                else {name: rule.weights.get(name, 0.0) for name in region.names},
+                "weights": fixed,
                 "ramp_end": rule.ramp_end if regime.start < rule.ramp_end else None,
             }
         )
     return facts
+
+
+def _fixed_weights(curriculum: Curriculum, rule: Rule, region: Region) -> dict[str, float] | None:
+    """Return the weights of a regime, where no loss moves them: written by hand, or of a policy that is a rule."""
+    if rule.policy is None:
+        written = rule.weights or {}
+        return {name: written.get(name, 0.0) for name in region.names}
+    try:
+        policy = make_policy(curriculum, rule.policy)
+    except ConfigError:  # stands among the problems
+        return None
+    if not isinstance(policy, FixedPolicy):
+        return None
+    tokens = declared_tokens(curriculum)
+    weights = policy.choose(
+        {}, region, region.project(np.full(len(region.names), 1 / len(region.names))), tokens
+    ).weights
+    return dict(zip(region.names, weights.tolist(), strict=True))

@@ -127,7 +127,7 @@ def _regime_table(regime: dict[str, Any]) -> Table:
 
 def _decider(regime: dict[str, Any]) -> str:
     """Say who decides in a regime."""
-    if regime["weights"] is None:
+    if regime["policy"] is not None:
         return f"policy {regime['policy']} decides"
     end = regime["ramp_end"]
     return "weights written by hand" + ("" if end is None else f", reached by a ramp at step {end}")

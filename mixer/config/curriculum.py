@@ -6,7 +6,7 @@ feasibility before anything starts. Python users may build a ``Curriculum`` dire
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +17,7 @@ from mixer.config.epochs import epoch_problems
 from mixer.config.files import read_yaml
 from mixer.config.fingerprint import fingerprint_of
 from mixer.config.names import name_problems
-from mixer.config.phases import ANDREA_PHASES, PhasesConfig
+from mixer.config.phases import PhasesConfig
 from mixer.config.pivots import ScheduledPivot, schedule_problems
 from mixer.config.policy import MAX_STEPS, Epochs, GuardConfig, PolicyConfig, UnimaxConfig, WaterFillingConfig
 from mixer.config.policy_problems import plans_ahead, policy_problems
@@ -34,6 +34,7 @@ from mixer.config.rules import (
     resolved,
     unused_weights,
 )
+from mixer.config.shorthands import written_out
 from mixer.config.sources import RetriesConfig, SourceConfig, TokenizerConfig, check_folder
 from mixer.config.token_files import token_file_problems
 from mixer.errors import ConfigError, InfeasibleRegionError, TopologyError
@@ -129,30 +130,16 @@ class Curriculum(WrittenWeights):
     @model_validator(mode="before")
     @classmethod
     def _shorthands(cls, data: Any) -> Any:
-        """Write out ``phases: andrea`` and ``policy: ucb``, which means ``policy: {name: ucb}``.
-
-        So do ``tokenizer: FILE``, ``guard: alarm`` and ``guard: off``. The name of the run's own policy in a pivot
-        means that policy with its settings.
-        """
-        if isinstance(data, Mapping):
-            data = dict(data)
-            version = data.get("version", CONFIG_VERSION)
-            if version != CONFIG_VERSION:
-                raise ConfigError(
-                    f"version {shown(version)}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
-                    "install the release that wrote the file, or change the file and its version"
-                )
-            if data.get("phases") == "andrea":  # as published: whatever the defaults are
-                num_sources = len(data["sources"]) if isinstance(data.get("sources"), Sequence) else 16
-                data["phases"] = {**ANDREA_PHASES, "initial_random": min(num_sources, 16)}
-            if data.get("guard") in ("off", False):  # YAML 1.1 reads `off` as false, 1.2 as a word
-                data["guard"] = None
-            for key, field in (("policy", "name"), ("tokenizer", "file"), ("guard", "action")):
-                if isinstance(data.get(key), str):
-                    data[key] = {field: data[key]}
-            if isinstance(data.get("pivots"), list | tuple) and isinstance(data.get("policy"), Mapping):
-                data["pivots"] = [_with_own_policy(pivot, data["policy"]) for pivot in data["pivots"]]
-        return data
+        """Write out what may be written shorter; refuse a file of another version of this format."""
+        if not isinstance(data, Mapping):
+            return data
+        version = data.get("version", CONFIG_VERSION)
+        if version != CONFIG_VERSION:
+            raise ConfigError(
+                f"version {shown(version)}: this curriculum-mixer reads config version {CONFIG_VERSION}; "
+                "install the release that wrote the file, or change the file and its version"
+            )
+        return written_out(data)
 
     @model_validator(mode="after")
     def _targets_apart(self) -> Self:
@@ -250,8 +237,9 @@ class Curriculum(WrittenWeights):
 
     @property
     def has_epoch_limits(self) -> bool:
-        """Whether some source may be read only so often."""
-        return any(limit is not None for limit in self.epoch_limits)
+        """Whether some source may be read only so often, or may give only so many tokens."""
+        has_tokens = any(source.max_tokens is not None for source in self.sources)
+        return has_tokens or any(limit is not None for limit in self.epoch_limits)
 
     @property
     def batch_tokens(self) -> int:
@@ -335,8 +323,3 @@ class Curriculum(WrittenWeights):
     def resolve(self, path: str) -> Path:
         """Return ``path`` as seen from the folder of the config file."""
         return self._base_dir / Path(path).expanduser()
-
-
-def _with_own_policy(pivot: Any, own: Mapping[str, Any]) -> Any:
-    is_own = isinstance(pivot, Mapping) and isinstance(pivot.get("policy"), str) and pivot["policy"] == own.get("name")
-    return {**pivot, "policy": dict(own)} if is_own else pivot

@@ -20,12 +20,17 @@ def allowed_tokens(
 ) -> Array:
     """Return the tokens that each source may give in the run, [K]: its limit times its distinct tokens.
 
-    It is inf without a limit, or where the number of distinct tokens is unknown (0 in ``unique_tokens``, [K]). By
-    default ``limits`` are those of the run.
+    Its ``max_tokens`` is a limit too. It is inf without a limit, or where that by epochs is of a number of distinct
+    tokens that is unknown (0 in ``unique_tokens``, [K]). By default ``limits`` are those of the run.
     """
     most = np.array([np.inf if limit is None else limit for limit in limits or curriculum.epoch_limits])
     is_limited = np.isfinite(most) & (unique_tokens > 0)
-    return np.where(is_limited, np.where(is_limited, most, 0.0) * unique_tokens, np.inf)
+    return np.minimum(np.where(is_limited, np.where(is_limited, most, 0.0) * unique_tokens, np.inf), _most(curriculum))
+
+
+def _most(curriculum: Curriculum) -> Array:
+    """Return the ``max_tokens`` of each source, [K]; inf without."""
+    return np.array([np.inf if source.max_tokens is None else source.max_tokens for source in curriculum.sources])
 
 
 def declared_tokens(curriculum: Curriculum) -> Array:
@@ -52,7 +57,8 @@ def epoch_problems(curriculum: Curriculum) -> Iterator[str]:
     floors = np.array([regime.region.floors * n for regime, n in zip(regimes, tokens, strict=True)])
     allowed = allowed_tokens(curriculum, declared_tokens(curriculum))
     if curriculum.max_epochs == "auto":
-        allowed[[source.max_epochs == "inherit" for source in curriculum.sources]] = np.inf
+        is_inherited = [source.max_epochs == "inherit" for source in curriculum.sources]
+        allowed = np.where(is_inherited, _most(curriculum), allowed)
     spans = [(first, last) for first in range(len(regimes)) for last in range(first + 1, len(regimes) + 1)]
     for first, last in sorted(spans, key=lambda span: span[1] - span[0]):  # the shortest says most
         here = slice(first, last)

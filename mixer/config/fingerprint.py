@@ -45,7 +45,7 @@ def fingerprint_of(curriculum: Curriculum) -> str:
             del source["max_epochs"]
         for key in ("role", "on_failure", "on_bad_record", "max_bad_records"):
             del source[key]
-        for key in ("token_ids", "rows", "token_files"):
+        for key in ("token_ids", "rows", "max_tokens", "token_files", "sample_by", "field"):
             if source[key] is None:
                 del source[key]
         if "token_files" in source:

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from mixer.config.problems import suggestion
+from mixer.config.proportions import as_shares
 
 MAX_STEPS = 2**31 - 1  # steps are numbers of 32 bits in the service's tables, and on the wire
 MAX_COUNT = 2**53 - 1  # of tokens: floats, which shares are worked out in, hold no larger number exactly
@@ -266,7 +267,12 @@ class StaticConfig(Frozen):
     """The same weights in every phase: those given, or uniform, projected on each regime's region."""
 
     name: Literal["static"] = "static"
-    weights: dict[str, Target] | None = None
+    weights: dict[str, Target] | None = Field(None, description="by source; sum 1, or proportions such as 3 and 1")
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _proportions(cls, weights: Any) -> Any:
+        return as_shares(weights)
 
 
 class ProportionalConfig(Frozen):

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from mixer.config.policy import MAX_STEPS, Frozen, PolicyConfig, StaticConfig
+from mixer.config.proportions import as_shares
 from mixer.region.regimes import Regime
 from mixer.region.region import NEARLY, Region
 from mixer.types import Array
@@ -30,7 +31,8 @@ class WrittenWeights(Frozen):
     """The fields of weights that are written by hand; left out of what is saved where they are not given."""
 
     weights: dict[str, Weight] | None = Field(
-        None, description="fixed weights by source, 0 where not named; sum 1, within the regime's bounds"
+        None,
+        description="fixed weights by source, 0 where not named, within the regime's bounds; of sum 1, or proportions",
     )
     ramp_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="steps from the mixture before to `weights`, along a straight line"
@@ -43,6 +45,11 @@ class WrittenWeights(Frozen):
             if key in data and data[key] is None:
                 del data[key]
         return data
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _proportions(cls, weights: Any) -> Any:
+        return as_shares(weights)
 
     @field_validator("weights")
     @classmethod

@@ -12,6 +12,7 @@ from mixer.config.conditions import Condition
 from mixer.config.policy import MAX_COUNT, MAX_WAIT_S, Epochs, Frozen
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+SampleBy = Literal["paragraph", "line", "document"]
 ORIGINS = ("path", "data_files", "local")
 RENDERINGS = ("text", "messages", "template", "token_ids", "rows")  # a source has one at most
 
@@ -64,6 +65,10 @@ class SourceConfig(Frozen):
     revision: str | None = None
     data_files: str | tuple[str, ...] | None = Field(None, description="files or globs, relative to the config file")
     local: str | None = Field(None, description="a collection of text gathered from this machine")
+    sample_by: SampleBy | None = Field(
+        None, description="plain text: what one document is; document: the whole file (default: paragraph)"
+    )
+    field: str | None = Field(None, description="JSON: key of the list of records, where a file is one object")
     text: str | None = Field(None, description="column with plain text (default: text)")
     messages: str | None = Field(None, description="column with a list of chat messages")
     template: str | None = Field(None, description="text built from columns, as in '> define {word}'")
@@ -81,6 +86,7 @@ class SourceConfig(Frozen):
         100, ge=0, le=MAX_COUNT, description="records that may be skipped in an epoch, of each reader"
     )
     tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="number of distinct tokens, where known")
+    max_tokens: int | None = Field(None, gt=0, le=MAX_COUNT, description="tokens that it may give in the whole run")
     token_files: TokenFilesConfig | None = Field(
         None, description="token files, memory-mapped as they are; written as `tokens: {path: ...}`"
     )
@@ -99,7 +105,7 @@ class SourceConfig(Frozen):
     @model_validator(mode="after")
     def _token_files_alone(self) -> Self:
         if self.token_files is not None:
-            others = (*RENDERINGS, *ORIGINS, "where")
+            others = (*RENDERINGS, *ORIGINS, "where", "sample_by", "field")
             given = [key for key in others if getattr(self, key)]
             if given or self.on_bad_record != "stop" or self.role == "target":
                 what = [*given, *(["on_bad_record"] if self.on_bad_record != "stop" else [])]

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from mixer.config.sources import SampleBy
 from mixer.sources.batches import Batch, Position
 
 BLOCK_BYTES = 64 << 10
@@ -27,12 +28,16 @@ class TextFile:
         stream: its text, from the beginning.
         columns: the needed ones.
         keeps_spelling: whether numbers are looked at, so that they must be as the file has them.
+        sample_by: of plain text: what a record is.
+        field: of JSON: the key of one object under which the records are; None where the file has nothing else.
     """
 
     name: str
     stream: BinaryIO
     columns: Sequence[str]
     keeps_spelling: bool = True
+    sample_by: SampleBy = "paragraph"
+    field: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ KINDS = {
     ".ndjson": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".feather": "arrow",
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "text",

@@ -78,18 +78,37 @@ def open_stream(
     if dataset is not None:
         rows = _own_copy(source.name, dataset)
     elif (files := _files_here(source, resolve)) is not None:
-        rows = FileRecords(files)
+        rows = FileRecords(_as_asked(source, files))
         options["files"] = tuple(Path(file.name) for file in files)
     else:
         load = partial(_load, source, _arguments(source, resolve), options["retries"])
         rows, commit = load(source.revision)
         if source.path is not None and _is_of_hub(source.path):
             options |= {"revision": commit, "reopen": partial(_first, load)}
+    _check_reading(source, rows)
     is_table = _is_table(rows)
     if source.token_column is None:
         is_plain = source.messages is None and source.template is None
         return TextStream(source, rows, is_table=is_table and dataset is None and is_plain, **options)
     return TokenStream(source, rows, row_length=row_length, vocab_size=vocab_size, is_table=is_table, **options)
+
+
+def _as_asked(source: SourceConfig, files: list[DataFile]) -> list[DataFile]:
+    """Return files that are read by the unit and under the key that the source names."""
+    unit, field = source.sample_by or "paragraph", source.field
+    return [dataclasses.replace(file, sample_by=unit, field=field) for file in files]
+
+
+def _check_reading(source: SourceConfig, rows: Rows) -> None:
+    """Raise ConfigError if a setting of one kind of files stands at a source of another."""
+    kinds = rows.kinds if isinstance(rows, FileRecords) else {"other data"}
+    for key, kind in (("sample_by", "text"), ("field", "json")):
+        value = getattr(source, key)
+        if value is not None and kinds != {kind}:
+            raise ConfigError(
+                f"source {source.name}: {key} {value!r} is for files of {kind}, and this source has "
+                f"{', '.join(sorted(kinds))}; leave it out"
+            )
 
 
 def _is_table(rows: Rows) -> bool:
@@ -166,7 +185,9 @@ def _load(
             with calm(retries.timeout_s), _without_progress_bars():
                 builder = datasets.load_dataset_builder(name=source.config_name, revision=revision, **arguments)
                 files = _files_of(builder, source.split)
-                return FileRecords(files) if files else builder.as_streaming_dataset(split=source.split), builder.hash
+                if files:
+                    return FileRecords(_as_asked(source, files)), builder.hash
+                return builder.as_streaming_dataset(split=source.split), builder.hash
         except Exception as error:  # as in Stream; a wrong split or configuration is a bare ValueError
             raise explained(source.name, error, (), MissingDataError) from error
 

@@ -29,6 +29,9 @@ EXCERPT = 60
 def read_json(file: TextFile, position: Position) -> Iterator[Read]:
     """Yield the records of a file of JSON lines, of one array, or of objects that go over several lines each."""
     mark, head = Mark.of(position), b""
+    if file.field is not None:
+        yield from _under_key(file, mark)
+        return
     if position:
         skip(file.stream, mark.byte)
     else:
@@ -136,7 +139,8 @@ def _json_values(file: TextFile, mark: Mark, data: bytes) -> Iterator[Read]:
         raise UnreadableFile(f"{file.name}, line {line}: not UTF-8 ({error.reason} at byte {error.start})") from error
     start = 0
     at = 1 if not mark.byte and text.startswith("\ufeff") else 0
-    values = _values(text, at, is_array=mark.form == "array", is_begun=mark.byte > 0)
+    is_array, is_part = mark.form in ("array", "field"), mark.form == "field"
+    values = _values(text, at, is_array=is_array, is_begun=mark.byte > 0, is_part=is_part)
     is_at_end = False
     while not is_at_end:
         starts, records, byte, end = list[int](), list[Any](), 0, start
@@ -156,7 +160,7 @@ def _json_values(file: TextFile, mark: Mark, data: bytes) -> Iterator[Read]:
             byte += len(text[end:found].encode())
             starts.append(byte)
             byte += len(text[found:following].encode())
-            records.append({"text": value} if isinstance(value, str) and mark.form == "array" else value)
+            records.append({"text": value} if isinstance(value, str) and is_array else value)
             end = following
         block = text[start:end].encode()
         if records:
@@ -169,13 +173,15 @@ def _json_values(file: TextFile, mark: Mark, data: bytes) -> Iterator[Read]:
         start = end
 
 
-def _values(text: str, at: int, *, is_array: bool, is_begun: bool) -> Iterator[tuple[int, Any, int]]:
+def _values(text: str, at: int, *, is_array: bool, is_begun: bool, is_part: bool) -> Iterator[tuple[int, Any, int]]:
     """Yield each value with where it begins and where what follows it begins.
+
+    An array that ``is_part`` of an object is begun, and what follows it is no concern.
 
     Raises:
         json.JSONDecodeError: text that is not JSON.
     """
-    if is_begun and at == len(text):
+    if is_begun and (at == len(text) or (is_part and text[_after_space(text, at) :].startswith("]"))):
         return
     if is_array and not is_begun:
         at = text.index("[") + 1
@@ -195,11 +201,53 @@ def _values(text: str, at: int, *, is_array: bool, is_begun: bool) -> Iterator[t
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
             end += 1
             if mark == "]":
-                _check_end(text, end)
+                if not is_part:
+                    _check_end(text, end)
                 yield at, value, len(text)
                 return
         yield at, value, end
         at = end
+
+
+def _under_key(file: TextFile, mark: Mark) -> Iterator[Read]:
+    """Yield the elements of the list under a key of a file's one object, from a mark on."""
+    data = file.stream.read()
+    start = mark.byte
+    if not start:
+        start = _list_under(file, data)
+        mark = replace(mark.after(data[:start]), form="field")
+    yield from _json_values(file, mark, data[start:])
+
+
+def _list_under(file: TextFile, data: bytes) -> int:
+    """Return the byte at which the elements of the list under ``file.field`` begin, after its bracket."""
+    try:
+        text = data.decode()
+        at = _after_space(text, 1 if text.startswith("\ufeff") else 0)
+        DECODER.decode(text[at:])  # the whole of it, so that nothing wrong is left behind the list
+    except ValueError as error:
+        where = getattr(error, "start", None)
+        line = getattr(error, "lineno", 1) if where is None else 1 + num_lines(data[:where])
+        raise UnreadableFile(f"{file.name}, line {line}: not JSON ({error})") from error
+    except RecursionError as error:
+        raise UnreadableFile(f"{file.name}: nested too deeply") from error
+    found: list[str] = []
+    while text[at] != "}" and text.startswith(("{", ","), at):
+        at = _after_space(text, at + 1)
+        if text[at] == "}":
+            break
+        key, at = DECODER.raw_decode(text, at)
+        at = _after_space(text, _after_space(text, at) + 1)  # past the colon
+        if key == file.field:
+            if text[at] != "[":
+                line = 1 + num_lines(text[:at].encode())
+                raise UnreadableFile(f"{file.name}, line {line}: field {key!r} is no list of records")
+            return len(text[: at + 1].encode())
+        found.append(key)
+        _, at = DECODER.raw_decode(text, at)
+        at = _after_space(text, at)
+    what = f"its keys are {', '.join(map(repr, found[:10]))}" if found else "it is no object with keys"
+    raise UnreadableFile(f"{file.name}: no field {file.field!r}; {what}")
 
 
 def _after_space(text: str, at: int) -> int:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from mixer.config.sources import SampleBy
 from mixer.sources.batches import Batch, Position, UnreadableFile
 from mixer.sources.blocks import TextFile
 from mixer.sources.compression import CompressionError, compression_of, decompressed
@@ -35,11 +36,15 @@ class DataFile:
         name: its path or address.
         kind: how it is read, a key of the readers.
         remote: opens it if it is not of this machine.
+        sample_by: of plain text: what a record is.
+        field: of JSON: the key under which the records are.
     """
 
     name: str
     kind: str
     remote: Callable[[str], BinaryIO] | None = None
+    sample_by: SampleBy = "paragraph"
+    field: str | None = None
 
     def open(self) -> BinaryIO:
         """Return what is in it, decompressed."""
@@ -154,7 +159,7 @@ class FileRecords:
         try:
             if file.kind in TEXT_READERS:
                 with file.open() as stream:
-                    text = TextFile(file.name, stream, self._columns, keeps_spelling=self._keeps_spelling)
+                    text = TextFile(file.name, stream, self._columns, self._keeps_spelling, file.sample_by, file.field)
                     for batch, at in TEXT_READERS[file.kind](text, at):  # noqa: B020  # where it got to
                         yield batch, at
                 return

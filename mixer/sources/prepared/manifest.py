@@ -28,7 +28,16 @@ RECORD = "source.json"
 WORK = ".unfinished"
 
 # fields of a source that shape delivery alone, or say what is done about what cannot be read
-NOT_OF_THE_ROWS = {"name", "on_exhausted", "on_failure", "on_bad_record", "max_bad_records", "tokens"}
+NOT_OF_THE_ROWS = {
+    "name",
+    "on_exhausted",
+    "on_failure",
+    "on_bad_record",
+    "max_bad_records",
+    "tokens",
+    "max_tokens",
+    "max_epochs",
+}
 
 Split = Literal["train", "held_out"]
 
