@@ -35,6 +35,7 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.decision
 	$(BIN)/python -m benchmarks.regret
 	$(BIN)/python -m benchmarks.delivery
+	$(BIN)/python -m benchmarks.formats
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.streams
 	$(BIN)/python -m benchmarks.sharing

@@ -11,17 +11,15 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common import head, medians, say
+from benchmarks.contenders.environments import Contender, opened
 from benchmarks.contenders.loaders import CONTENDERS, our_dataset
 from benchmarks.contenders.rows import BATCH, ROW, make_prepared, make_rows, random_rows
 from mixer.config.curriculum import Curriculum
@@ -30,75 +28,9 @@ from mixer.sources.prepared.rows import JointRows, Prepared
 from mixer.system.files import cache_root
 from mixer.walk.walk import Walk
 
-LITDATA = ["litdata==0.2.76", "boto3", "botocore", "s3transfer", "jmespath", "urllib3", "requests"]
-LITDATA += ["charset-normalizer", "certifi", "tifffile", "obstore", "lightning-utilities", "torchvision", "pillow"]
-MOSAIC = ["mosaicml-streaming==0.13.0", "Brotli", "python-snappy", "zstd", "cramjam", "catalogue"]
-OWN_ENVIRONMENT = {"LitData": LITDATA, "mosaicml-streaming": MOSAIC}
 LIMIT, OURS = "numpy gather, 16 files", "ours, prepared"
 LEANEST = [OURS, "mosaicml-streaming", "LitData", "Grain, MapDataset.mix", "torch IterableDataset by hand"]
 ROUNDS, SECONDS = 5, 0.5
-
-
-def python_of(name: str) -> str:
-    """Return the interpreter that a contender runs with; its environment is made when first needed."""
-    packages = OWN_ENVIRONMENT.get(name)
-    if packages is None:
-        return sys.executable
-    folder = cache_root() / "bench" / name
-    python = folder / "bin" / "python"
-    if not (folder / "made").exists():
-        venv.create(folder, with_pip=True)
-        site = next(folder.glob("lib/python*/site-packages"))
-        (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # torch and numpy are those of all
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)
-        (folder / "made").touch()
-    return str(python)
-
-
-class Contender:
-    """A process that runs one contender."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        command = [python_of(name), "-m", "benchmarks.contenders.process", str(folder), name]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def ask(self, command: str) -> dict[str, float]:
-        """Return the answer to a command; empty if the process is gone."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            print(command, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            return {}
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {}
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def opened(folder: Path, names: list[str]) -> tuple[list[Contender], list[str]]:
-    """Return contenders that have written what they read, and the names of those that do not run here."""
-    running, failed = [], []
-    for name in names:
-        try:
-            contender = Contender(name, folder)
-        except (OSError, subprocess.CalledProcessError):
-            failed.append(name)
-            continue
-        if not contender.ask("first"):  # imports, and writes what the contender reads
-            failed.append(name)
-            contender.close()
-            continue
-        contender.close()
-        running.append(Contender(name, folder))  # afresh: writing took memory that reading does not
-    return running, failed
 
 
 def throughput(folder: Path, names: list[str]) -> None:

@@ -26,10 +26,10 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     import torch
 
-    from benchmarks.contenders.loaders import CONTENDERS
+    from benchmarks.contenders import formats, loaders
 
     torch.set_num_threads(2)
-    folder, make = Path(sys.argv[1]), CONTENDERS[sys.argv[2]]
+    folder, make = Path(sys.argv[1]), {**loaders.CONTENDERS, **formats.CONTENDERS}[sys.argv[2]]
     batches: Any = None
     for line in sys.stdin:
         command, *rest = line.split()
@@ -40,11 +40,12 @@ def main() -> None:
             next(batches)
             answer["seconds"] = time.perf_counter() - begin
         elif command == "run":
-            count, until = 0, begin + float(rest[0])
+            count, until, cpu_s = 0, begin + float(rest[0]), time.process_time()
             while time.perf_counter() < until:
                 next(batches)
                 count += 1
-            answer = {"batches": count, "seconds": time.perf_counter() - begin}
+            cpu_s = time.process_time() - cpu_s
+            answer = {"batches": count, "seconds": time.perf_counter() - begin, "cpu_seconds": cpu_s}
         elif command == "pace":
             cpu_s = time.process_time()
             for i in range(int(rest[1])):

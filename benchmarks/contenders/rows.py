@@ -37,11 +37,16 @@ def mapped(folder: Path, name: str) -> Rows:
 
 def make_prepared(folder: Path, *, as_one: bool) -> Path:
     """Write what ``mixer prepare`` would: 16 sources, or all their rows as one."""
+    out = folder / ("prepared-1" if as_one else "prepared-16")
+    sources = {"all": mapped(folder, "all")} if as_one else {name: mapped(folder, name) for name in NAMES}
+    return arrow_rows(out, sources)
+
+
+def arrow_rows(out: Path, sources: dict[str, Any]) -> Path:
+    """Write rows by source, unsigned [n, 1025], as prepared rows, unless they are there."""
     from mixer.sources.prepared.manifest import MANIFEST, Manifest, SourceManifest, SplitManifest, TokenizerManifest
     from mixer.sources.prepared.shards import write_shard, write_split_files, write_splits_file
 
-    out = folder / ("prepared-1" if as_one else "prepared-16")
-    sources = {"all": mapped(folder, "all")} if as_one else {name: mapped(folder, name) for name in NAMES}
     if (out / MANIFEST).exists():
         return out
     shutil.rmtree(out, ignore_errors=True)
@@ -56,7 +61,7 @@ def make_prepared(folder: Path, *, as_one: bool) -> Path:
         made[name] = SourceManifest(definition={}, train=split)
     manifest = Manifest(
         code_version="0",
-        dtype="uint16",
+        dtype=next(iter(sources.values())).dtype.name,
         sequence_length=ROW - 1,
         holdout=0.0,
         tokenizer=TokenizerManifest(definition={}, fingerprint="", separator="", separator_id=0, vocab_size=VOCAB),

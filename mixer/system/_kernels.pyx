@@ -184,39 +184,54 @@ ctypedef fused given_t:
     int64_t
 
 
-cdef uint64_t _converted(const stored_t* ids, given_t* out, Py_ssize_t n) noexcept nogil:
-    """Copy token ids to another type and return the largest of them."""
-    cdef stored_t most = 0
+cdef bint _converted(const char* ids, stored_t limit, given_t* out, Py_ssize_t n) noexcept nogil:
+    """Copy token ids, which need not be aligned, to another type; return whether all are at most ``limit``.
+
+    Of the wide types the largest limit has no sign bit: an id is above it if it, or what is left to the limit, has one.
+    """
+    cdef stored_t seen = 0, token
     cdef Py_ssize_t k
     for k in range(n):
-        most = ids[k] if ids[k] > most else most
-        out[k] = <given_t> ids[k]
-    return most
+        memcpy(&token, ids + k * <Py_ssize_t> sizeof(stored_t), sizeof(stored_t))
+        out[k] = <given_t> token
+        if stored_t is uint32_t or stored_t is uint64_t:
+            seen |= token | (limit - token)
+        else:
+            seen = token if token > seen else seen
+    if stored_t is uint32_t or stored_t is uint64_t:
+        return seen >> (8 * sizeof(stored_t) - 1) == 0
+    return seen <= limit
 
 
-cdef uint64_t _as_given(const stored_t* ids, char* out, Py_ssize_t out_itemsize, Py_ssize_t n) noexcept nogil:
+cdef bint _as_given(const char* ids, stored_t limit, char* out, Py_ssize_t out_itemsize, Py_ssize_t n) noexcept nogil:
     if out_itemsize == 8:
-        return _converted(ids, <int64_t*> out, n)
+        return _converted(ids, limit, <int64_t*> out, n)
     if out_itemsize == 4:
-        return _converted(ids, <uint32_t*> out, n)
+        return _converted(ids, limit, <uint32_t*> out, n)
     if out_itemsize == 2:
-        return _converted(ids, <uint16_t*> out, n)
-    return _converted(ids, <uint8_t*> out, n)
+        return _converted(ids, limit, <uint16_t*> out, n)
+    return _converted(ids, limit, <uint8_t*> out, n)
 
 
-cdef uint64_t _copied(const char* ids, Py_ssize_t itemsize, char* out, Py_ssize_t out_itemsize,
-                      Py_ssize_t n) noexcept nogil:
+cdef bint _copied(const char* ids, Py_ssize_t itemsize, uint64_t limit, char* out, Py_ssize_t out_itemsize,
+                  Py_ssize_t n) noexcept nogil:
+    """Copy token ids of one size as another; return whether all are below ``limit``, 2**31 at most."""
     if itemsize == 2:
-        return _as_given(<const uint16_t*> ids, out, out_itemsize, n)
+        return _as_given(ids, <uint16_t> min(limit - 1, <uint64_t> 0xFFFF), out, out_itemsize, n)
     if itemsize == 4:
-        return _as_given(<const uint32_t*> ids, out, out_itemsize, n)
+        return _as_given(ids, <uint32_t> (limit - 1), out, out_itemsize, n)
     if itemsize == 1:
-        return _as_given(<const uint8_t*> ids, out, out_itemsize, n)
-    return _as_given(<const uint64_t*> ids, out, out_itemsize, n)
+        return _as_given(ids, <uint8_t> min(limit - 1, <uint64_t> 0xFF), out, out_itemsize, n)
+    return _as_given(ids, <uint64_t> (limit - 1), out, out_itemsize, n)
 
 
 cdef enum:
     NO_LOSS = -100  # of a label, as torch's cross entropy ignores it
+
+
+cdef struct Place:  # of a row
+    Py_ssize_t stream, piece
+    int64_t position  # in its stream
 
 
 cdef class Streams:
@@ -231,7 +246,7 @@ cdef class Streams:
         addresses: where its token ids begin in memory, int64 [P]; they must stay there.
         masks: where its loss mask begins, a byte for each token id, int64 [P]; 0 if all count.
         itemsizes: bytes of a token id of each stream: 1, 2, 4 or 8, int64 [K].
-        limits: what ids of each stream must be below, int64 [K].
+        limits: what ids of each stream must be below, 1 to 2**31, int64 [K].
         separators: the id at the end of each piece, which is not stored, or -1 if there is none, int64 [K].
         row_length: T + 1.
     """
@@ -281,6 +296,10 @@ cdef class Streams:
 
     cdef Py_ssize_t _piece_of(self, Py_ssize_t i, int64_t position) noexcept nogil:
         cdef Py_ssize_t low = self._first_pieces[i], high = self._first_pieces[i + 1] - 1, middle
+        # where it is if all are of one length, as most samples of MDS are
+        middle = min(high - 1, low + <Py_ssize_t> (<double> position * (high - low) / self._starts[high]))
+        if self._starts[middle] <= position < self._starts[middle + 1]:
+            return middle
         while high - low > 1:
             middle = (low + high) // 2
             if self._starts[middle] <= position:
@@ -289,32 +308,35 @@ cdef class Streams:
                 high = middle
         return low
 
-    cdef void _prefetch_row(self, int64_t row) noexcept nogil:
-        """Ask for the beginning of a row, up to the end of its piece."""
-        cdef Py_ssize_t i = self._stream_of(row), itemsize = self._itemsizes[i]
-        cdef int64_t position = (row - self._first_rows[i]) * self._row_length
-        cdef Py_ssize_t j = self._piece_of(i, position)
-        cdef Py_ssize_t n = min(self._row_length, self._starts[j + 1] - position)
-        _prefetch(<const char*> <size_t> (self._addresses[j] + (position - self._starts[j]) * itemsize), n * itemsize)
+    cdef Place _place_of(self, int64_t row) noexcept nogil:
+        """Find a row, and ask for its beginning, up to the end of its piece."""
+        cdef Place place
+        cdef Py_ssize_t itemsize, n
+        place.stream = self._stream_of(row)
+        place.position = (row - self._first_rows[place.stream]) * self._row_length
+        place.piece = self._piece_of(place.stream, place.position)
+        itemsize = self._itemsizes[place.stream]
+        n = min(self._row_length, self._starts[place.piece + 1] - place.position)
+        _prefetch(<const char*> <size_t> (self._addresses[place.piece]
+                                          + (place.position - self._starts[place.piece]) * itemsize), n * itemsize)
+        return place
 
     cdef bint _put(self, const char* ids, Py_ssize_t itemsize, Py_ssize_t n, Py_ssize_t at, uint64_t limit,
                    char* inputs, char* labels, Py_ssize_t out_itemsize) noexcept nogil:
         """Write ids that begin at position ``at`` of a row, and return whether all are below ``limit``."""
-        cdef uint64_t most, last
-        cdef Py_ssize_t skipped
+        cdef bint is_good
+        cdef Py_ssize_t skipped = 1 if at == 0 else 0
         if labels == NULL:
-            return _copied(ids, itemsize, inputs + at * out_itemsize, out_itemsize, n) < limit
-        most = _copied(ids, itemsize, inputs + at * out_itemsize, out_itemsize, min(n, self._row_length - 1 - at))
-        skipped = 1 if at == 0 else 0
-        last = _copied(ids + skipped * itemsize, itemsize, labels + (at + skipped - 1) * out_itemsize, out_itemsize,
-                       n - skipped)
-        return most < limit and last < limit
+            return _copied(ids, itemsize, limit, inputs + at * out_itemsize, out_itemsize, n)
+        is_good = _copied(ids, itemsize, limit, inputs + at * out_itemsize, out_itemsize,
+                          min(n, self._row_length - 1 - at))
+        return _copied(ids + skipped * itemsize, itemsize, limit, labels + (at + skipped - 1) * out_itemsize,
+                       out_itemsize, n - skipped) and is_good
 
-    cdef bint _read(self, int64_t row, char* inputs, char* labels, Py_ssize_t out_itemsize, char* room) noexcept nogil:
+    cdef bint _read(self, Place place, char* inputs, char* labels, Py_ssize_t out_itemsize) noexcept nogil:
         """Write one row, and return whether its ids are in the vocabulary."""
-        cdef Py_ssize_t i = self._stream_of(row), itemsize = self._itemsizes[i], at = 0, n, stored, k
-        cdef int64_t position = (row - self._first_rows[i]) * self._row_length, separator = self._separators[i]
-        cdef Py_ssize_t j = self._piece_of(i, position)
+        cdef Py_ssize_t i = place.stream, j = place.piece, itemsize = self._itemsizes[i], at = 0, n, stored, k
+        cdef int64_t position = place.position, separator = self._separators[i]
         cdef const char* ids
         cdef const char* mask
         cdef bint is_good = True
@@ -323,9 +345,6 @@ cdef class Streams:
             n = min(stored, self._row_length - at)
             if n > 0:
                 ids = <const char*> <size_t> (self._addresses[j] + (position - self._starts[j]) * itemsize)
-                if <size_t> ids % <size_t> itemsize:  # compiled loops may read aligned ids alone
-                    memcpy(room, ids, n * itemsize)
-                    ids = room
                 is_good &= self._put(ids, itemsize, n, at, self._limits[i], inputs, labels, out_itemsize)
                 if self._masks[j] and labels != NULL and out_itemsize == 8:
                     mask = <const char*> <size_t> (self._masks[j] + position - self._starts[j])
@@ -352,16 +371,17 @@ cdef class Streams:
         cdef Py_ssize_t num_rows = rows.shape[0], together = out.shape[1], apart = out.strides[0], r, found = -1
         cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(out)
         cdef char* to = <char*> cnp.PyArray_DATA(out)
+        cdef Place here, following
         self._check(number, num_rows)
-        cdef cnp.npy_intp size = 8 * self._row_length
-        cdef cnp.ndarray room = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_UINT8)
-        cdef char* scratch = <char*> cnp.PyArray_DATA(room)
         with nogil:
+            if num_rows:
+                following = self._place_of(number[0])
             for r in range(num_rows):
+                here = following
                 if r + 1 < num_rows:
-                    self._prefetch_row(number[r + 1])
-                if not self._read(number[r], to + r // together * apart + r % together * self._row_length * itemsize,
-                                  NULL, itemsize, scratch) and found < 0:
+                    following = self._place_of(number[r + 1])
+                if not self._read(here, to + r // together * apart + r % together * self._row_length * itemsize,
+                                  NULL, itemsize) and found < 0:
                     found = r
         return found
 
@@ -385,16 +405,17 @@ cdef class Streams:
         cdef const int64_t* number = <const int64_t*> cnp.PyArray_DATA(rows) + first
         cdef char* to_inputs = <char*> cnp.PyArray_DATA(inputs)
         cdef char* to_labels = <char*> cnp.PyArray_DATA(labels)
+        cdef Place here, following
         self._check(number, num_rows)
-        cdef cnp.npy_intp size = 8 * self._row_length
-        cdef cnp.ndarray room = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_UINT8)
-        cdef char* scratch = <char*> cnp.PyArray_DATA(room)
         with nogil:
+            if num_rows:
+                following = self._place_of(number[0])
             for r in range(num_rows):
+                here = following
                 if r + 1 < num_rows:
-                    self._prefetch_row(number[r + 1])
-                if not self._read(number[r], to_inputs + r * length * itemsize, to_labels + r * length * itemsize,
-                                  itemsize, scratch) and found < 0:
+                    following = self._place_of(number[r + 1])
+                if not self._read(here, to_inputs + r * length * itemsize, to_labels + r * length * itemsize,
+                                  itemsize) and found < 0:
                     found = r
         return found
 

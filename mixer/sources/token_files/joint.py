@@ -21,7 +21,7 @@ from mixer.system.pages import MappedPages
 from mixer.types import AnyTokens, BoolArray, IntArray, RowArray
 
 NO_LOSS = -100  # of a label, as torch's cross entropy ignores it
-NO_LIMIT = 2**62  # of ids that were checked when they were written
+NO_LIMIT = 2**31  # of ids that were checked when they were written: no vocabulary is larger
 
 
 class JointStreams:
