@@ -4,6 +4,7 @@ A run keeps its newest checkpoints beside each other, ``step_0000100/``, ``step_
 
 - ``model.safetensors``: the weights, float32, by their names in ``Andrea``;
 - ``optimizer.safetensors``: what AdamW keeps of each, ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step``;
+- ``samples.safetensors``: the rows of the run that its samples are scored by, if it draws any;
 - ``tokenizer.json``: what the text became token ids with, if the run has it;
 - ``state.json``: the step, the shape of the model, the settings of the training, and where the data stands;
 - ``checkpoint.json``: the format, and the size and digest of each of the files above.
@@ -42,6 +43,7 @@ MANIFEST, STATE, MODEL, OPTIMIZER, TOKENIZER = (
     "optimizer.safetensors",
     "tokenizer.json",
 )
+SAMPLES = "samples.safetensors"
 _NAME = re.compile(r"step_(\d+)")
 _PARTIAL = ".partial-"
 
@@ -55,6 +57,8 @@ class Checkpoint:
     dataset_states: list[dict[str, Any]] = field(default_factory=list)
     """What ``dataset.state_dict`` gave in each rank; empty if the checkpoint came from elsewhere."""
     tokenizer: TextTokenizer | None = None
+    gate_state: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+    """What ``Sampling.state_dict`` gave: plain data, and tensors by name; None of a run without samples."""
 
     @property
     def step(self) -> int:
@@ -99,7 +103,10 @@ def save_checkpoint(
         "trainer": {key: value for key, value in checkpoint.trainer_state.items() if key not in ("model", "optimizer")},
         "dataset": checkpoint.dataset_states,
         "separator": None if checkpoint.tokenizer is None else checkpoint.tokenizer.separator,
+        "gate": None,
     }
+    if checkpoint.gate_state is not None:
+        state["gate"], tensors[SAMPLES] = checkpoint.gate_state
     _check_plain("checkpoint", state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +174,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     trainer_state = dict(state["trainer"])
     trainer_state["model"] = _tensors(place, MODEL)
     trainer_state["optimizer"] = _tensors(place, OPTIMIZER)
-    checkpoint = Checkpoint(trainer_state, state["dataset"], _read_tokenizer(place, state))
+    gate = state.get("gate")
+    gate_state = None if gate is None else (gate, _tensors(place, SAMPLES))
+    checkpoint = Checkpoint(trainer_state, state["dataset"], _read_tokenizer(place, state), gate_state)
     _check_fits(place, checkpoint)
     return checkpoint
 

@@ -46,8 +46,10 @@ def train(
 ) -> None:
     """Train a model on a mixture that moves, from the newest checkpoint in the folder if there is one.
 
-    SIGTERM and Ctrl-C save a checkpoint and stop (exit code 128 and the signal); SIGUSR1 saves one and goes on. On
-    several GPUs: `torchrun --nproc-per-node 8 -m andrea.train CONFIG`.
+    SIGTERM and Ctrl-C save a checkpoint and stop (exit code 128 and the signal); SIGUSR1 saves one and goes on. A model
+    whose samples stay incoherent is saved and stopped, too (exit code 3; `andrea samples` shows them).
+
+    On several GPUs: `torchrun --nproc-per-node 8 -m andrea.train CONFIG`.
     """
     if run is not None and url is None:
         raise typer.BadParameter("a run of a service needs its address: give --url, too", param_hint="--run")
@@ -73,6 +75,19 @@ def generate(
 
     text = generate_text(load_model(checkpoint), prompt, tokens, temperature=temperature, seed=seed)
     typer.echo(prompt + text)
+
+
+@app.command()
+def samples(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", exists=True, file_okay=False)],
+    *,
+    last: Annotated[int | None, typer.Option(min=1, help="So many of the newest; default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the texts that a model wrote while it was trained, and how coherent each was, 0 to 100."""
+    from andrea.samples import show_samples
+
+    show_samples(run, last=last, as_json=as_json)
 
 
 @app.command()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+from andrea.gate import Sample
+from andrea.lines import append_line
+from andrea.samples import SAMPLES
 from andrea.settings import AndreaSettings
 from andrea.train import Trainer
 from mixer.cli.output import talk
@@ -25,6 +28,7 @@ from mixer.sampling.phases import Phase
 
 HELD_OUT = "held_out.jsonl"
 SHOWN_WEIGHTS = 4  # of a phase, the largest
+WIDE, BAR_WIDTH = 100, 20  # columns of a terminal from which on there is room for a bar; its own
 SMOOTHING = 0.1  # of the seconds of a step: about the last ten count
 
 
@@ -45,14 +49,15 @@ class TrainingProgress:
         self._step_s = 0.0
         self._noted_s = time.perf_counter()
         self._console = talk()
-        columns = (
-            BarColumn(bar_width=20),
+        columns: list[ProgressColumn] = [
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}"),
             TextColumn("{task.fields[rate]:,.0f} tokens/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[phase]}", style="cyan"),
-        )
+        ]
+        if self._console.width >= WIDE:
+            columns.insert(0, BarColumn(bar_width=BAR_WIDTH))
         is_live = self._console.is_terminal
         self._bar = Progress(*columns, console=self._console, disable=not is_live)
         self._task = self._bar.add_task(
@@ -80,9 +85,8 @@ class TrainingProgress:
         self._step_s += (took_s - self._step_s) * (SMOOTHING if self._step_s else 1.0)
         self._done += 1
         if not self._bar.disable:
-            self._bar.update(
-                self._task, advance=1, loss=loss, rate=self.tokens_per_s, phase=phase_in_words(phase), refresh=False
-            )
+            shown = self._fitted(phase_in_words(phase), loss)
+            self._bar.update(self._task, advance=1, loss=loss, rate=self.tokens_per_s, phase=shown, refresh=False)
         elif self._done % self._log_every == 0 or self._done == self._total:
             left_s = (self._total - self._done) * self._step_s
             self._console.print(
@@ -92,6 +96,13 @@ class TrainingProgress:
                 soft_wrap=True,
             )
 
+    def _fitted(self, phase: str, loss: float) -> str:
+        """Return of a phase's words what the numbers leave room for: the table would cut those off as well."""
+        numbers = f"{self._total}/{self._total} loss {loss:.3f} {self.tokens_per_s:,.0f} tokens/s 00:00:00 "
+        bar_width = BAR_WIDTH + 1 if self._console.width >= WIDE else 0
+        room = self._console.width - len(numbers) - bar_width - 1
+        return phase if len(phase) <= room else phase[: max(0, room - 1)] + "…" if room > 0 else ""
+
 
 def _clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
@@ -100,10 +111,10 @@ def _clock(seconds: float) -> str:
 
 
 class TrainingLog:
-    """The run told to loggers, and its held-out losses kept in a file, a line for each time."""
+    """The run told to loggers, and its held-out losses and samples kept in files, a line for each time."""
 
-    def __init__(self, loggers: Loggers, path: Path, log_every: int) -> None:
-        self._loggers, self._path, self._log_every = loggers, path, log_every
+    def __init__(self, loggers: Loggers, folder: Path, log_every: int) -> None:
+        self._loggers, self._folder, self._log_every = loggers, folder, log_every
         self._phase = -1
 
     @classmethod
@@ -114,7 +125,7 @@ class TrainingLog:
         loggers: list[Any] = [] if run is None else [WandbLogger(run)]
         if "tensorboard" in settings.loggers:
             loggers.append(TensorBoardLogger(folder / "tensorboard"))
-        log = cls(Loggers(loggers), folder / HELD_OUT, settings.log_every)
+        log = cls(Loggers(loggers), folder, settings.log_every)
         try:
             yield log
         finally:
@@ -141,8 +152,12 @@ class TrainingLog:
     def note_held_out(self, num_steps: int, losses: dict[str, float]) -> None:
         """Take in held-out losses by source after so many steps."""
         self._loggers.tell("send", {f"held_out/{name}": loss for name, loss in losses.items()}, num_steps)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": num_steps, "losses": losses}) + "\n")
+        append_line(self._folder / HELD_OUT, {"step": num_steps, "losses": losses})
+
+    def note_sample(self, sample: Sample) -> None:
+        """Keep a sample, and tell loggers of its text and its scores."""
+        append_line(self._folder / SAMPLES, sample.record())
+        self._loggers.tell("on_sample", sample.step, sample.prompt + sample.text, sample.measures())
 
 
 def _by_source(batch: Batch, trainer: Trainer, num_sources: int) -> SourceLosses:
@@ -156,13 +171,20 @@ def _by_source(batch: Batch, trainer: Trainer, num_sources: int) -> SourceLosses
     return SourceLosses(rows=table[0], tokens=table[1], loss_sums=table[2], square_sums=table[3])
 
 
-def _wandb_run(settings: AndreaSettings, folder: Path, curriculum: Curriculum) -> Any:
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
+def check_loggers(settings: AndreaSettings) -> None:
+    """Raise MissingDependencyError, naming each, unless the libraries of the loggers are installed."""
+    known = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb", "wandb")}  # module, extra
+    missing = [known[name] for name in settings.loggers if find_spec(known[name][0]) is None]
+    if missing:
+        modules, extras = (",".join(names) for names in zip(*missing, strict=True))
         raise MissingDependencyError(
-            "andrea.loggers: Weights & Biases is not installed: pip install 'curriculum-mixer[wandb]'"
-        ) from error
+            f"andrea.loggers names what is not installed ({modules}): pip install 'curriculum-mixer[{extras}]'"
+        )
+
+
+def _wandb_run(settings: AndreaSettings, folder: Path, curriculum: Curriculum) -> Any:
+    import wandb  # takes a second; check_loggers saw that it is there
+
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         project=settings.wandb_project,

@@ -6,6 +6,7 @@ losses and event files. Run again, it goes on from the newest checkpoint, bit fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from andrea.checkpoint import Checkpoint, check_vocabulary, load_checkpoint, newest_checkpoint, save_checkpoint
+from andrea.gate import Sample, Sampling
 from andrea.held_out import HeldOut, losses_of_probe, read_held_out
+from andrea.lines import keep_up_to
 from andrea.model import Andrea
-from andrea.progress import TrainingLog, TrainingProgress
+from andrea.progress import HELD_OUT, TrainingLog, TrainingProgress, check_loggers
+from andrea.samples import SAMPLES
 from andrea.settings import AndreaSettings, TrainingFile, check_one_origin, read_training_file
 from andrea.signals import Requests, requests_by_signal
 from andrea.train import Trainer, TrainingReport, train
@@ -26,14 +30,17 @@ from mixer.cli.output import print_json, results, talk
 from mixer.config.curriculum import Curriculum
 from mixer.dataset import MixtureDataset
 from mixer.delivery.tensors import Batch
-from mixer.errors import CheckpointError, TokenizerError
+from mixer.errors import CheckpointError, ConfigError, MixerError, TokenizerError
 from mixer.journal.file import Journal
 from mixer.sources.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from service.client.dataset import RemoteMixtureDataset
 
+log = logging.getLogger(__name__)
+
 CHECKPOINTS, JOURNAL = "checkpoints", "journal.jsonl"
+HALTED = 3  # exit code of a run that the coherence gate stopped
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,11 @@ def run_training(config: Path, out: Path | None = None, *, origin: Origin | None
         as_json: print what happened as JSON.
 
     Returns:
-        The exit code: 0, or 128 and the number of the signal that ended it early, as shells have it.
+        The exit code: 0; 128 and the number of the signal that ended it early, as shells have it; or ``HALTED``.
     """
     file = read_training_file(config)
     check_one_origin(file, None if origin is None else origin.url)
+    check_loggers(file.settings)
     folder = Path("runs") / config.stem if out is None else out
     with joined_world() as world, requests_by_signal() as requests:
         if world.device.type == "cuda":
@@ -68,9 +76,11 @@ def run_training(config: Path, out: Path | None = None, *, origin: Origin | None
             report = run.train(requests)
         if world.is_first:
             _say(run, report, as_json=as_json)
-    if requests.stopped_by is not None and run.trainer.num_steps < run.trainer.total_steps:
-        return 128 + requests.stopped_by
-    return 0
+    if run.trainer.num_steps == run.trainer.total_steps:
+        return 0
+    if run.is_halted:
+        return HALTED
+    return 0 if requests.stopped_by is None else 128 + requests.stopped_by
 
 
 @contextmanager
@@ -121,8 +131,31 @@ class TrainingRun:
         self._vocab_size = known if self.tokenizer is None else self.tokenizer.vocab_size
         self._kept_always = frozenset(pivot.at_step for pivot in self.curriculum.pivots)
         self._saved = -1
+        self.is_halted = False
+        """Whether the coherence gate stopped the run."""
+        self._sampling = self._opened_sampling(file)
         self._goes_on(file.start_from)
         self._held_out = self._read_held_out(file)
+
+    def _opened_sampling(self, file: TrainingFile) -> Sampling | None:
+        """Return what draws the samples; None in a run without any, and on every rank but the first."""
+        if not self.settings.sample_every:
+            return None
+        if self.tokenizer is None:
+            if file.asks_for_samples:
+                raise ConfigError(
+                    f"{file.path}: andrea.sample_every: a run over token ids has no tokenizer to make text of a "
+                    "sample; set it to 0"
+                )
+            return None
+        grace_steps = self.settings.gate.grace_steps
+        return Sampling(
+            self.settings,
+            self.curriculum,
+            self.tokenizer,
+            self.trainer.model,
+            grace_steps=self.curriculum.total_steps // 2 if grace_steps is None else grace_steps,
+        )
 
     def _goes_on(self, start_from: Path | None) -> None:
         """Go to the newest checkpoint of the run, or begin with another run's weights and moments."""
@@ -139,6 +172,11 @@ class TrainingRun:
                 )
             # over prepared rows, and from a service, the state is the same on every rank, at any number of ranks
             self.dataset.load_state_dict(states[self.world.rank if len(states) == self.world.world_size else 0])
+            if self._sampling is not None and checkpoint.gate_state is not None:
+                self._sampling.load_state_dict(*checkpoint.gate_state)
+            if self.world.is_first:
+                for name in (HELD_OUT, SAMPLES):
+                    keep_up_to(self.folder / name, self.trainer.num_steps)
             self._saved = self.trainer.num_steps
         elif start_from is not None:
             checkpoint = load_checkpoint(start_from)
@@ -178,7 +216,11 @@ class TrainingRun:
                 if bar is not None and log is not None:
                     bar.note(loss, phase)
                     log.note(step, loss, batch, phase, self.trainer, bar.tokens_per_s)
-                must_save, must_stop = self.world.any_of([requests.take_save(), requests.should_stop()])
+                self._sample(step + 1, batch, log)
+                must_save, must_stop, self.is_halted = self.world.any_of(
+                    [requests.take_save(), requests.should_stop(), self.is_halted]
+                )
+                must_stop = must_stop or self.is_halted
                 self._between_steps(step + 1, log, must_save=must_save)
 
             def on_probe(probe: Batch, losses: torch.Tensor) -> None:
@@ -198,6 +240,18 @@ class TrainingRun:
                 self.save()
         return report
 
+    def _sample(self, num_steps: int, batch: Batch, log: TrainingLog | None) -> None:
+        """Draw a sample if one is due, and ask the gate; the first rank does so for all."""
+        sampling = self._sampling
+        if sampling is None or log is None:
+            return
+        sampling.note_batch(batch)
+        if sampling.is_due(num_steps):
+            sample = sampling.draw(num_steps)
+            log.note_sample(sample)
+            post_sample(self.dataset, sample)
+            self.is_halted = sampling.gate.is_halted
+
     def _between_steps(self, num_steps: int, log: TrainingLog | None, *, must_save: bool) -> None:
         """Evaluate and save, where so many steps ask for it."""
         settings, is_over = self.settings, num_steps == self.trainer.total_steps
@@ -214,12 +268,27 @@ class TrainingRun:
         if self.world.is_first:
             save_checkpoint(
                 self.folder / CHECKPOINTS,
-                Checkpoint(self.trainer.state_dict(), states, self.tokenizer),
+                Checkpoint(
+                    self.trainer.state_dict(),
+                    states,
+                    self.tokenizer,
+                    None if self._sampling is None else self._sampling.state_dict(),
+                ),
                 keep=self.settings.keep_checkpoints,
                 always=self._kept_always,
             )
         self.world.wait()
         self._saved = self.trainer.num_steps
+
+
+def post_sample(dataset: MixtureDataset | RemoteMixtureDataset, sample: Sample) -> None:
+    """Show a sample on the page of the service, if batches come from one; training goes on if that fails."""
+    if isinstance(dataset, MixtureDataset):
+        return
+    try:
+        dataset.post_sample(sample.record())
+    except MixerError as error:
+        log.warning("the sample of step %d is not on the service's page: %s", sample.step, error)
 
 
 def use_threads_of(checkpoint: Checkpoint) -> None:
@@ -250,6 +319,7 @@ def _say(run: TrainingRun, report: TrainingReport, *, as_json: bool) -> None:
         "waiting_share": report.waiting_share,
         "reporting_share": report.reporting_share,
         "parameters": trainer.model.config.num_parameters,
+        "halted": run.is_halted,
         "checkpoint": str(newest_checkpoint(run.folder / CHECKPOINTS)),
     }
     if as_json:
@@ -262,7 +332,15 @@ def _say(run: TrainingRun, report: TrainingReport, *, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if trainer.num_steps < trainer.total_steps:
+    if run.is_halted:
+        gate, total = run.settings.gate, trainer.total_steps
+        talk().print(
+            f"halted by the coherence gate at step {trainer.num_steps} of {total}: {gate.patience} samples in a row "
+            f"scored less than {gate.threshold:g} of 100; read them with `andrea samples {run.folder}`, and go back to "
+            "a checkpoint from before them, pivot, or set andrea.gate.halt to false and run it again to go on",
+            soft_wrap=True,
+        )
+    elif trainer.num_steps < trainer.total_steps:
         talk().print(f"stopped at step {trainer.num_steps} of {trainer.total_steps}; run it again to go on")
     elif not report.num_steps:
         talk().print(f"the run in {run.folder} was over already: {trainer.num_steps} steps", soft_wrap=True)

@@ -5,6 +5,7 @@ It shapes no decision of the walk and no batch, so that it is no part of the cur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -68,6 +69,20 @@ class ModelSettings(Frozen):
         return ModelConfig(vocab_size, width, num_heads, num_layers, context)
 
 
+class GateSettings(Frozen):
+    """When samples are so incoherent that training stops; threshold and patience are ANDREA-120M's."""
+
+    threshold: float = Field(30.0, ge=0, le=100, description="samples that score less are low")
+    patience: int = Field(5, ge=1, le=MAX_STEPS, description="low samples in a row that halt the run")
+    halt: bool = Field(True, description="stop the run; false counts alone")
+    grace_steps: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_STEPS,
+        description="steps before which low samples count only once one was not low; default: half of the run",
+    )
+
+
 class AndreaSettings(Frozen):
     """Everything of a training run that the curriculum does not say."""
 
@@ -84,6 +99,13 @@ class AndreaSettings(Frozen):
         500, ge=0, le=MAX_STEPS, description="steps between held-out losses, where the run holds text out; 0: none"
     )
     evaluate_rows: int = Field(8, ge=1, le=2**16, description="held-out rows of each source, always the same")
+    sample_every: int = Field(
+        100, ge=0, le=MAX_STEPS, description="steps between samples, where the run has a tokenizer; 0: none"
+    )
+    sample_tokens: int = Field(420, ge=1, le=4096, description="of each sample")
+    sample_prompt: str = Field("", max_length=4096, description="the beginning of the document that is continued")
+    sample_temperature: float = Field(0.8, ge=0, lt=math.inf, description="0 takes the likeliest token each time")
+    gate: GateSettings = GateSettings()
     log_every: int = Field(10, ge=1, le=MAX_STEPS, description="steps between the numbers that loggers get")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     wandb_project: str = "andrea"
@@ -99,6 +121,8 @@ class TrainingFile:
     """None for a file of the section alone, for a trainer of a service."""
     has_lr_warmup: bool
     """Whether the file says how long the rate warms up."""
+    asks_for_samples: bool = False
+    """Whether the file says how often samples are drawn."""
 
     def optimizer(self, total_steps: int) -> TrainingConfig:
         """Return how parameters follow the gradient in a run of so many steps.
@@ -139,7 +163,8 @@ def read_training_file(path: Path) -> TrainingFile:
                 f"{path}: {SECTION}.evaluate_every: the curriculum holds nothing out to evaluate on; set holdout, "
                 "as in `holdout: 0.01`"
             )
-    return TrainingFile(path, settings, curriculum, "warmup_steps" in (section.get("optimizer") or {}))
+    has_lr_warmup = "warmup_steps" in (section.get("optimizer") or {})
+    return TrainingFile(path, settings, curriculum, has_lr_warmup, bool(section.get("sample_every")))
 
 
 def model_of_file(path: Path) -> ModelConfig:

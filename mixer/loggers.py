@@ -6,6 +6,7 @@ and never asked: one that fails (a network, a full disk) is dropped with a warni
 
 from __future__ import annotations
 
+import html
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,6 +133,10 @@ class PhaseLogger:
         self._sums = sums if self._sums is None else self._sums + sums
         self._last_step = max(self._last_step, step)
 
+    def on_sample(self, step: int, text: str, scores: Mapping[str, float]) -> None:
+        """Send the scores of a text that the model wrote, as ``sample/NAME``; where text can go, it goes too."""
+        self.send({f"sample/{name}": value for name, value in scores.items()}, step)
+
     def on_alarm(self, alarm: Mapping[str, Any]) -> None:
         """Send the loss that raised an alarm."""
         self.send({f"alarm/{alarm['source']}": alarm["loss"]}, alarm["step"])
@@ -164,6 +169,11 @@ class TensorBoardLogger(PhaseLogger):
         super().__init__()
         self._writer = summary_writer(folder)
 
+    def on_sample(self, step: int, text: str, scores: Mapping[str, float]) -> None:
+        """Write a text that the model wrote, and its scores."""
+        super().on_sample(step, text, scores)
+        self._writer.add_text("sample/text", text, step)
+
     def send(self, metrics: Mapping[str, float], step: int) -> None:
         """Write scalars."""
         for name, value in metrics.items():
@@ -189,6 +199,14 @@ class WandbLogger(PhaseLogger):
         self._run = run
         run.define_metric("mixer/step", hidden=True)
         run.define_metric("mixer/*", step_metric="mixer/step")
+
+    def on_sample(self, step: int, text: str, scores: Mapping[str, float]) -> None:
+        """Log a text that the model wrote, as a page of its own, and its scores."""
+        import wandb  # there, as it made the run
+
+        super().on_sample(step, text, scores)
+        page = wandb.Html(f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>')
+        self._run.log({"mixer/step": step, "mixer/sample/text": page})
 
     def send(self, metrics: Mapping[str, float], step: int) -> None:
         """Log to the run."""

@@ -163,14 +163,19 @@ def test_wandb_gets_them_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = wandb.init(project="mixer", dir=str(tmp_path), settings=wandb.Settings(silent=True))
-    walk = LoggedWalk(curriculum(3), loggers=[WandbLogger(run)])
+    logger = WandbLogger(run)
+    walk = LoggedWalk(curriculum(3), loggers=[logger])
     drive(walk, STEPS)
+    logger.on_sample(STEPS - 1, "region <b> region", {"score": 12.5})
     walk.close_loggers()
     summary = dict(run.summary)
     run.finish()
     newest = walk.phase_at(walk.frontier - 1)
     assert summary["mixer/weight/source-0"] == pytest.approx(newest.weights[0])
     assert summary["mixer/step"] == STEPS - 1
+    assert summary["mixer/sample/score"] == 12.5
+    [page] = tmp_path.rglob("*.html")
+    assert "region &lt;b&gt; region" in page.read_text()
     [file] = tmp_path.rglob("run-*.wandb")
     deadline = time.monotonic() + 20
     while b"mixer/weight/source-0" not in file.read_bytes():  # its service writes after finish() has returned

@@ -25,6 +25,9 @@ from service.wire.schemas import (
     PivotRequest,
     PivotTaken,
     Run,
+    Sample,
+    Samples,
+    SampleTaken,
     Status,
     TokenizerFile,
     Weights,
@@ -127,6 +130,14 @@ class Calls:
     def probe_feedback(self, report: Feedback) -> Call[FeedbackTaken]:
         """Held-out losses."""
         return Call("POST", f"{self._prefix}/feedback/probes", _model(FeedbackTaken), body=report)
+
+    def sample(self, sample: Sample) -> Call[SampleTaken]:
+        """A text that the model wrote."""
+        return Call("POST", f"{self._prefix}/samples", _model(SampleTaken), body=sample)
+
+    def samples(self, limit: int) -> Call[Samples]:
+        """The newest of them."""
+        return Call("GET", f"{self._prefix}/samples", _model(Samples), {"limit": limit})
 
     def pivot(self, pivot: PivotRequest) -> Call[PivotTaken]:
         """A new region."""

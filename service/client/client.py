@@ -25,7 +25,7 @@ from mixer.losses import SourceLosses
 from service.client.calls import Answer, Call, Calls, Raw, TransientError, read
 from service.client.transport import Direct
 from service.errors import UnreachableError
-from service.wire.schemas import Feedback, ForkRequest, Phases, PivotRequest, PivotTaken, Run, Status, Weights
+from service.wire.schemas import Feedback, ForkRequest, Phases, PivotRequest, PivotTaken, Run, Sample, Status, Weights
 
 if TYPE_CHECKING:
     from mixer.sources.tokenizer import TextTokenizer
@@ -150,6 +150,14 @@ class MixerClient:
     ) -> bool:
         """Tell what a rank, one of ``world_size``, measured on a probe; ``names`` are of sources and targets."""
         return self._send(self._calls.probe_feedback(Feedback.of(step, losses, names, world_size))).is_new
+
+    def post_sample(self, sample: Sample) -> None:
+        """Show a text that the model wrote on the service's page; of one step the newest one counts."""
+        self._send(self._calls.sample(sample))
+
+    def samples(self, limit: int = 20) -> list[Sample]:
+        """Return the newest samples, the newest first."""
+        return self._send(self._calls.samples(limit)).samples
 
     def pivot(self, pivot: Pivot, at: Any = "next") -> PivotTaken:
         """Redraw the region: at ``"next"``, the end of the newest phase, ``"now"``, which cuts it, or a later step."""

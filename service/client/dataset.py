@@ -37,6 +37,7 @@ from mixer.sources.packing import WIDE
 from mixer.walk.state import check_state
 from service.client.client import MixerClient
 from service.errors import RunEndedError
+from service.wire.schemas import Sample
 
 if TYPE_CHECKING:
     from mixer.sources.tokenizer import TextTokenizer
@@ -403,6 +404,10 @@ class RemoteMixtureDataset(IterableDataset[Batch]):
         if step >= self._step:  # workers fetch, and this process hears of a batch when it is reported
             self._stand_at(step + 1, 0)
         return was_new
+
+    def post_sample(self, sample: Mapping[str, Any]) -> None:
+        """Show a text that the model wrote on the service's page, with the fields of ``Sample``."""
+        self._client.post_sample(Sample(**sample))
 
     def progress(self) -> dict[str, Progress]:
         """Return what each source has given, in all ranks together, to the batches before ``step``."""

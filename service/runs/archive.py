@@ -17,6 +17,7 @@ from mixer.sampling.phases import Phase
 from service.dashboard.columns import Watch
 from service.errors import PastError, RunEndedError
 from service.runs.phases import PhaseIndex, UndecidedError
+from service.runs.samples import KeptSamples
 from service.storage.journal_lines import stored_lines
 from service.storage.run_journal import journal_path
 from service.storage.store import Store
@@ -31,12 +32,20 @@ class RecordedRun:
         path: the journal.
         name: of the run.
         raw_lines: yields its lines, if not the file does.
+        samples: what its model wrote.
 
     Raises:
         JournalError: no journal, or damage; the message names the line.
     """
 
-    def __init__(self, path: Path, name: str, raw_lines: Callable[[], Iterator[bytes]] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        raw_lines: Callable[[], Iterator[bytes]] | None = None,
+        samples: KeptSamples | None = None,
+    ) -> None:
+        self.samples = samples or KeptSamples()
         self.path, self.name, self._raw_lines = path, name, raw_lines
         header, lines = history(path)
         self.curriculum = curricula_of(path, header)[-1]
@@ -105,8 +114,9 @@ class Archive:
 
     def _read(self, name: str) -> RecordedRun:
         if not self._store.is_server:
-            return RecordedRun(journal_path(self._folder, name), name)
+            return RecordedRun(journal_path(self._folder, name), name, samples=KeptSamples(self._store, name))
         with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
             file.writelines(stored_lines(self._store, name))
             file.flush()
-            return RecordedRun(Path(file.name), name, raw_lines=lambda: stored_lines(self._store, name))
+            samples = KeptSamples(self._store, name)
+            return RecordedRun(Path(file.name), name, lambda: stored_lines(self._store, name), samples)

@@ -38,6 +38,7 @@ from service.runs.phases import PhaseIndex, UndecidedError
 from service.runs.probes import ServedProbes
 from service.runs.report_wait import ReportWait
 from service.runs.reports import Reports
+from service.runs.samples import PostedSamples
 from service.runs.sharing import Sharing
 from service.runs.step_wait import StepWait
 from service.settings import Settings
@@ -45,6 +46,7 @@ from service.storage.journal_lines import TableLines
 from service.storage.run_journal import RunJournal, open_lines, recover
 from service.storage.store import Store
 from service.wire.batches import Body
+from service.wire.schemas import Sample
 
 if TYPE_CHECKING:
     import datasets
@@ -114,6 +116,7 @@ class Engine:
         self.journal = RunJournal(lines, self._on_line)
         self.walk = self._recover(store)
         self.served = StepLeases(store, name, writer=writer, decided=self.decisions.frontier)
+        self.samples = PostedSamples(store, name, writer=writer)
         self._parts = RunContext(
             name=name,
             curriculum=curriculum,
@@ -280,6 +283,11 @@ class Engine:
         self.counters.repeated_reports += not is_new
         self.builder.wake()
         return is_new
+
+    def take_sample(self, sample: Sample) -> None:
+        """Keep a text that the model wrote, and tell those who look on; durable when this returns."""
+        self.samples.add(sample.step, sample.model_dump())
+        self._on_event("sample", {"run": self.name, "step": sample.step, "score": sample.score})
 
     def pivot(self, pivot: Pivot, at: Literal["next", "now"] | int = "next") -> int:
         """Redraw the region and return from which step on; see ``Walk.pivot``.

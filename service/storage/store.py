@@ -9,6 +9,7 @@ refused: each transaction compares the writer's token with that in the table.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -30,6 +31,8 @@ from mixer.errors import JournalError, StateMismatchError
 from service.errors import RunStateError, StoreError
 from service.storage import tables
 from service.storage.deadlines import within
+
+log = logging.getLogger(__name__)
 
 ANSWER_S = 4.0  # longest transaction, so that every request is answered within 5 s
 LONG_S = 60.0  # longest transaction that moves a whole journal
@@ -277,6 +280,20 @@ class Store:
                 f"the {kind} snapshot of run {run} at {row.step} is damaged ({error}); delete that row of `snapshots`, "
                 "or restore the database from a backup"
             ) from error
+
+    def all_of(self, run: str, kind: str, *, limit: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return step and state of the newest snapshots of a kind by step; damaged ones are left out with a warning."""
+        at = tables.snapshots.c
+        query = sa.select(at.step, at.state).where((at.run == run) & (at.kind == kind)).order_by(at.step.desc())
+        with self.transaction(is_reading=True) as connection:
+            rows = connection.execute(query.limit(limit)).all()
+        found = []
+        for row in reversed(rows):
+            try:
+                found.append((row.step, orjson.loads(zlib.decompress(row.state))))
+            except (zlib.error, ValueError) as error:
+                log.warning("the %s of run %s at %d is damaged and left out: %s", kind, run, row.step, error)
+        return found
 
     def forget(self, run: str, kind: str, *, from_step: int, writer: str | None = None) -> None:
         """Delete the snapshots of ``from_step`` and later ones; raise JournalError as ``save`` does."""

@@ -96,6 +96,37 @@ class FeedbackTaken(_Wire):
     )
 
 
+Points = Annotated[FiniteFloat, Field(ge=0, le=100)]
+
+
+class Sample(_Wire):
+    """A text that the model wrote after so many steps, and how coherent the trainer found it."""
+
+    step: Step
+    prompt: str = Field("", max_length=4096)
+    text: str = Field(max_length=32_768, description="what follows the prompt")
+    score: Points | None = Field(None, description="0 to 100; null if the trainer could not tell yet")
+    bigrams: Points | None = Field(None, description="points of the score, at most 35; so are the next three")
+    trigrams: Points | None = None
+    words: Points | None = None
+    characters: Points | None = None
+    compression: Annotated[FiniteFloat, Field(ge=0)] = Field(0.0, description="how many times smaller zlib makes it")
+    low_in_row: Count = Field(0, description="samples in a row that the trainer's gate counts as incoherent")
+
+
+class Samples(_Wire):
+    """The newest samples of a run, the newest first."""
+
+    run: str
+    samples: list[Sample]
+
+
+class SampleTaken(_Wire):
+    """The answer to a sample: it is durable."""
+
+    step: int
+
+
 class Weights(_Wire):
     """The mixture of the phase that covers a step, and its bounds."""
 

@@ -60,3 +60,12 @@ def test_v3_begins_where_v2_leaves_its_checkpoint_of_the_polish_at_the_same_rate
     for step in (0, 1, 50_000):
         own = learning_rate(step, v3.curriculum.total_steps, v3.optimizer(v3.curriculum.total_steps))
         assert own == learning_rate(polish + step, 200_000, v2.optimizer(200_000))
+
+
+def test_the_gate_is_as_published_and_v1_had_none() -> None:
+    for name in ("andrea-120m-v2", "andrea-120m-v3"):
+        settings = read(name).settings
+        assert (settings.sample_every, settings.sample_tokens) == (100, 420)
+        assert (settings.gate.threshold, settings.gate.patience, settings.gate.halt) == (30, 5, True)
+    assert read("andrea-120m-v1").settings.sample_every == 200
+    assert not read("andrea-120m-v1").settings.gate.halt

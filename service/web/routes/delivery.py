@@ -12,7 +12,7 @@ from service.runs.engine import Engine
 from service.web.batch_endpoint import batch_of, batches_of, several_headers
 from service.web.routes.common import EngineOf, errors, needs
 from service.wire.batches import DIGEST_HEADER, MAX_STEPS, MEDIA_TYPE, PHASE_HEADER, SEVERAL_TYPE, STEP_HEADER, Body
-from service.wire.schemas import Feedback, FeedbackTaken, Rank, SourceProgress, Status, Step
+from service.wire.schemas import Feedback, FeedbackTaken, Rank, Sample, SampleTaken, SourceProgress, Status, Step
 
 RankNumber = Annotated[int, Query(ge=0, lt=2**20)]
 WorldSize = Annotated[int, Query(ge=1, lt=2**20)]
@@ -110,6 +110,11 @@ def delivery(engine_of: EngineOf) -> APIRouter:
     async def probe_feedback(engine: Run, body: Feedback) -> FeedbackTaken:
         losses = body.losses(engine.curriculum.probed_names)
         return FeedbackTaken(is_new=await run_in_threadpool(engine.probes.report, body.step, losses, body.world_size))
+
+    @router.post("/samples", dependencies=[needs("train")], summary="A text that the model wrote; it decides nothing")
+    async def sample(engine: Run, body: Sample) -> SampleTaken:
+        await run_in_threadpool(engine.take_sample, body)
+        return SampleTaken(step=body.step)
 
     @router.get("/progress", dependencies=[needs("read")], summary="What each source has given before a step")
     async def progress(engine: Run, step: Annotated[Step, Query(examples=[0])]) -> dict[str, SourceProgress]:

@@ -22,7 +22,7 @@ def live(engine_of: EngineOf) -> APIRouter:
     @router.get(
         "/events",
         dependencies=[needs("read")],
-        summary="Server-sent events: phase, pivot, alarm",
+        summary="Server-sent events: phase, pivot, alarm, sample",
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )

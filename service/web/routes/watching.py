@@ -14,6 +14,7 @@ from service.dashboard.projection import walk_on_paper
 from service.dashboard.series import series
 from service.web.routes.common import EngineOf, errors, needs
 from service.wire.dashboard import Entries, Overview, Preview, PreviewRequest, Series, WalkOnPaper
+from service.wire.schemas import Samples
 
 Step = Annotated[int, Query(ge=0, lt=2**31)]
 GZIP_BYTES = 16 * 1024  # from here on an answer is compressed: 370 kB of columns become 140 kB in 3 ms
@@ -77,6 +78,12 @@ def watching(engine_of: EngineOf) -> APIRouter:
         entries, words = watch.chronicle().entries, query.casefold().split()
         found = [entry for entry in reversed(entries) if entry.is_asked_for(words, kind=kind, before=before)]
         return _json(request, {"num_found": len(found), "entries": [entry.shown() for entry in found[:limit]]})
+
+    @router.get("/samples", summary="Texts that the model wrote, the newest first")
+    def get_samples(
+        engine: Annotated[Any, Depends(engine_of)], limit: Annotated[int, Query(ge=1, le=100)] = 20
+    ) -> Samples:
+        return Samples(run=engine.name, samples=engine.samples.newest(limit))
 
     @router.post("/pivots/preview", response_model=Preview, summary="What a pivot would do; nothing is decided")
     def post_preview(request: Request, watch: Run, body: PreviewRequest) -> Response:
