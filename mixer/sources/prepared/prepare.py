@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -220,7 +221,8 @@ class _Preparation:
         for task in tasks:
             if is_here[task.source.name]:
                 try:
-                    _prepare_source(task, self._tokenizer, report, self._streams.get(task.source.name))
+                    with _alone(task):  # a worker whose parent was killed may still be at work
+                        _prepare_source(task, self._tokenizer, report, self._streams.get(task.source.name))
                 except MixerError as error:
                     errors.append(error)
         errors += _in_processes([task for task in tasks if not is_here[task.source.name]], jobs, report)
@@ -384,12 +386,27 @@ def _death(name: str, code: int) -> PreparationError:
     return PreparationError(f"source {name}: its worker {how}; run `mixer prepare` again: it goes on where it stopped")
 
 
+@contextmanager
+def _alone(task: _Task) -> Iterator[None]:
+    """Let nobody else write the rows of a source meanwhile."""
+    lock = FileLock(task.work / f".{task.source.name}.lock")
+    try:
+        lock.acquire(timeout=ORPHAN_WAIT_S)
+    except Timeout as error:
+        raise PreparationError(
+            f"source {task.source.name}: a worker of another `mixer prepare` is still writing its rows; end it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _work(task: _Task, connection: Connection, threads: int) -> None:
     """Prepare one source and send how far it is, and at last what went wrong if anything did."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when the tokenizer first needs its threads
-    lock = FileLock(task.work / f".{task.source.name}.lock", timeout=ORPHAN_WAIT_S)
     try:
-        with lock:
+        with _alone(task):
             tokenizer = read_tokenizer(task.work / TOKENIZER, task.separator)
             _prepare_source(task, tokenizer, connection.send)
     except BrokenPipeError:  # whoever started this is gone: nobody else may find it at work
