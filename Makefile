@@ -41,6 +41,7 @@ bench: $(VENV)/bench.stamp  ## every benchmark, one after the other
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.segments
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.guard
 	$(BIN)/python -m benchmarks.states
 	$(BIN)/python -m benchmarks.service
