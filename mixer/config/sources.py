@@ -228,7 +228,8 @@ class TokenizerConfig(Frozen):
         if (self.vocab_size is None) != (self.separator_id is None):
             raise ValueError("tokenizer: vocab_size and separator_id go together; give both, or a file")
         if self.vocab_size is not None and self.separator_id is not None:
-            if self.model_fields_set - {"vocab_size", "separator_id"}:
+            others = (self.revision, self.pattern, self.special_tokens, self.separator, self.bos)
+            if origins or self.kind != "bpe" or any(other is not None for other in others):
                 raise ValueError("tokenizer: vocab_size and separator_id stand for a tokenizer; remove the others")
             if self.separator_id >= self.vocab_size:
                 raise ValueError(
