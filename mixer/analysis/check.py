@@ -10,7 +10,7 @@ import numpy as np
 
 from mixer.config.curriculum import Curriculum
 from mixer.config.epochs import declared_tokens
-from mixer.config.policy import UnimaxConfig
+from mixer.config.policy import UnimaxConfig, WaterFillingConfig
 from mixer.config.probes import probe_notes
 from mixer.config.rules import Rule, policies_of
 from mixer.config.token_files import beside_token_files, streamed_beside_token_files
@@ -76,8 +76,17 @@ def check(curriculum: Curriculum, *, reads_all: bool = False) -> Report:
         found, more = bad_records(curriculum)
         problems = [*dict.fromkeys([*_without(problems, found), *more, *_too_many(curriculum, found)])]
         listed = [record for records in found.values() for record in records]
-    notes = (*_epoch_notes(curriculum), *probe_notes(curriculum))
+    notes = (*_idle_policy(curriculum), *_epoch_notes(curriculum), *probe_notes(curriculum))
     return Report(tuple(problems), tuple(_regime_facts(curriculum)), tuple(listed), notes)
+
+
+def _idle_policy(curriculum: Curriculum) -> Iterator[str]:
+    """Yield a sentence if the run's own policy is named but never decides."""
+    if curriculum.policy != WaterFillingConfig() and all(rule.policy is None for rule in curriculum.rules):
+        yield (
+            f"policy {curriculum.policy.name} never decides: `weights` hold in every regime; hand over to it at a "
+            f"pivot with `policy: {curriculum.policy.name}`, or leave one of the two out"
+        )
 
 
 def _epoch_notes(curriculum: Curriculum) -> Iterator[str]:

@@ -112,3 +112,12 @@ def test_a_source_gives_no_more_than_its_max_tokens(policy: str) -> None:
     while walk.frontier < 400:
         walk.phase_at(walk.frontier)
     assert 700 <= rows_drawn(walk)[0] <= 802  # of 3,200; 2 rows of rounding
+
+
+def test_check_notes_a_policy_that_never_decides() -> None:
+    weights = {"web": 0.5, "code": 0.5}
+    [note] = check(curriculum(weights=weights, policy="ucb")).notes
+    assert note.startswith("policy ucb never decides: `weights` hold in every regime")
+    handed_over = curriculum(weights=weights, policy="ucb", pivots=[{"name": "p", "at_step": 500, "policy": "ucb"}])
+    assert check(handed_over).notes == ()
+    assert check(curriculum(weights=weights)).notes == ()
