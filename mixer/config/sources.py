@@ -220,7 +220,9 @@ class TokenizerConfig(Frozen):
     vocab_size: int | None = Field(
         None, gt=0, le=2**31, description="of token ids that were made elsewhere; with separator_id, instead of a file"
     )
-    separator_id: int | None = Field(None, ge=0, description="the token id that ends a document, with vocab_size")
+    separator_id: int | None = Field(
+        None, ge=0, lt=2**31, description="the token id that ends a document, with vocab_size"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -236,6 +238,10 @@ class TokenizerConfig(Frozen):
                     f"tokenizer: separator_id {self.separator_id} is outside the vocab_size of {self.vocab_size}"
                 )
             return self
+        for key, needs in (("revision", "hub"), ("pattern", "file"), ("special_tokens", "file")):
+            if getattr(self, key) is not None and origins != [needs]:
+                wrong = f", not with {origins[0]}; remove one of the two" if origins else ", which is missing"
+                raise ValueError(f"tokenizer: {key} goes with {needs}{wrong}")
         if len(origins) != 1:
             raise ValueError(
                 "tokenizer: give exactly one of file, hub, tiktoken and train_vocab_size"
@@ -246,9 +252,6 @@ class TokenizerConfig(Frozen):
                 f"tokenizer: kind {self.kind} says what to train, but {getattr(self, origins[0])} is trained already; "
                 "remove one of the two"
             )
-        for key, needs in (("revision", "hub"), ("pattern", "file"), ("special_tokens", "file")):
-            if getattr(self, key) is not None and origins != [needs]:
-                raise ValueError(f"tokenizer: {key} goes with {needs}, not with {origins[0]}; remove one of the two")
         is_json = self.file is not None and self.file.endswith(".json")
         if self.separator is None and (is_json or self.train_vocab_size is not None):  # these say none themselves
             self.__dict__["separator"] = DEFAULT_SEPARATOR  # frozen from here on
