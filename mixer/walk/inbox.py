@@ -126,7 +126,7 @@ class Inbox:
     @property
     def last_step(self) -> int | None:
         """The newest step that any rank reported; None if there was no report."""
-        return max((intervals[-1][1] for intervals in self._had.values()), default=None)
+        return self._heard[-1][1] if self._heard else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return pending reports and the steps had, as plain data."""

@@ -31,7 +31,6 @@ from mixer.errors import (
 from mixer.journal.file import read_journal
 from service.client import MixerClient, RemoteMixtureDataset
 from service.errors import RunEndedError, UnreachableError
-from service.runs.report_wait import ReportWait
 from tests.support.serving import (
     STEPS,
     B,
@@ -170,26 +169,6 @@ def test_a_silent_rank_is_waited_for_once_and_then_left_behind(tmp_path: Path) -
             client.report(step, losses_of(rows, 0), names)
         assert time.monotonic() - begin >= 1.0
         assert {rank.rank: rank.is_absent for rank in client.status().ranks} == {0: False, 1: True}
-
-
-def test_patience_with_a_silent_rank_is_lost_once_until_it_reports_again() -> None:
-    now = 0.0
-    patience = ReportWait(lag=0, wait_s=5, clock=lambda: now)
-    patience.asked(0, 2)
-    for start in (4, 8):
-        for step in range(start - 4, start):
-            patience.reported(step, 0)
-        is_first = start == 4
-        assert patience.is_over(start) != is_first  # the second phase waits for nobody
-        now += 5
-        assert patience.is_over(start)
-        assert patience.absent == [1]
-        patience.decided(start)
-    patience.reported(8, 1)
-    assert patience.absent == []
-    for step in range(8, 12):
-        patience.reported(step, 0)
-    assert not patience.is_over(12)
 
 
 def test_a_pivot_is_in_force_at_the_next_boundary_and_reaches_the_batches_there(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from mixer.losses import SourceLosses
 from mixer.sampling.phases import Phase
 from mixer.types import IntArray
 from mixer.walk.walk import Walk
+from tests.support.calls import num_calls
 from tests.support.curricula import (
     MAX_LATE,
     batch_counts,
@@ -170,6 +171,19 @@ def test_a_walk_resumes_from_every_step_across_warmup_and_pivots_with_feedback_p
             assert json.dumps(restored.state_dict(from_step=end - MAX_LATE - 1)) == states[end]
         if journal:
             journal.close()
+
+
+def test_a_report_of_thousands_of_ranks_takes_no_more_calls_than_one_of_a_few() -> None:
+    def calls(num_ranks: int) -> int:
+        walk = Walk(curriculum(batch_rows=num_ranks))
+        counts = batch_counts(walk.curriculum, walk.phase_at(0), 0)
+        sources = np.eye(3, dtype=np.int64)[np.repeat(np.arange(3), counts)]
+        losses = [SourceLosses(rows, 4 * rows, 4.0 * rows, rank=rank) for rank, rows in enumerate(sources)]
+        for each in losses[:-1]:
+            walk.report(0, each)
+        return num_calls(lambda: walk.report(0, losses[-1]))
+
+    assert calls(2048) == calls(8)
 
 
 def test_a_state_is_plain_data_and_does_not_change_when_the_walk_goes_on() -> None:
