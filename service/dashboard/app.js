@@ -10,6 +10,7 @@ import { PivotForm } from "./pivot.js";
 import { Plot } from "./plot.js";
 import { rove } from "./roving.js";
 import { RunControl, RunList } from "./runs.js";
+import { SamplePanel } from "./samples.js";
 import { AlarmTable, JournalTable, RankTable, SourceTable, alarmMark, alarmText, missing } from "./tables.js";
 import { clearTiles, showTiles } from "./tiles.js";
 import { showVerdict, trainedSteps, verdictOf, whyNoPivot } from "./verdict.js";
@@ -44,6 +45,7 @@ const sources = new SourceTable(at("source-table"), { onSingle: toggle, onQuery:
 const ranks = new RankTable(at("rank-table"), at("ranks-note"));
 const alarms = new AlarmTable(at("alarm-table"), { onStep: goTo, onSource: (name, step) => { singleOut(new Set([name])); goTo(step); sources.find(name); } });
 const journal = new JournalTable({ onProblem: showProblem, onStep: goTo });
+const samples = new SamplePanel({ onProblem: showProblem });
 const pivot = new PivotForm({ onPreview: (preview) => sketch.setPreview(preview), onDone: () => refresh(), askToken });
 const control = new RunControl({ onRuns: showRun, onDone: () => refresh(), askToken });
 const runs = new RunList({ onRead: (list) => control.setRuns(list), onChosen: (name) => { at("run-verdict").textContent = ""; showRun(name); } });
@@ -342,6 +344,7 @@ async function again() {
   state.events?.retry();
   refresh();
   journal.setApi(state.api);
+  samples.setApi(state.api);
   readConfig(state.api);
 }
 
@@ -396,6 +399,7 @@ function choose(api) {
   judge();
   refresh();
   journal.setApi(api);
+  samples.setApi(api);
   readConfig(api);
 }
 
@@ -428,6 +432,7 @@ function follow(api) {
   return new Events(api, {
     onEvent: (type) => {
       if (type === "ping" || document.hidden || api !== state.api) return;
+      if (type === "open" || type === "sample") samples.read();
       clearTimeout(timer);
       timer = setTimeout(refresh, type === "open" ? 0 : EVENT_MS);
     },

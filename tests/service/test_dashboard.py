@@ -285,7 +285,7 @@ class TestInABrowser:
         from selenium.webdriver.common.keys import Keys
 
         browser.open(f"{server.url}/?run=main")
-        browser.wait(lambda: "code" in browser.text("#journal-table"))
+        browser.wait(lambda: "phase" in browser.text("#journal-table"))
 
         def press(key: str) -> None:
             ActionChains(browser.driver).send_keys(key).perform()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from service.client.client import MixerClient
 from service.runs.samples import KEPT
 from service.wire.schemas import Sample
+from tests.support.browser import Browser, in_browser
 from tests.support.dashboards import NAMES, Server, curriculum
 from tests.support.serving import post
 
@@ -78,3 +80,34 @@ def test_posting_needs_the_scope_train_and_reading_read(tmp_path: Path) -> None:
         assert post(server.url + "/samples", json=sample(1), headers=headers["train"]).status_code == 200
         assert server.get("/samples", **headers["read"]).json()["samples"][0]["step"] == 1
         assert server.get("/samples").status_code == 401
+
+
+class TestInABrowser:
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def browser(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+        with contextlib.closing(Browser(tmp_path_factory.mktemp("chromium") / "profile")) as browser:
+            yield browser
+
+    def test_samples_come_without_a_reload_are_text_and_are_chosen_by_keyboard(
+        self, browser: Browser, server: Server
+    ) -> None:
+        browser.open(server.url)
+        browser.wait(lambda: browser.text("#connection-text") == "Live")
+        assert browser.text("#sample-note") == "No sample has come yet."
+        with MixerClient(server.url) as client:
+            client.post_sample(Sample(**sample(100, "the <b>first</b>")))
+            browser.wait(lambda: "the <b>first</b>" in browser.text("#sample-text"))
+            client.post_sample(Sample(**sample(200, "region region", score=12.0, low_in_row=2)))
+        browser.wait(lambda: browser.text("#sample-text") == "> region region")
+        assert browser.count("#sample-text b") == 0
+        assert "after step 200, has a coherence of 12.0 of 100. Low in a row: 2." in browser.text("#sample-note")
+        assert browser.count("#sample-table button:not([tabindex='-1'])") == 1
+        browser.js("document.querySelector('#sample-200').focus()")
+        browser.driver.switch_to.active_element.send_keys("\ue015")  # arrow down
+        browser.driver.switch_to.active_element.send_keys("\ue007")  # enter
+        browser.wait(lambda: browser.text("#sample-text") == "> the <b>first</b>")
+        assert browser.at("#sample-100").get_attribute("aria-pressed") == "true"
+        assert browser.js("document.activeElement.id") == "sample-100"
+        assert browser.errors() == []
