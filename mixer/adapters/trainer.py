@@ -90,7 +90,8 @@ class MixtureTrainerMixin:
     The model is given this rank's batches, their labels as ``shift_labels``, and the ``num_items_in_batch`` of all
     accumulated batches and ranks; it trains on its own loss, auxiliary terms included. From its logits the loss of each
     token is computed once more, without gradients and a row at a time, and reported. At batch 1, 2, 4, 8, ... the two
-    are compared, so that a model that shifts or averages by itself is found.
+    are compared, so that a model that shifts or averages by itself is found. Where the curriculum has ``probes``, they
+    are measured before the batch they come with, without dropout and gradients.
 
     ``train(resume_from_checkpoint=...)`` loads the data set's state too. ``per_device_train_batch_size`` and
     ``ignore_data_skip`` are set to what the data set does. Evaluation is the ``Trainer``'s own.
@@ -160,6 +161,7 @@ class MixtureTrainerMixin:
             return compute(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         batch = {name: inputs.pop(name) for name in OWN_KEYS if name in inputs}
         batch["labels"] = labels = inputs["shift_labels"]
+        self._answer_probe(model, batch)
         loss, outputs = compute(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         losses = token_losses(outputs, labels)
         self.train_dataset.report(batch, losses)
@@ -167,6 +169,27 @@ class MixtureTrainerMixin:
         if self._num_losses & (self._num_losses - 1) == 0:  # reading the loss waits for the device
             self.check_loss(float(loss.detach()), self._expected_loss(outputs, losses, labels, num_items_in_batch))
         return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _answer_probe(self, model: Any, batch: Batch) -> None:
+        """Measure the held-out losses that are due with a batch, as many rows at a time as a batch has."""
+        probe = self.train_dataset.probe_batch(batch)
+        if probe is None:
+            return
+        device, num_rows = batch["labels"].device, len(batch["labels"])
+        was_training = model.training
+        model.eval()
+        losses = []
+        try:
+            for rows in range(0, len(probe["labels"]), num_rows):
+                ids, labels = (
+                    probe[name][rows : rows + num_rows].long().to(device) for name in ("input_ids", "labels")
+                )
+                losses.append(token_losses(model(input_ids=ids), labels))
+        finally:
+            model.train(was_training)
+            torch.clear_autocast_cache()  # of weights that were cast here, which gradients could not go through
+        self.train_dataset.report_probe(probe, torch.cat(losses))
 
     def check_loss(self, loss: float, expected: float) -> None:
         """Refuse a model whose loss is not that of our labels; override it for one that adds terms of its own.

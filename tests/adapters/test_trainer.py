@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from examples import tiny
-from mixer import MixtureDataset
+from mixer import Curriculum, MixtureDataset
 from mixer.errors import ConfigError, FeedbackError, StateMismatchError
 from mixer.journal.file import read_journal
+from mixer.sources.prepared.prepare import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 T, V, B = 16, tiny.VOCABULARY, 8
@@ -429,3 +430,46 @@ def test_accelerate_does_not_share_out_a_ranks_rows_once_more(folder: Path, batc
         next(iter(torch.utils.data.DataLoader(shard, batch_size=4)))
     with pytest.raises(ConfigError, match="among 2 processes"):
         next(iter(torch.utils.data.DataLoader(shard, batch_size=None)))
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "bfloat16"])
+def test_probes_are_answered_and_change_nothing_of_the_training(
+    folder: Path, tmp_path: Path, precision: dict[str, Any]
+) -> None:
+    def run(name: str, *, probes: bool) -> tuple[list[Tensor], list[Tensor]]:
+        plain = tiny.curriculum(folder).model_dump(exclude={"prepared", "probes", "policy", "targets"})
+        plan = Curriculum(**plain | {"holdout": 0.2, "policy": "static", "prepared": str(tmp_path / "rows")})
+        if not (tmp_path / "rows").exists():
+            prepare(plan.model_copy(update={"prepared": None}), tmp_path / "rows")
+        if probes:
+            plan = Curriculum(**plan.model_dump() | {"probes": {"rows": 3}})
+        model = a_model("llama")
+        model.model.layers[0].self_attn.attention_dropout = 0.3  # which draws random numbers, but not for a probe
+        dataset = MixtureDataset(plan, journal=tmp_path / f"{name}.jsonl")
+        torch.manual_seed(3)
+        trainer = a_trainer(tmp_path / name, model, dataset, max_steps=3, gradient_accumulation_steps=4, **precision)
+        first: list[Tensor] = []
+        report = dataset.report_probe
+
+        def noting(probe: Any, losses: Tensor) -> bool:
+            first.append(losses)
+            return report(probe, losses)
+
+        vars(dataset)["report_probe"] = noting
+        trainer.train()
+        return [parameter.clone() for parameter in model.parameters()], first
+
+    probed, losses = run("probed", probes=True)
+    unprobed, none = run("unprobed", probes=False)
+    assert all(torch.equal(a, b) for a, b in zip(probed, unprobed, strict=True))
+    lines = [record for record in read_journal(tmp_path / "probed.jsonl") if record["type"] == "probe"]
+    assert len(lines) == len(losses) >= 3
+    assert none == []
+    before_training = a_model("llama").eval()
+    plan = Curriculum(**next(iter(read_journal(tmp_path / "probed.jsonl")))["curriculum"])
+    once_more = MixtureDataset(plan)
+    probe = once_more.probe_batch(next(iter(once_more)))
+    assert probe is not None
+    logits = before_training(input_ids=probe["input_ids"]).logits
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), probe["labels"], reduction="none")
+    assert torch.allclose(losses[0], expected, atol=0.1 if precision else 1e-4)
