@@ -120,6 +120,7 @@ class MixtureTrainerMixin:
         self.mixture_callback = MixtureCallback(self.train_dataset)
         self.add_callback(self.mixture_callback)  # type: ignore[attr-defined]
         self._num_losses = 0
+        self._sums = _SumsBySource(self.train_dataset.curriculum.names)
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Return a batch as the model is to see it: override it to mask labels with -100, or to add inputs."""
@@ -165,10 +166,21 @@ class MixtureTrainerMixin:
         loss, outputs = compute(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         losses = token_losses(outputs, labels)
         self.train_dataset.report(batch, losses)
+        self._sums.add(losses, labels, batch["source_ids"])
         self._num_losses += 1
         if self._num_losses & (self._num_losses - 1) == 0:  # reading the loss waits for the device
             self.check_loss(float(loss.detach()), self._expected_loss(outputs, losses, labels, num_items_in_batch))
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *more: Any, **options: Any) -> None:
+        """Log as the ``Trainer`` does, training losses together with each source's since the last time.
+
+        ``mixer/loss/SOURCE`` is the mean loss of its tokens on all ranks, nats, and ``mixer/share/SOURCE`` its share of
+        the tokens that were trained on: wherever ``report_to`` sends logs, these go too.
+        """
+        if "loss" in logs:
+            logs = {**logs, **self._sums.taken(self.accelerator)}
+        super().log(logs, *more, **options)  # type: ignore[misc]
 
     @torch.no_grad()
     def _answer_probe(self, model: Any, batch: Batch) -> None:
@@ -245,6 +257,33 @@ def token_losses(outputs: Any, labels: Tensor) -> Tensor:
     return torch.stack(
         [cross_entropy(row.float(), label, reduction="none") for row, label in zip(logits, labels, strict=True)]
     )
+
+
+class _SumsBySource:
+    """Losses and tokens of each source, added up on the device until they are logged: no step waits for them."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._sums: Tensor | None = None
+
+    def add(self, losses: Tensor, labels: Tensor, source_ids: Tensor) -> None:
+        """Add the losses of a batch, [b, T], whose rows are of ``source_ids``, [b]."""
+        counted = labels != IGNORED_LABEL
+        of_rows = torch.stack([(losses * counted).sum(dim=1), counted.sum(dim=1).float()])
+        if self._sums is None:
+            self._sums = torch.zeros(2, len(self._names), device=losses.device)
+        self._sums.index_add_(1, source_ids.to(losses.device).long(), of_rows)
+
+    def taken(self, accelerator: Any) -> dict[str, float]:
+        """Return the mean loss and the share of the tokens of each source on all ranks, and begin anew."""
+        if self._sums is None:
+            return {}
+        losses, tokens = accelerator.reduce(self._sums, reduction="sum").tolist()
+        self._sums = None
+        total = max(sum(tokens), 1.0)
+        known = [(name, loss, num) for name, loss, num in zip(self._names, losses, tokens, strict=True) if num]
+        means = {f"mixer/loss/{name}": loss / num for name, loss, num in known}
+        return means | {f"mixer/share/{name}": num / total for name, _, num in known}
 
 
 class _Prepared:

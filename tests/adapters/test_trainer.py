@@ -473,3 +473,21 @@ def test_probes_are_answered_and_change_nothing_of_the_training(
     logits = before_training(input_ids=probe["input_ids"]).logits
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), probe["labels"], reduction="none")
     assert torch.allclose(losses[0], expected, atol=0.1 if precision else 1e-4)
+
+
+def test_the_trainers_own_logs_have_the_losses_and_shares_of_each_source(folder: Path, tmp_path: Path) -> None:
+    dataset = MixtureDataset(tiny.curriculum(folder), journal=tmp_path / "run.jsonl")
+    trainer = a_trainer(folder, a_model("llama"), dataset, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    reports = [record for record in read_journal(tmp_path / "run.jsonl") if record["type"] == "feedback"]
+    for entry, steps in zip(logged, (range(4), range(4, 8)), strict=True):
+        sums, tokens = [0.0] * 3, [0] * 3
+        for report in (report for report in reports if report["step"] in steps):
+            for i, source in enumerate(report["sources"]):
+                sums[source] += report["loss_sums"][i]
+                tokens[source] += report["tokens"][i]
+        for i, name in enumerate(dataset.curriculum.names):
+            assert entry[f"mixer/loss/{name}"] == pytest.approx(sums[i] / tokens[i], rel=1e-4)
+            assert entry[f"mixer/share/{name}"] == pytest.approx(tokens[i] / sum(tokens))
