@@ -17,11 +17,13 @@ class Decider(Protocol):
 
     Attributes:
         curriculum: the run.
-        forked_at: the first step that a fork decided on its own; None if the run is no fork.
     """
 
     curriculum: Curriculum
-    forked_at: int | None
+
+    @property
+    def forked_at(self) -> int | None:
+        """The first step that a fork decided on its own; None if the run is no fork."""
 
     @property
     def can_pivot(self) -> bool:

@@ -15,10 +15,13 @@ from mixer.config.pivots import ScheduledPivot
 from mixer.config.policy import PolicyConfig
 from mixer.config.policy_problems import place_of_goal, places_of_rule, plans_ahead, policy_problems, unknown_names
 from mixer.config.probes import drawn_target_problems
-from mixer.config.rules import policies_of
+from mixer.config.rules import Rule, policies_of
 from mixer.errors import ConfigError, PivotError, UnknownSourceError
 from mixer.policies import Policy, make_policy
+from mixer.region.regimes import Regime
 from mixer.types import State
+from mixer.walk.schedule import Schedule
+from mixer.walk.state import WalkState
 
 Learn = Callable[[Policy, State], State]
 
@@ -74,6 +77,25 @@ class Deciders:
         """Return what the policy of ``config``, one of ``configs``, has learned."""
         part = part_of(state, configs.index(config))
         return part or self.of(config).initial(len(self._curriculum.names))
+
+    def with_pivot(self, plan: Schedule, new: ScheduledPivot, *, now: WalkState) -> Schedule:
+        """Return a plan with one more live pivot; raise as ``Walk.pivot`` does if nobody could decide under it.
+
+        Args:
+            plan: in force, perhaps with pivots that ``now`` does not have yet.
+            new: the pivot.
+            now: of the walk.
+        """
+        check_live_rule(self._curriculum, new, is_by_step=self.is_by_step)
+        configs = policies_of(self._curriculum, [*plan.live_pivots, new])
+
+        def check(regime: Regime, rule: Rule) -> None:  # a policy may have bounds of its own
+            if rule.policy is not None:
+                inside = regime.region.project(regime.region.lower)
+                memory = self.memory(now.learned.policy, configs, rule.policy)
+                self.of(rule.policy).choose(memory, regime.region, inside, now.unique_tokens)
+
+        return plan.with_pivot(new, frontier=now.phases.frontier, check=check)
 
 
 def joined(parts: Sequence[State]) -> State:

@@ -202,7 +202,7 @@ def test_reports_reach_the_walk_by_source(folder: Path) -> None:
     batch = next(iter(dataset))
     assert dataset.report(batch, losses_of(batch)) is True
     assert dataset.report(batch, losses_of(batch)) is False
-    (pending,) = dataset.walk._inbox.ready(1)
+    (pending,) = dataset.walk._now.inbox.ready(1)
     counts = np.bincount(batch["source_ids"].numpy(), minlength=4)
     assert pending.losses.rows.tolist() == counts.tolist()
     assert pending.losses.loss_sums[0] == pytest.approx(2.0 * T * counts[0])
@@ -225,7 +225,7 @@ def test_masked_tokens_do_not_count(folder: Path) -> None:
     mask[:, 10:] = False
     losses[:, 10:] = torch.nan
     dataset.report(batch, losses, mask)
-    assert dataset.walk._inbox.ready(1)[0].losses.tokens[0] % 10 == 0
+    assert dataset.walk._now.inbox.ready(1)[0].losses.tokens[0] % 10 == 0
 
 
 def test_labels_of_minus_100_do_not_count_as_losses_of_0(folder: Path) -> None:
@@ -235,7 +235,7 @@ def test_labels_of_minus_100_do_not_count_as_losses_of_0(folder: Path) -> None:
     logits = torch.randn(B, T, 300)
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
     dataset.report(batch, losses)
-    (arrived,) = dataset.walk._inbox.ready(1)
+    (arrived,) = dataset.walk._now.inbox.ready(1)
     assert arrived.losses.tokens.sum() == B * 10
     assert arrived.losses.loss_sums.sum() == pytest.approx(float(losses.sum()), abs=1e-3)
 

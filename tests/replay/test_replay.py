@@ -82,7 +82,7 @@ def live_run(path: Path, run: Curriculum, data: st.DataObject) -> list[Phase]:
             step = until
         decided: list[Phase] = []
         for start in range(max(0, walk.frontier - 1)):
-            if start >= walk._phases.held[0].start:
+            if start >= walk._now.phases.held[0].start:
                 phase = walk.phase_at(start)
                 if not decided or decided[-1] is not phase:
                     decided.append(phase)

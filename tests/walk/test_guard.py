@@ -409,7 +409,7 @@ def test_a_pivot_that_undoes_a_decision_undoes_what_the_guard_learned(tmp_path: 
         start = lines(path, "phase")[-1]["start"]
         while walk.frontier > start + walk.phase_at(start).length:
             pytest.fail("the alarm came with the newest phase")
-        if walk._inbox.last_step < start:  # type: ignore[operator]  # not reported on: it can be undone
+        if walk._now.inbox.last_step < start:  # type: ignore[operator]  # not reported on: it can be undone
             walk.pivot(Pivot(name="cut", floors={"source-3": 0.1}), at_step=start, cut=True)
         drive(walk, 220, since=start, losses=by_heart)
     assert audit(path).difference is None

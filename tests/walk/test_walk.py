@@ -395,7 +395,7 @@ def test_a_pivot_leaves_a_quarter_of_the_statistics_and_the_end_of_warmup_all() 
     drive(walk, 40)
     for step, kept in ((40, 1.0), (75, 0.25), (110, 0.25)):
         walk.phase_at(step - 1)
-        walk._policy_state = {name: np.ones(5) for name in walk._policy_state}
+        walk._now.learned = replace(walk._now.learned, policy={name: np.ones(5) for name in walk._now.learned.policy})
         walk.phase_at(step)
         assert walk.state_dict()["policy"]["weight"] == [kept] * 5, step
         assert walk.state_dict()["policy"]["tokens"] == [1.0] * 5
