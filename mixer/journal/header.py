@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ def conditions() -> dict[str, Any]:
     }
 
 
+@functools.cache  # reading a package's metadata takes milliseconds
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -210,7 +210,7 @@ def test_an_alarm_for_a_gap_is_journalled_replayed_and_told(tmp_path: Path, fiel
         f"{IN_ALARM}{alarm['decided_before']}-source-1" if run.guard.action == "suspend" else None
     )
     assert audit(path).difference is None
-    assert same_phases([Replay(path).phase_at(step) for step in range(260)], phases)
+    assert same_phases([*map(Replay(path).phase_at, range(260))], phases)
 
     words = alarm_in_words(alarm)
     assert "may be learned by heart (gap: its training loss falls, its held-out loss does not)" in words

@@ -289,7 +289,7 @@ def test_a_walk_with_alarms_is_recomputed_and_repeated_bit_for_bit(tmp_path: Pat
     assert {("source-1", "cliff")} <= {(alarm["source"], alarm["detector"]) for alarm in alarms}
     verdict = audit(path)
     assert verdict.difference is None, str(verdict.difference)
-    assert same_phases([Replay(path).phase_at(step) for step in range(len(steps))], steps)
+    assert same_phases([*map(Replay(path).phase_at, range(len(steps)))], steps)
     assert [(r.name, r.start, r.bounds) for r in walk.regimes] == [
         (r.name, r.start, r.bounds) for r in Replay(path).regimes
     ]

@@ -104,7 +104,7 @@ def test_a_report_is_refused_before_anything_is_written_or_the_run_can_be_stoppe
         with Journal.open(path, fsync="never") as journal:
             again = Walk(run, journal=journal)
             again.load_state_dict(stopped)
-            assert same_phases(rest_of(again, STEP + 1), [Replay(path).phase_at(s) for s in range(STEP + 1, 60)])
+            assert same_phases(rest_of(again, STEP + 1), [*map(Replay(path).phase_at, range(STEP + 1, 60))])
 
 
 @pytest.mark.parametrize(
